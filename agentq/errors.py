@@ -1,0 +1,217 @@
+"""
+Errors: split by what the one who catches them must do.
+
+    AgentqError
+    ├─ ConfigError             the settings contradict themselves: refuse to start
+    ├─ InvalidInput            refused at the door: the caller mends the call
+    │  ├─ InvalidName          a tenant, agent or step name outside the alphabet
+    │  ├─ UnknownAgent         no such agent and version is registered
+    │  ├─ UnknownTenant        no such tenant
+    │  ├─ InvalidState         the input does not fit the agent's state model
+    │  ├─ PayloadTooLarge      an input, state or result above the limit
+    │  └─ KeyConflict          the same key was used with other arguments
+    ├─ StoreUnavailable        Postgres did not answer: nothing is known, try again
+    ├─ BrokerUnavailable       the broker did not answer: only time is lost
+    ├─ StepFailed              this attempt ended badly
+    │  ├─ Transient            try again later
+    │  ├─ Semantic             the answer was wrong: repair, then a person
+    │  ├─ Permanent            no retry will help
+    │  └─ UnknownEffect        it may have happened: reconcile first
+    ├─ Stopped                 raised inside a step that must not go on
+    │  ├─ SessionCancelled     somebody cancelled the session
+    │  └─ DeadlineExceeded     the step's or the session's time is up
+    ├─ FenceLost               a newer attempt owns the step: nothing was written
+    ├─ SessionFailed           what `wait(...).result` raises for a session that failed
+    ├─ WaitTimeout             the session goes on; the caller stopped waiting
+    ├─ UnknownSession          no such session for this tenant
+    └─ LedgerCorrupt           an invariant broke: stop the worker
+
+Every error carries its ids as attributes and survives pickling, because all its
+arguments reach `Exception.__init__`.
+"""
+
+from __future__ import annotations
+
+
+class AgentqError(Exception):
+    """Anything agentq raises on purpose."""
+
+
+class ConfigError(AgentqError):
+    """The settings are incomplete or contradict each other; nothing was started."""
+
+
+class InvalidInput(AgentqError, ValueError):
+    """Refused at the door, nothing was stored; the caller mends the call."""
+
+
+class InvalidName(InvalidInput):
+    """A name outside `[a-z0-9][a-z0-9_-]{0,62}`."""
+
+    def __init__(self, kind: str, name: object) -> None:
+        super().__init__(kind, name)
+        self.kind, self.name = kind, name
+
+    def __str__(self) -> str:
+        return (
+            f"{self.kind} name {self.name!r} is not allowed: use 1 to 63 of a-z, 0-9, '_' and '-', "
+            "beginning with a letter or digit"
+        )
+
+
+class UnknownAgent(InvalidInput):
+    """No agent of that name and version is registered here."""
+
+    def __init__(self, agent: str, version: int | None, known: tuple[str, ...]) -> None:
+        super().__init__(agent, version, known)
+        self.agent, self.version, self.known = agent, version, known
+
+    def __str__(self) -> str:
+        asked = self.agent if self.version is None else f"{self.agent} version {self.version}"
+        known = ", ".join(self.known) or "none; is AGENTQ_AGENTS set?"
+        return f"no agent {asked!r} is registered (known: {known})"
+
+
+class UnknownTenant(InvalidInput):
+    """The tenant is not in the tenant table."""
+
+    def __init__(self, tenant: str) -> None:
+        super().__init__(tenant)
+        self.tenant = tenant
+
+    def __str__(self) -> str:
+        return f"no tenant {self.tenant!r}: add it with `agentq tenant add {self.tenant}`"
+
+
+class InvalidState(InvalidInput):
+    """Input that does not fit the agent's state model."""
+
+    def __init__(self, agent: str, problems: str) -> None:
+        super().__init__(agent, problems)
+        self.agent, self.problems = agent, problems
+
+    def __str__(self) -> str:
+        return f"the input does not fit the state of agent {self.agent!r}: {self.problems}"
+
+
+class PayloadTooLarge(InvalidInput):
+    """An input, state, argument or result above `payload_max_bytes`."""
+
+    def __init__(self, what: str, size_bytes: int, max_bytes: int) -> None:
+        super().__init__(what, size_bytes, max_bytes)
+        self.what, self.size_bytes, self.max_bytes = what, size_bytes, max_bytes
+
+    def __str__(self) -> str:
+        return (
+            f"{self.what} has {self.size_bytes:,} bytes, the limit is {self.max_bytes:,} "
+            "(AGENTQ_PAYLOAD_MAX_BYTES): store it elsewhere and pass a reference"
+        )
+
+
+class KeyConflict(InvalidInput):
+    """An idempotency key or effect key was used before with other arguments."""
+
+    def __init__(self, what: str, key: str) -> None:
+        super().__init__(what, key)
+        self.what, self.key = what, key
+
+    def __str__(self) -> str:
+        return f"{self.what} {self.key!r} was used before with other arguments; use a new key for a new request"
+
+
+class StoreUnavailable(AgentqError):
+    """Postgres did not answer; whether the last statement took effect is unknown."""
+
+
+class BrokerUnavailable(AgentqError):
+    """The broker did not answer; what was committed is published later by the relay."""
+
+
+class StepFailed(AgentqError):
+    """This attempt ended badly; the subclass says what to do about it."""
+
+    def __init__(self, message: str = "", *args: object) -> None:
+        super().__init__(message, *args)
+
+
+class Transient(StepFailed):
+    """Try again; `retry_after_s` is the earliest moment that makes sense, in seconds from now."""
+
+    def __init__(self, message: str = "", retry_after_s: float | None = None) -> None:
+        super().__init__(message, retry_after_s)
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class Semantic(StepFailed):
+    """The call worked, its answer was wrong; a repair may help, the same call will not."""
+
+
+class Permanent(StepFailed):
+    """No retry will help: the step is dead at once and the caller is told."""
+
+
+class UnknownEffect(StepFailed):
+    """An effect may or may not have happened; it must be reconciled before anything repeats it."""
+
+    def __init__(self, message: str, effect_key: str) -> None:
+        super().__init__(message, effect_key)
+        self.effect_key = effect_key
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class Stopped(AgentqError):
+    """Raised inside a step that must not go on; let it pass through."""
+
+
+class SessionCancelled(Stopped):
+    """The session was cancelled; what the step returns is thrown away."""
+
+
+class DeadlineExceeded(Stopped):
+    """The step's timeout or the session's deadline is over."""
+
+
+class FenceLost(AgentqError):
+    """A newer attempt owns the step; nothing was written."""
+
+    def __init__(self, session_id: str, step_id: str, fence: int) -> None:
+        super().__init__(session_id, step_id, fence)
+        self.session_id, self.step_id, self.fence = session_id, step_id, fence
+
+    def __str__(self) -> str:
+        return f"attempt {self.fence} of step {self.step_id} (session {self.session_id}) was superseded"
+
+
+class SessionFailed(AgentqError):
+    """The session ended without a result."""
+
+    def __init__(self, session_id: str, state: str, reason: str) -> None:
+        super().__init__(session_id, state, reason)
+        self.session_id, self.state, self.reason = session_id, state, reason
+
+    def __str__(self) -> str:
+        return f"session {self.session_id} {self.state}: {self.reason}"
+
+
+class WaitTimeout(AgentqError, TimeoutError):
+    """The session has not ended yet; it goes on without the caller."""
+
+
+class UnknownSession(AgentqError, LookupError):
+    """No such session for this tenant."""
+
+    def __init__(self, tenant: str, session_id: str) -> None:
+        super().__init__(tenant, session_id)
+        self.tenant, self.session_id = tenant, session_id
+
+    def __str__(self) -> str:
+        return f"tenant {self.tenant!r} has no session {self.session_id!r}"
+
+
+class LedgerCorrupt(AgentqError):
+    """An invariant of the ledger broke; the worker must stop rather than guess."""
