@@ -1,0 +1,1 @@
+"""Storage: rows and transactions. SQL stands in `sql/`, tables in `schema`."""

@@ -1,0 +1,14 @@
+-- Row security: a transaction sees the rows of the tenant it has named, and no other.
+-- Forced, so that it binds the owner too; a role with BYPASSRLS or a superuser still escapes it,
+-- and `agentq db check` says so when the fleet connects as one.
+do $$
+declare t text;
+begin
+    foreach t in array array['session', 'ledger_entry', 'checkpoint', 'branch', 'message', 'effect', 'session_event'] loop
+        execute format('alter table agentq.%I enable row level security', t);
+        execute format('alter table agentq.%I force row level security', t);
+        execute format('drop policy if exists tenant_rows on agentq.%I', t);
+        execute format($policy$create policy tenant_rows on agentq.%I using (
+            tenant = current_setting('agentq.tenant', true) or current_setting('agentq.tenant', true) = '*')$policy$, t);
+    end loop;
+end $$;
