@@ -32,7 +32,7 @@ DATABASE = "agentq"
 
 # For a small machine that other programs share. Written anew at each start.
 CONFIGURATION = """\
-# Written by agentq at each start. Your own changes go into postgresql.conf, below the line that includes this.
+# Written by agentq at each start. Your own changes go into postgresql.conf, below the line naming this.
 listen_addresses = '{host}'
 port = {port}
 unix_socket_directories = ''            # a deep checkout would exceed the 107 bytes of a socket's path
@@ -141,7 +141,7 @@ class Postgres(Server):
     def _check_cluster(self, major: str) -> None:
         if major != MAJOR:
             raise ConfigError(
-                f"{self.folder} was made by PostgreSQL {major}, this is {MAJOR}: dump it with the old version "
+                f"{self.folder} was made by PostgreSQL {major}, this is {MAJOR}: dump it with the old one "
                 "and restore it, or name another folder with AGENTQ_DATA_DIR"
             )
         if not self.remembered.knows(f"{SUPERUSER}_password"):

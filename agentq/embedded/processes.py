@@ -10,7 +10,10 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import psutil
+try:
+    import psutil
+except ModuleNotFoundError:  # servers of one's own need nothing from the `embedded` extra
+    psutil = None
 
 
 def runs_in(pid: int, program: str, folder: Path) -> bool:
@@ -19,6 +22,8 @@ def runs_in(pid: int, program: str, folder: Path) -> bool:
 
     A server keeps its data folder as its working directory, so no other process passes for it.
     """
+    if psutil is None:
+        return False
     try:
         found = psutil.Process(pid)
         if found.status() == psutil.STATUS_ZOMBIE or not found.name().startswith(program[:15]):
@@ -30,6 +35,8 @@ def runs_in(pid: int, program: str, folder: Path) -> bool:
 
 def is_ours(pid: int, born: float, marker: str) -> bool:
     """Whether `pid` was born at that time and has the marker in its command line."""
+    if psutil is None:
+        return False
     try:
         found = psutil.Process(pid)
         return (
@@ -43,6 +50,8 @@ def is_ours(pid: int, born: float, marker: str) -> bool:
 
 def born(pid: int) -> float:
     """When the process began, in seconds since 1970; 0.0 when it is gone."""
+    if psutil is None:
+        return 0.0
     try:
         return float(psutil.Process(pid).create_time())
     except psutil.Error:
@@ -51,6 +60,8 @@ def born(pid: int) -> float:
 
 def descendants(pid: int) -> list[int]:
     """Its children, their children, and so on."""
+    if psutil is None:
+        return []
     try:
         return [child.pid for child in psutil.Process(pid).children(recursive=True)]
     except psutil.Error:
