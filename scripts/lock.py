@@ -1,5 +1,5 @@
 """
-Writes `requirements.lock`: one exact version of every package that `make` installs, for each supported Python.
+Writes `requirements.lock`: exact versions of all that `make` installs, for each supported Python.
 
 pip resolves the requirements once per Python version, for wheels only. A version that differs between Pythons
 gets a marker. Run in `.venv` by `make lock`; what is written holds names and versions, no addresses.

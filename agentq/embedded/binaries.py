@@ -66,7 +66,7 @@ class Program:
         """The trees copied below a folder that everybody may pass; root's own, so nobody can swap them."""
         name = f"{self.package}-{metadata.version(self.wheel)}-{platform.machine()}"
         tried = []
-        for base in (Path("/var/lib/agentq"), Path(tempfile.gettempdir()) / "agentq-root"):
+        for base in _bases():
             target = base / name
             tried.append(str(base))
             if not _roots_own(base):
@@ -99,6 +99,10 @@ class Program:
             shutil.rmtree(scratch, ignore_errors=True)
             if not target.is_dir():  # else somebody was quicker, with the same files
                 raise
+
+
+def _bases() -> tuple[Path, ...]:
+    return Path("/var/lib/agentq"), Path(tempfile.gettempdir()) / "agentq-root"
 
 
 def _roots_own(base: Path) -> bool:

@@ -25,6 +25,7 @@ from agentq.errors import ConfigError
 
 MAJOR = "18"
 NEW_CLUSTER_BYTES = 200 * MEGABYTE  # the cluster itself, the first log segments, and some work
+CONNECT_TIMEOUT_S = 5
 START_BYTES = 48 * MEGABYTE  # three log segments: less, and the first checkpoint stops it
 
 SUPERUSER, OWNER, FLEET = "postgres", "agentq_owner", "agentq_fleet"
@@ -223,7 +224,7 @@ class Postgres(Server):
         return psycopg.connect(
             self._url(SUPERUSER, database),
             autocommit=True,
-            connect_timeout=5,
+            connect_timeout=CONNECT_TIMEOUT_S,
             # Binds here, not in the server: `alter role` takes no parameters.
             cursor_factory=psycopg.ClientCursor,
         )

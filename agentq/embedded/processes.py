@@ -33,6 +33,18 @@ def runs_in(pid: int, program: str, folder: Path) -> bool:
         return False
 
 
+def has_ended(pid: int) -> bool:
+    """Whether the process has let go of files and ports, even if nobody has asked for its exit code yet."""
+    if psutil is None:
+        return True
+    try:
+        found = psutil.Process(pid)
+        # A killed program's first thread is a zombie while its others are still dying.
+        return bool(found.status() == psutil.STATUS_ZOMBIE and found.num_threads() <= 1)
+    except psutil.Error:
+        return True
+
+
 def is_ours(pid: int, born: float, marker: str) -> bool:
     """Whether `pid` was born at that time and has the marker in its command line."""
     if psutil is None:

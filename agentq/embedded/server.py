@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from abc import ABC, abstractmethod
+from functools import partial
 from pathlib import Path
 
 from agentq.embedded import ports, processes, run_as
@@ -19,6 +20,7 @@ from agentq.errors import ConfigError
 
 START_TIMEOUT_S = 120.0  # a crashed server replays its log first
 STOP_TIMEOUT_S = 15.0
+ANSWER_TIMEOUT_S = 5.0  # for a server that a killed run left behind
 PORT_PATIENCE_S = 10.0
 
 
@@ -74,7 +76,7 @@ class Server(ABC):
             ConfigError: it cannot start; the message holds the end of its log.
         """
         if self.is_running():
-            if processes.wait_until(self._answers, timeout_s=5.0):
+            if processes.wait_until(self._answers, ANSWER_TIMEOUT_S):
                 self._executable, self.version = self._find_program()
                 self._welcome()
                 return
@@ -95,7 +97,7 @@ class Server(ABC):
                 return
             family = [pid, *processes.descendants(pid)] if number == signal.SIGKILL else [pid]
             processes.send(family, number)
-            processes.wait_until(lambda: not self.is_running(), STOP_TIMEOUT_S)
+            processes.wait_until(partial(self._is_over, family), STOP_TIMEOUT_S)
 
     def kill(self) -> None:
         """SIGKILL it and its children at once, as a power cut would. Its data stay."""
@@ -104,12 +106,15 @@ class Server(ABC):
             return
         family = [pid, *processes.descendants(pid)]
         processes.send(family, signal.SIGKILL)
-        processes.wait_until(lambda: not self.is_running(), STOP_TIMEOUT_S)
+        processes.wait_until(partial(self._is_over, family), STOP_TIMEOUT_S)
 
     def restart(self) -> None:
         """Stop it if it runs, and start it on the same port with the same data."""
         self.stop()
         self.start(same_port=True)
+
+    def _is_over(self, family: list[int]) -> bool:
+        return not self.is_running() and all(map(processes.has_ended, family))
 
     def _find_program(self) -> tuple[Path, str]:
         return self.program.find(run_as.choose(self.folder))

@@ -10,6 +10,8 @@ import time
 from signal import SIGTERM
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from agentq.embedded.binaries import VALKEY
 from agentq.embedded.files import MEGABYTE, require_room
@@ -63,7 +65,7 @@ class Valkey(Server):
 
     def wipe(self) -> None:
         """Delete every key: what a lost broker looks like to its clients."""
-        with self._client() as client:
+        with self._client(timeout_s=10.0) as client:
             client.flushall()
 
     def start(self, *, same_port: bool = False) -> None:
@@ -85,8 +87,11 @@ class Valkey(Server):
         text = self.log.read_text("utf-8", "replace")[-8192:]
         return "Bad file format" in text or "AOF" in text.rsplit("Fatal", 1)[-1]
 
-    def _client(self) -> redis.Redis:
-        return redis.Redis.from_url(self.url, socket_timeout=5, socket_connect_timeout=2)
+    def _client(self, timeout_s: float) -> redis.Redis:
+        # No retries: whoever asks whether it answers asks again.
+        return redis.Redis.from_url(
+            self.url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=Retry(NoBackoff(), 0)
+        )
 
     def _noted_pid(self) -> int | None:
         try:
@@ -95,9 +100,9 @@ class Valkey(Server):
             return None
 
     def _answers(self) -> bool:
-        if not self.port:
+        if not self.port or self._noted_pid() != self.pid:
             return False
-        with contextlib.suppress(redis.RedisError), self._client() as client:
+        with contextlib.suppress(redis.RedisError), self._client(timeout_s=1.0) as client:
             return bool(client.info("server")["process_id"] == self.pid)  # a stranger may hold the port
         return False
 
