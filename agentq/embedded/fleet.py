@@ -190,9 +190,7 @@ class Fleet:
             return False
 
     def _flower_answers(self, _child: Child) -> bool:
-        connection = http.client.HTTPConnection(
-            self.settings.flower_address, self.settings.flower_port, timeout=2
-        )
+        connection = http.client.HTTPConnection(self.settings.flower_address, self.settings.flower_port, timeout=2)
         try:
             connection.request("GET", "/healthcheck")
             connection.getresponse().read()
@@ -303,13 +301,9 @@ def _stack_for(settings: Settings) -> tuple[Stack, dict[str, str]]:
     Addresses that come from the address file of a killed run name our own servers, not somebody else's.
     """
     noted = read_json(Path(settings.data_dir) / ADDRESS_FILE)
-    named = {
-        name: value for name in _ADDRESSES if (value := getattr(settings, name)) and value != noted.get(name)
-    }
+    named = {name: value for name in _ADDRESSES if (value := getattr(settings, name)) and value != noted.get(name)}
     if "admin_database_url" in named and "database_url" not in named:
-        raise ConfigError(
-            "AGENTQ_ADMIN_DATABASE_URL is set and AGENTQ_DATABASE_URL is not: set both, or neither"
-        )
+        raise ConfigError("AGENTQ_ADMIN_DATABASE_URL is set and AGENTQ_DATABASE_URL is not: set both, or neither")
     stack = Stack(settings.data_dir, postgres="database_url" not in named, valkey="broker_url" not in named)
     return stack, named
 

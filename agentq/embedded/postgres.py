@@ -154,6 +154,11 @@ class Postgres(Server):
     def _initdb(self, scratch: Path, runner: RunAs) -> None:
         assert self._executable is not None
         maker = RunAs() if runner.uid is None else run_as.named()
+        if maker.uid is None and not run_as.has_name(os.geteuid()):
+            raise ConfigError(
+                f"PostgreSQL needs a name for user {os.geteuid()} to make its files: add one to /etc/passwd, "
+                "or set AGENTQ_DATABASE_URL"
+            )
         maker.own(scratch)
         command = [
             str(self._executable.with_name("initdb")),

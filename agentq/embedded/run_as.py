@@ -96,6 +96,14 @@ def named() -> RunAs:
     return RunAs(users[0].pw_uid) if users else RunAs()
 
 
+def has_name(uid: int) -> bool:
+    """Whether the user has an entry; in containers it may not."""
+    try:
+        return bool(pwd.getpwuid(uid))
+    except KeyError:
+        return False
+
+
 def _can_become(run_as: RunAs) -> bool:
     # A container may map only a few users.
     try:

