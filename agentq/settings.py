@@ -67,7 +67,9 @@ class Settings(BaseModel):
     step_timeout_s: float = Field(600.0, gt=0, description="wall time of an attempt unless the step says otherwise")
     step_retries: int = Field(3, ge=0, description="retries of a failed step unless the step says otherwise")
     backoff_base_s: float = Field(0.5, gt=0, description="first retry waits up to this, doubled each time")
-    backoff_max_s: float = Field(300.0, gt=0, description="no retry waits longer than this unless the failure asks for it")
+    backoff_max_s: float = Field(
+        300.0, gt=0, description="no retry waits longer than this unless the failure asks for it"
+    )
     payload_max_bytes: int = Field(1_048_576, ge=1024, description="largest input, state, argument or result")
 
     unknown_tenant: Literal["refuse", "create"] = Field(
@@ -165,6 +167,8 @@ def _from_address_file(data_dir: Path, known: Mapping[str, Any]) -> dict[str, An
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}): stop `agentq up`, remove the file, start it again") from None
+        raise ConfigError(
+            f"{path} cannot be read ({error}): stop `agentq up`, remove the file, start it again"
+        ) from None
     wanted = ("database_url", "admin_database_url", "broker_url", "flower_port", "flower_basic_auth")
     return {name: addresses[name] for name in wanted if name in addresses and name not in known}

@@ -32,15 +32,11 @@ def upgrade() -> None:
         sa.Column("cost_micros", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("tokens_in", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("tokens_out", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column(
-            "saved_at", sa.DateTime(timezone=True), server_default=sa.text("agentq.now()"), nullable=False
-        ),
+        sa.Column("saved_at", sa.DateTime(timezone=True), server_default=sa.text("agentq.now()"), nullable=False),
         sa.CheckConstraint("(kind = 'delta') = (parent is not null)", name=op.f("checkpoint_parent")),
         sa.CheckConstraint("(kind = 'same') = (state is null)", name=op.f("checkpoint_state")),
         sa.CheckConstraint("kind in ('full', 'delta', 'same')", name=op.f("checkpoint_kind")),
-        sa.CheckConstraint(
-            "cost_micros >= 0 and tokens_in >= 0 and tokens_out >= 0", name=op.f("checkpoint_usage")
-        ),
+        sa.CheckConstraint("cost_micros >= 0 and tokens_in >= 0 and tokens_out >= 0", name=op.f("checkpoint_usage")),
         sa.PrimaryKeyConstraint("tenant", "session_id", "step_id", name=op.f("checkpoint_pk")),
         schema="agentq",
     )
@@ -61,9 +57,7 @@ def upgrade() -> None:
         "refused_submission",
         sa.Column("submission_id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
         sa.Column("at", sa.DateTime(timezone=True), server_default=sa.text("agentq.now()"), nullable=False),
-        sa.Column(
-            "tenant", sa.Text(), nullable=True, comment="as named in the submission, when it could be read"
-        ),
+        sa.Column("tenant", sa.Text(), nullable=True, comment="as named in the submission, when it could be read"),
         sa.Column("reason", sa.Text(), nullable=False),
         sa.Column("body", sa.LargeBinary(), nullable=False, comment="as it came, cut at the payload limit"),
         sa.PrimaryKeyConstraint("submission_id", name=op.f("refused_submission_pk")),
@@ -87,12 +81,8 @@ def upgrade() -> None:
             nullable=False,
             comment="above a lowered cap",
         ),
-        sa.Column(
-            "created_at", sa.DateTime(timezone=True), server_default=sa.text("agentq.now()"), nullable=False
-        ),
-        sa.Column(
-            "changed_at", sa.DateTime(timezone=True), server_default=sa.text("agentq.now()"), nullable=False
-        ),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("agentq.now()"), nullable=False),
+        sa.Column("changed_at", sa.DateTime(timezone=True), server_default=sa.text("agentq.now()"), nullable=False),
         sa.CheckConstraint("name ~ '^[a-z0-9][a-z0-9_-]{0,62}$'", name=op.f("tenant_name")),
         sa.CheckConstraint("state in ('active', 'paused', 'draining')", name=op.f("tenant_state")),
         sa.CheckConstraint("concurrency > 0", name=op.f("tenant_concurrency")),
@@ -103,30 +93,20 @@ def upgrade() -> None:
     op.create_table(
         "worker",
         sa.Column("worker_id", sa.Uuid(), nullable=False),
-        sa.Column(
-            "lock_key", sa.BigInteger(), nullable=False, comment="advisory lock held while the process lives"
-        ),
+        sa.Column("lock_key", sa.BigInteger(), nullable=False, comment="advisory lock held while the process lives"),
         sa.Column("host", sa.Text(), nullable=False),
         sa.Column("pid", sa.Integer(), nullable=False),
         sa.Column("worker_group", sa.Text(), nullable=False),
-        sa.Column(
-            "role", sa.Text(), nullable=False, comment="relay: a prefork parent, which runs no steps itself"
-        ),
+        sa.Column("role", sa.Text(), nullable=False, comment="relay: a prefork parent, which runs no steps itself"),
         sa.Column("release", sa.Text(), nullable=False),
         sa.Column("serves", postgresql.ARRAY(sa.Text()), nullable=False, comment="agent@version pairs"),
         sa.Column("state", sa.Text(), server_default="live", nullable=False),
-        sa.Column(
-            "started_at", sa.DateTime(timezone=True), server_default=sa.text("agentq.now()"), nullable=False
-        ),
-        sa.Column(
-            "seen_at", sa.DateTime(timezone=True), server_default=sa.text("agentq.now()"), nullable=False
-        ),
+        sa.Column("started_at", sa.DateTime(timezone=True), server_default=sa.text("agentq.now()"), nullable=False),
+        sa.Column("seen_at", sa.DateTime(timezone=True), server_default=sa.text("agentq.now()"), nullable=False),
         sa.Column("lease_until", sa.DateTime(timezone=True), nullable=False),
         sa.Column("missing_since", sa.DateTime(timezone=True), nullable=True),
         sa.Column("stopped_at", sa.DateTime(timezone=True), nullable=True),
-        sa.CheckConstraint(
-            "(state in ('dead', 'stopped')) = (stopped_at is not null)", name=op.f("worker_stopped")
-        ),
+        sa.CheckConstraint("(state in ('dead', 'stopped')) = (stopped_at is not null)", name=op.f("worker_stopped")),
         sa.CheckConstraint("role in ('steps', 'relay')", name=op.f("worker_role")),
         sa.CheckConstraint("state in ('live', 'draining', 'dead', 'stopped')", name=op.f("worker_state")),
         sa.PrimaryKeyConstraint("worker_id", name=op.f("worker_pk")),
@@ -158,30 +138,20 @@ def upgrade() -> None:
         ),
         sa.Column("result", sa.LargeBinary(), nullable=True),
         sa.Column("failure", postgresql.JSONB(astext_type=sa.Text()), nullable=True),
-        sa.Column(
-            "priority", sa.SmallInteger(), server_default="0", nullable=False, comment="lower goes first"
-        ),
+        sa.Column("priority", sa.SmallInteger(), server_default="0", nullable=False, comment="lower goes first"),
         sa.Column("parent_session", sa.Uuid(), nullable=True),
-        sa.Column(
-            "parent_join", sa.Uuid(), nullable=True, comment="the parent's step that waits for this session"
-        ),
+        sa.Column("parent_join", sa.Uuid(), nullable=True, comment="the parent's step that waits for this session"),
         sa.Column("parent_branch", sa.Integer(), nullable=True),
         sa.Column("deadline_at", sa.DateTime(timezone=True), nullable=True),
-        sa.Column(
-            "created_at", sa.DateTime(timezone=True), server_default=sa.text("agentq.now()"), nullable=False
-        ),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("agentq.now()"), nullable=False),
         sa.Column("ended_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint("(state = 'done') = (result is not null)", name=op.f("session_result")),
         sa.CheckConstraint(
             "(state in ('done', 'failed', 'cancelled')) = (ended_at is not null)", name=op.f("session_ended")
         ),
-        sa.CheckConstraint(
-            "(state in ('failed', 'cancelled')) = (failure is not null)", name=op.f("session_failure")
-        ),
+        sa.CheckConstraint("(state in ('failed', 'cancelled')) = (failure is not null)", name=op.f("session_failure")),
         sa.CheckConstraint("agent ~ '^[a-z0-9][a-z0-9_-]{0,62}$'", name=op.f("session_agent")),
-        sa.CheckConstraint(
-            "state in ('running', 'paused', 'done', 'failed', 'cancelled')", name=op.f("session_state")
-        ),
+        sa.CheckConstraint("state in ('running', 'paused', 'done', 'failed', 'cancelled')", name=op.f("session_state")),
         sa.CheckConstraint("(parent_session is null) = (parent_branch is null)", name=op.f("session_branch")),
         sa.CheckConstraint("(parent_session is null) = (parent_join is null)", name=op.f("session_parent")),
         sa.CheckConstraint("agent_version > 0", name=op.f("session_agent_version")),
@@ -224,20 +194,14 @@ def upgrade() -> None:
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("args_hash", sa.LargeBinary(), nullable=False),
         sa.Column("state", sa.Text(), server_default="pending", nullable=False),
-        sa.Column(
-            "calls", sa.Integer(), server_default="1", nullable=False, comment="times the call went out"
-        ),
+        sa.Column("calls", sa.Integer(), server_default="1", nullable=False, comment="times the call went out"),
         sa.Column("result", sa.LargeBinary(), nullable=True),
         sa.Column("failure", postgresql.JSONB(astext_type=sa.Text()), nullable=True),
-        sa.Column(
-            "claimed_at", sa.DateTime(timezone=True), server_default=sa.text("agentq.now()"), nullable=False
-        ),
+        sa.Column("claimed_at", sa.DateTime(timezone=True), server_default=sa.text("agentq.now()"), nullable=False),
         sa.Column("settled_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint("(state = 'done') = (result is not null)", name=op.f("effect_result")),
         sa.CheckConstraint("(state = 'pending') = (settled_at is null)", name=op.f("effect_settled")),
-        sa.CheckConstraint(
-            "(state in ('failed', 'unknown')) <= (failure is not null)", name=op.f("effect_failure")
-        ),
+        sa.CheckConstraint("(state in ('failed', 'unknown')) <= (failure is not null)", name=op.f("effect_failure")),
         sa.CheckConstraint("state in ('pending', 'done', 'failed', 'unknown')", name=op.f("effect_state")),
         sa.CheckConstraint("calls > 0", name=op.f("effect_calls")),
         sa.ForeignKeyConstraint(
@@ -248,9 +212,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("tenant", "effect_key", name=op.f("effect_pk")),
         schema="agentq",
     )
-    op.create_index(
-        "effect_session", "effect", ["tenant", "session_id", "step_id"], unique=False, schema="agentq"
-    )
+    op.create_index("effect_session", "effect", ["tenant", "session_id", "step_id"], unique=False, schema="agentq")
     op.create_table(
         "ledger_entry",
         sa.Column("tenant", sa.Text(), nullable=False),
@@ -297,9 +259,7 @@ def upgrade() -> None:
             nullable=False,
             comment="repeats of a missing message",
         ),
-        sa.Column(
-            "due_at", sa.DateTime(timezone=True), server_default=sa.text("agentq.now()"), nullable=False
-        ),
+        sa.Column("due_at", sa.DateTime(timezone=True), server_default=sa.text("agentq.now()"), nullable=False),
         sa.Column("queued_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("started_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("settled_at", sa.DateTime(timezone=True), nullable=True),
@@ -311,9 +271,7 @@ def upgrade() -> None:
             comment="the checkpoint with the state this step begins from; null: the input",
         ),
         sa.Column("args", sa.LargeBinary(), nullable=True),
-        sa.Column(
-            "join_step", sa.Uuid(), nullable=True, comment="the join that this step's branch belongs to"
-        ),
+        sa.Column("join_step", sa.Uuid(), nullable=True, comment="the join that this step's branch belongs to"),
         sa.Column("branch", sa.Integer(), nullable=True),
         sa.Column(
             "fan",
@@ -322,9 +280,7 @@ def upgrade() -> None:
             nullable=False,
             comment="branches this join waits for, in all",
         ),
-        sa.Column(
-            "waits_for", sa.Integer(), server_default="0", nullable=False, comment="branches still open"
-        ),
+        sa.Column("waits_for", sa.Integer(), server_default="0", nullable=False, comment="branches still open"),
         sa.Column(
             "collect",
             sa.Boolean(),
@@ -338,9 +294,7 @@ def upgrade() -> None:
             nullable=True,
             comment="of the latest failed attempt",
         ),
-        sa.CheckConstraint(
-            "(state = 'running') = (fence_token is not null)", name=op.f("ledger_entry_token")
-        ),
+        sa.CheckConstraint("(state = 'running') = (fence_token is not null)", name=op.f("ledger_entry_token")),
         sa.CheckConstraint("(state = 'running') = (worker is not null)", name=op.f("ledger_entry_worker")),
         sa.CheckConstraint(
             "(state in ('done', 'dead', 'cancelled')) = (settled_at is not null)",
@@ -356,9 +310,7 @@ def upgrade() -> None:
         ),
         sa.CheckConstraint("(join_step is null) = (branch is null)", name=op.f("ledger_entry_branch")),
         sa.CheckConstraint("attempt between 0 and fence", name=op.f("ledger_entry_attempt")),
-        sa.CheckConstraint(
-            "attempts_max > 0 and seq >= 0 and crashes >= 0", name=op.f("ledger_entry_counts")
-        ),
+        sa.CheckConstraint("attempts_max > 0 and seq >= 0 and crashes >= 0", name=op.f("ledger_entry_counts")),
         sa.CheckConstraint("waits_for between 0 and fan", name=op.f("ledger_entry_waits_for")),
         sa.ForeignKeyConstraint(
             ["tenant", "session_id"],
@@ -392,9 +344,7 @@ def upgrade() -> None:
         sa.Column("step_id", sa.Uuid(), nullable=False),
         sa.Column("body", sa.LargeBinary(), nullable=False),
         sa.Column("written_by", sa.Text(), nullable=False, comment="format and version of the writer"),
-        sa.Column(
-            "saved_at", sa.DateTime(timezone=True), server_default=sa.text("agentq.now()"), nullable=False
-        ),
+        sa.Column("saved_at", sa.DateTime(timezone=True), server_default=sa.text("agentq.now()"), nullable=False),
         sa.CheckConstraint("seq > 0", name=op.f("message_seq")),
         sa.ForeignKeyConstraint(
             ["tenant", "session_id"],
@@ -466,9 +416,7 @@ def downgrade() -> None:
     op.drop_index("effect_session", table_name="effect", schema="agentq")
     op.drop_table("effect", schema="agentq")
     op.drop_index("session_recent", table_name="session", schema="agentq")
-    op.drop_index(
-        "session_key", table_name="session", schema="agentq", postgresql_where=sa.text("key is not null")
-    )
+    op.drop_index("session_key", table_name="session", schema="agentq", postgresql_where=sa.text("key is not null"))
     op.drop_index(
         "session_deadline",
         table_name="session",

@@ -1,0 +1,1 @@
+"""What users write: agents, their steps, and what a step may return."""

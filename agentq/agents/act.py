@@ -1,0 +1,235 @@
+"""Acting: one attempt at a step, from its stored state to an outcome; returns, never raises."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import BaseModel
+
+from agentq.agents import loop
+from agentq.agents.agent import Agent, Step
+from agentq.agents.context import AsyncContext, Context, Means
+from agentq.agents.registry import Registry
+from agentq.agents.returns import Branch, Child, Done, Fail, Next, Sleep, Spawn, seconds
+from agentq.engine import Attempt
+from agentq.errors import DeadlineExceeded, FenceLost, Permanent, SessionCancelled
+from agentq.payload import bounded, canonical, decode, encode, fingerprint, fold
+from agentq.step import new_id
+from agentq.verdicts import (
+    Broke,
+    Failure,
+    Finished,
+    GaveUp,
+    Granted,
+    Interrupted,
+    NewChild,
+    NewStep,
+    Outcome,
+    Proceeded,
+)
+
+log = logging.getLogger("agentq.act")
+
+BRANCHES_MAX = 1000
+
+
+class Act:
+    """Runs steps of the registered agents."""
+
+    def __init__(self, registry: Registry, means: Means, *, retries: int, timeout_s: float) -> None:
+        self._registry = registry
+        self._means = means
+        self._plan = Planner(registry, retries=retries, timeout_s=timeout_s, payload_max_bytes=means.payload_max_bytes)
+
+    def __call__(self, attempt: Attempt) -> Outcome:
+        try:
+            return self._attempt(attempt)
+        except SessionCancelled:
+            return Interrupted("cancelled")
+        except FenceLost:
+            return Interrupted("draining" if attempt.stopped == "draining" else "fenced")
+        except DeadlineExceeded as error:
+            return Broke(Failure("timeout", "DeadlineExceeded", str(error)))
+        except (SystemExit, KeyboardInterrupt) as error:
+            # A step must not end the worker; its neighbours run in the same process.
+            return Broke(Failure("permanent", type(error).__name__, "the step tried to end its process"))
+        except BaseException as error:
+            # The traceback stays in this process's log at debug level: it may show what users typed.
+            log.debug("step %s broke", attempt.claim.name, exc_info=True)
+            return Broke(self._means.classify(error))
+
+    def _attempt(self, attempt: Attempt) -> Outcome:
+        claim = attempt.claim
+        agent = self._registry.find(claim.agent, claim.agent_version)
+        step = agent.find(claim.name)
+        state = agent.read(stored_state(claim))
+        attempt.check()
+        if step.is_async:
+            context: AsyncContext | Context = AsyncContext(attempt, self._means)
+            returned = _run_async(attempt, step, self._arguments(step, state, context, claim))
+        else:
+            context = Context(attempt, self._means)
+            returned = _run_here(step, self._arguments(step, state, context, claim))
+        if attempt.stopped not in (None, "timeout"):
+            attempt.check()  # an answer that is merely late still counts, while the fence holds
+        return self._plan.outcome(agent, claim, state, returned, context)
+
+    @staticmethod
+    def _arguments(
+        step: Step, state: BaseModel, context: AsyncContext | Context, claim: Granted
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        positional = (state, context) if step.wants_context else (state,)
+        return positional, step.bind(decode(claim.args) if claim.args is not None else {})
+
+
+def stored_state(claim: Granted) -> bytes:
+    """The state that the claim's step begins from."""
+    if claim.states is not None:
+        return fold(claim.states)
+    assert claim.input is not None  # a step begins from a checkpoint or from the session's input
+    return claim.input
+
+
+def _run_here(step: Step, arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
+    positional, named = arguments
+    return step.function(*positional, **named)
+
+
+def _run_async(attempt: Attempt, step: Step, arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
+    """Run on the process's loop; this thread only waits. A stop cancels the coroutine."""
+    positional, named = arguments
+    future = loop.submit(step.function(*positional, **named))
+    attempt.on_stop(future.cancel)
+    try:
+        return future.result(timeout=max(attempt.deadline - time.monotonic(), 0.0))
+    except concurrent.futures.TimeoutError:
+        if future.done():
+            raise  # the step's own TimeoutError
+        future.cancel()
+        attempt.stop("timeout")
+        attempt.check()
+        raise
+    except (concurrent.futures.CancelledError, asyncio.CancelledError):
+        attempt.check()
+        raise Permanent(f"step {step.name!r} cancelled itself") from None
+
+
+class Planner:
+    """Turns what a step returned into what the engine records."""
+
+    def __init__(self, registry: Registry, *, retries: int, timeout_s: float, payload_max_bytes: int) -> None:
+        self._registry = registry
+        self._retries = retries
+        self._timeout_s = timeout_s
+        self._max_bytes = payload_max_bytes
+
+    def outcome(
+        self, agent: Agent[Any], claim: Granted, state: BaseModel, returned: Any, context: AsyncContext | Context
+    ) -> Outcome:
+        """
+        The outcome of an attempt that returned.
+
+        Raises:
+            Permanent: it returned something else than the vocabulary of `agentq.agents.returns`.
+            PayloadTooLarge: its state, arguments or result are too large to store.
+        """
+        extras = context.extras()
+        match returned:
+            case Next(step, given, args):
+                follower = self._step(agent, claim, step, args)
+                return Proceeded(self._state(agent, state, given), (follower,), extras=extras)
+            case Done(result):
+                data = bounded("the result", encode(result), self._max_bytes)
+                return Finished(data, self._state(agent, state, None), extras)
+            case Fail(reason):
+                failure = Failure("gave_up", "Fail", str(reason)[:2000])
+                return GaveUp(failure, self._state(agent, state, None), extras)
+            case Sleep(duration, then, given, until, args):
+                delay_s = _until_s(until) if until is not None else seconds(duration)
+                follower = self._step(agent, claim, then, args, delay_s=delay_s)
+                return Proceeded(self._state(agent, state, given), (follower,), extras=extras)
+            case Spawn():
+                steps, children = self._spawn(agent, claim, returned)
+                return Proceeded(self._state(agent, state, returned.state), steps, children, extras)
+            case _:
+                raise Permanent(
+                    f"step {claim.name!r} returned {type(returned).__name__}; "
+                    "return Next, Done, Fail, Sleep or Spawn (and is an `await` or `return` missing?)"
+                )
+
+    def first_step(self, agent: Agent[Any]) -> NewStep:
+        """The step with which a session of this agent begins."""
+        return self._new(agent.first)
+
+    def _state(self, agent: Agent[Any], current: BaseModel, given: BaseModel | None) -> bytes:
+        state = current if given is None else given
+        if not isinstance(state, agent.state):
+            raise Permanent(f"the state must be a {agent.state.__name__}, not {type(state).__name__}")
+        return bounded("the state", encode(state), self._max_bytes)
+
+    def _new(self, step: Step, **more: Any) -> NewStep:
+        retries = self._retries if step.retries is None else step.retries
+        timeout_s = self._timeout_s if step.timeout_s is None else step.timeout_s
+        return NewStep(new_id(), step.name, retries + 1, timeout_s, **more)
+
+    def _step(self, agent: Agent[Any], claim: Granted, step: Step | str, args: Any, **more: Any) -> NewStep:
+        """A step that follows in the same branch."""
+        more = {"join_step": claim.join_step, "branch": claim.branch} | more
+        return self._new(agent.find(step), args=self._arguments(args), **more)
+
+    def _arguments(self, args: Any) -> bytes | None:
+        return bounded("the arguments", encode(dict(args)), self._max_bytes) if args else None
+
+    def _spawn(
+        self, agent: Agent[Any], claim: Granted, spawn: Spawn
+    ) -> tuple[tuple[NewStep, ...], tuple[NewChild, ...]]:
+        branches = list(spawn.branches)
+        if not 1 <= len(branches) <= BRANCHES_MAX:
+            raise Permanent(f"Spawn takes 1 to {BRANCHES_MAX} branches, not {len(branches)}")
+        join = self._step(agent, claim, spawn.then, spawn.args, fan=len(branches), collect=spawn.collect)
+        steps, children = [join], []
+        for number, branch in enumerate(branches):
+            match branch:
+                case Branch(step, args):
+                    more = {"join_step": join.step_id, "branch": number}
+                    steps.append(self._new(agent.find(step), args=self._arguments(args), **more))
+                case Child():
+                    children.append(self._child(branch, join, number))
+                case _:
+                    raise Permanent(f"Spawn takes Branch and Child, not {type(branch).__name__}")
+        return tuple(steps), tuple(children)
+
+    def _child(self, child: Child, join: NewStep, number: int) -> NewChild:
+        agent = self._registry.find(child.agent, child.version)
+        data = bounded("the input", agent.admit(child.input), self._max_bytes)
+        first = self.first_step(agent)
+        return NewChild(
+            session_id=new_id(),
+            agent=agent.name,
+            version=agent.version,
+            input=data,
+            input_hash=input_hash(agent, data),
+            step_id=first.step_id,
+            name=first.name,
+            attempts_max=first.attempts_max,
+            timeout_s=first.timeout_s,
+            join_step=join.step_id,
+            branch=number,
+        )
+
+
+def input_hash(agent: Agent[Any], data: bytes) -> bytes:
+    """What a reused key is compared by: the agent's name and the input, whatever the order of its fields."""
+    return fingerprint(agent.name.encode(), canonical(decode(data)))
+
+
+def _until_s(until: datetime) -> float:
+    if until.tzinfo is None:
+        raise Permanent("Sleep(until=…) needs a time with a time zone")
+    # The wait is measured once, here; from then on only the database's clock counts.
+    return max((until - datetime.now(UTC)).total_seconds(), 0.0)

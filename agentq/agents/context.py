@@ -1,0 +1,400 @@
+"""The context: what a step may ask for while it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, ParamSpec, TypeVar, cast
+
+from pydantic import TypeAdapter
+from pydantic.errors import PydanticSchemaGenerationError
+
+from agentq import engine
+from agentq.agents import loop
+from agentq.agents.effects import (
+    Declaration,
+    declaration_of,
+    done_performing,
+    name_of,
+    performing,
+    result_adapter,
+)
+from agentq.agents.returns import BranchResult
+from agentq.engine import Attempt
+from agentq.errors import FenceLost, KeyConflict, Permanent, Stopped, Transient, UnknownEffect
+from agentq.payload import bounded, canonical, decode, encode, fingerprint
+from agentq.store.effects import EffectClaim, Effects
+from agentq.store.ledger import Ledger
+from agentq.store.pool import Connection, Store
+from agentq.verdicts import Extras, Failure, Usage
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_WRITER = "agentq/1"
+log = logging.getLogger("agentq.step")
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What every context of a process works with."""
+
+    store: Store
+    ledger: Ledger
+    effects: Effects
+    classify: Callable[[BaseException], Failure]
+    ambiguous: Callable[[BaseException], bool]
+    payload_max_bytes: int
+
+
+class History:
+    """
+    The session's messages: appended, never rewritten.
+
+    What is appended is stored with the step's settlement. Each step stores only what it adds.
+    """
+
+    def __init__(self, attempt: Attempt, means: Means) -> None:
+        self._attempt = attempt
+        self._means = means
+        self._stored: list[Any] | None = None
+        self._added: list[Any] = []
+
+    def append(self, message: Any) -> None:
+        """Add a message (anything with a JSON form) to the end."""
+        data = bounded("a message", encode(message), self._means.payload_max_bytes)
+        self._added.append(decode(data))
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([*self._load(), *self._added])
+
+    def __len__(self) -> int:
+        return len(self._load()) + len(self._added)
+
+    def added(self) -> tuple[tuple[bytes, str], ...]:
+        """What this attempt adds, encoded, with the writer's name."""
+        return tuple((encode(message), _WRITER) for message in self._added)
+
+    def _load(self) -> list[Any]:
+        if self._stored is None:
+            self._stored = [decode(body) for _, body, _ in self._means.ledger.messages(self._attempt.claim.ref)]
+        return self._stored
+
+
+@dataclass(slots=True)
+class _Call:
+    """One call through the effect ledger."""
+
+    key: str
+    name: str
+    declared: Declaration
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    hash: bytes
+    adapter: TypeAdapter[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """An effect whose result is stored."""
+
+    value: Any
+
+
+class _ContextBase:
+    """What both kinds of context share."""
+
+    def __init__(self, attempt: Attempt, means: Means) -> None:
+        claim = attempt.claim
+        self._attempt = attempt
+        self._means = means
+        self._calls = 0
+        self._usage = Usage()
+        self._results: tuple[BranchResult, ...] | None = None
+        self.tenant: str = claim.ref.tenant
+        self.session_id: str = str(claim.ref.session_id)
+        self.step_id: str = str(claim.ref.step_id)
+        self.agent: str = claim.agent
+        self.step: str = claim.name
+        self.attempt: int = claim.attempt
+        self.messages = History(attempt, means)
+        self.logger = logging.LoggerAdapter(
+            log,
+            {"tenant": self.tenant, "session": self.session_id, "step": claim.name, "attempt": claim.attempt},
+        )
+
+    @property
+    def idempotency_key(self) -> str:
+        """A key for this step, the same in every attempt. Within `ctx.call`, use `agentq.idempotency_key()`."""
+        return f"{self.session_id}:{self.step_id}"
+
+    @property
+    def deadline(self) -> float:
+        """When this attempt must have ended, on the clock of `time.monotonic()`."""
+        return self._attempt.deadline
+
+    def check(self) -> None:
+        """
+        Return while the step may go on; long loops should ask now and then.
+
+        Raises:
+            SessionCancelled, DeadlineExceeded, FenceLost: it may not.
+        """
+        self._attempt.check()
+
+    def usage(
+        self, *, input_tokens: int = 0, output_tokens: int = 0, cost_usd: Decimal | float | str | None = None
+    ) -> None:
+        """Record what a model call used; stored with the checkpoint and added up by session."""
+        micros = 0 if cost_usd is None else int((Decimal(str(cost_usd)) * 1_000_000).to_integral_value())
+        if min(input_tokens, output_tokens, micros) < 0:
+            raise ValueError("usage cannot be negative")
+        self._usage += Usage(input_tokens, output_tokens, micros)
+
+    def progress(self, text: str, **data: Any) -> None:
+        """Tell whoever watches the session's events, now; not kept with the result."""
+        self._means.ledger.add_event(self._attempt.claim.ref, "progress", encode({"text": text, **data}))
+
+    @property
+    def results(self) -> Sequence[BranchResult]:
+        """In a join: what each branch came to, in the order in which they were spawned."""
+        if self._results is None:
+            rows = self._means.ledger.branches(self._attempt.claim.ref)
+            self._results = tuple(
+                BranchResult(
+                    ok=row.state == "done",
+                    value=decode(row.result) if row.result is not None else None,
+                    error=row.failure["message"] if row.failure else None,
+                    session_id=str(row.child_session) if row.child_session else None,
+                )
+                for row in rows
+            )
+        return self._results
+
+    def extras(self) -> Extras:
+        """What the attempt leaves beside its state."""
+        return Extras(self.messages.added(), self._usage)
+
+    # ── effects ──────────────────────────────────────────────────────────────
+
+    def _prepare(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
+        self.check()
+        self._calls += 1
+        declared, name = declaration_of(function), name_of(function)
+        arguments = bounded(f"the arguments of {name}", canonical([args, kwargs]), self._means.payload_max_bytes)
+        # The ordinal, not the arguments: prose that a model words anew must not make a new payment.
+        key = f"s:{self.session_id}:{self.step_id}:{self._calls}"
+        if declared.key is not None:
+            key = f"d:{declared.key(*args, **kwargs)}"
+            if len(key) > 500:
+                raise Permanent(f"the effect key of {name} is longer than 500 characters")
+        try:
+            adapter = result_adapter(function)
+        except (PydanticSchemaGenerationError, TypeError):
+            adapter = TypeAdapter(Any)
+        return _Call(key, name, declared, function, args, kwargs, fingerprint(name.encode(), arguments), adapter)
+
+    def _claim(self, call: _Call) -> EffectClaim:
+        found = self._means.effects.claim(
+            self._attempt.claim,
+            call.key,
+            name=call.name,
+            args_hash=call.hash,
+            # Only a call that may be repeated need not be known after a crash of the database.
+            durable=not call.declared.idempotent,
+        )
+        engine.probe("effect_claimed")
+        return found
+
+    def _decide(self, call: _Call, found: EffectClaim) -> _Known | None:
+        """The stored result, or None when the call may go out; raises when it may not."""
+        match found.state:
+            case "fresh" | "again":
+                return None
+            case "done":
+                return _Known(call.adapter.validate_json(cast(bytes, found.result)))
+            case "pending" if call.declared.idempotent:
+                # Same key on purpose: the other side must see a repeat, not a second request.
+                self._take_over(call, calling=True)
+                return None
+            case "pending" if call.declared.check is not None:
+                self._take_over(call, calling=False)
+                return None
+            case "pending":
+                self._take_over(call, calling=False)
+                failure = Failure("unknown", "UnknownEffect", "an attempt died between this call and its result")
+                self._means.effects.settle(self._attempt.claim, call.key, "unknown", failure=failure)
+                raise self._unknown(call)
+            case "unknown":
+                raise self._unknown(call)
+            case "held":
+                raise Transient(f"effect {call.key!r} is being performed by another step now", retry_after_s=1.0)
+            case "conflict":
+                raise KeyConflict("effect key", call.key)
+            case "superseded":
+                raise self._fence_lost()
+
+    def _asks_first(self, call: _Call, found: EffectClaim) -> bool:
+        return found.state == "pending" and not call.declared.idempotent and call.declared.check is not None
+
+    def _store_result(self, call: _Call, value: Any) -> Any:
+        engine.probe("effect_called")
+        result = bounded(f"the result of {call.name}", encode(value), self._means.payload_max_bytes)
+        if not self._means.effects.settle(self._attempt.claim, call.key, "done", result=result):
+            raise self._fence_lost()
+        engine.probe("effect_stored")
+        # Read back even now, so that a recalled result is no different from a fresh one.
+        return call.adapter.validate_json(result)
+
+    def _store_error(self, call: _Call, error: BaseException) -> None:
+        """
+        Record that the call raised.
+
+        When the error leaves open whether it happened, only a function that may be repeated counts as
+        failed; one with a `check` stays pending, so that it is asked; any other is unknown.
+        """
+        if isinstance(error, Stopped | FenceLost):
+            return  # stopped from outside: the effect stays pending
+        failure = self._means.classify(error)
+        if call.declared.idempotent or not self._means.ambiguous(error):
+            self._means.effects.settle(self._attempt.claim, call.key, "failed", failure=failure)
+        elif call.declared.check is None:
+            self._means.effects.settle(self._attempt.claim, call.key, "unknown", failure=failure)
+            raise self._unknown(call) from error
+
+    def _take_over(self, call: _Call, *, calling: bool) -> None:
+        if not self._means.effects.take_over(self._attempt.claim, call.key, calling=calling):
+            raise self._fence_lost()
+
+    def _unknown(self, call: _Call) -> UnknownEffect:
+        return UnknownEffect(
+            f"whether {call.name} happened is not known: the call was cut off. It is not repeated, because it is declared "
+            "neither idempotent=True nor with a check=; look at the other side",
+            call.key,
+        )
+
+    def _fence_lost(self) -> FenceLost:
+        claim = self._attempt.claim
+        return FenceLost(str(claim.ref.session_id), str(claim.ref.step_id), claim.fence)
+
+
+class Context(_ContextBase):
+    """What a step may ask for while it runs. `AsyncContext` is its twin for `async def` steps."""
+
+    def call(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """
+        Perform an effect once and remember its result: in a later attempt the stored result is returned.
+
+        The key is this session, this step and the call's ordinal, unless the function declares one.
+        Arguments and results must have a JSON form; a result is read back by the return annotation.
+
+        Raises:
+            UnknownEffect: an attempt died in the middle of it, and nothing says what to do then.
+            KeyConflict: the key was used with other arguments.
+        """
+        call = self._prepare(function, args, kwargs)
+        found = self._claim(call)
+        known = self._decide(call, found)
+        if known is not None:
+            return cast(R, known.value)
+        token = performing(call.key)
+        try:
+            if self._asks_first(call, found):
+                answer = cast(Callable[..., Any], call.declared.check)(*args, **kwargs)
+                if answer is not None:
+                    return cast(R, self._store_result(call, answer))
+                self._take_over(call, calling=True)
+            value: Any = function(*args, **kwargs)
+            if inspect.isawaitable(value):
+                value = loop.submit(_finish(value)).result()
+        except BaseException as error:
+            self._store_error(call, error)
+            raise
+        finally:
+            done_performing(token)
+        return cast(R, self._store_result(call, value))
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """
+        A psycopg connection whose writes commit with this step's checkpoint, exactly once, or not at all.
+
+        Held until the step returns, so open it late. An exception in the step undoes the writes.
+        """
+        self.check()
+        yield self._attempt.open_transaction(self._means.store)
+
+
+class AsyncTransaction:
+    """The step's transaction for `async def` steps: statements run in a thread, one after another."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._turn = asyncio.Lock()
+
+    async def execute(self, query: Any, parameters: Any = None) -> list[tuple[Any, ...]]:
+        """Run one statement and return its rows, if it has any."""
+        async with self._turn:
+            return await asyncio.to_thread(self._execute, query, parameters)
+
+    def _execute(self, query: Any, parameters: Any) -> list[tuple[Any, ...]]:
+        cursor = self._connection.execute(query, parameters)
+        return cursor.fetchall() if cursor.description else []
+
+
+class AsyncContext(_ContextBase):
+    """The context of an `async def` step; `call` is awaited, whatever kind of function it is given."""
+
+    async def call(
+        self, function: Callable[P, Awaitable[R]] | Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
+    ) -> R:
+        """As `Context.call`. A plain function runs in a thread, so that it does not hold up the loop."""
+        call = self._prepare(function, args, kwargs)
+        found = await asyncio.to_thread(self._claim, call)
+        known = await asyncio.to_thread(self._decide, call, found)
+        if known is not None:
+            return cast(R, known.value)
+        token = performing(call.key)
+        try:
+            if self._asks_first(call, found):
+                answer = await _run(cast(Callable[..., Any], call.declared.check), args, kwargs)
+                if answer is not None:
+                    return cast(R, await asyncio.to_thread(self._store_result, call, answer))
+                await asyncio.to_thread(self._take_over, call, calling=True)
+            value = await _run(function, args, kwargs)
+        except asyncio.CancelledError:
+            raise  # stopped from outside: the effect stays pending, its outcome unknown
+        except BaseException as error:
+            await asyncio.to_thread(self._store_error, call, error)
+            raise
+        finally:
+            done_performing(token)
+        return cast(R, await asyncio.to_thread(self._store_result, call, value))
+
+    async def progress_async(self, text: str, **data: Any) -> None:
+        """As `progress`, without holding up the loop."""
+        await asyncio.to_thread(lambda: self.progress(text, **data))
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncTransaction]:
+        """As `Context.transaction`, for `async with`."""
+        self.check()
+        connection = await asyncio.to_thread(self._attempt.open_transaction, self._means.store)
+        yield AsyncTransaction(connection)
+
+
+async def _run(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if inspect.iscoroutinefunction(function):
+        return await function(*args, **kwargs)
+    value = await asyncio.to_thread(function, *args, **kwargs)  # carries the effect key along
+    return await value if inspect.isawaitable(value) else value
+
+
+async def _finish(awaitable: Awaitable[R]) -> R:
+    return await awaitable

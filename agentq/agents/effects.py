@@ -1,0 +1,110 @@
+"""Effects as users declare them: what may be repeated, and how to ask whether it happened."""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeVar, get_type_hints, overload
+
+from pydantic import TypeAdapter
+
+from agentq.errors import AgentqError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_DECLARED = "__agentq_effect__"
+_current_key: contextvars.ContextVar[str | None] = contextvars.ContextVar("agentq_effect_key", default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """What a function promises about being called twice."""
+
+    idempotent: bool = False
+    check: Callable[..., Any] | None = None
+    key: Callable[..., str] | None = None
+
+
+_UNDECLARED = Declaration()
+
+
+@overload
+def effect(function: Callable[P, R], /) -> Callable[P, R]: ...
+@overload
+def effect(
+    *, idempotent: bool = False, check: Callable[..., Any] | None = None, key: Callable[..., str] | None = None
+) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
+def effect(
+    function: Callable[P, R] | None = None,
+    /,
+    *,
+    idempotent: bool = False,
+    check: Callable[..., Any] | None = None,
+    key: Callable[..., str] | None = None,
+) -> Any:
+    """
+    Declare how a function behaves when an attempt dies between its call and its result.
+
+    `idempotent=True`: it is called again, under the same `idempotency_key()`.
+    `check=fn`: `fn` is asked with the same arguments whether it happened; it returns the result, or
+    None when it did not.
+    Neither: it is never called again; the step stops with an unknown outcome, for a person.
+
+    `key` makes the key from the arguments (`key=lambda order: f"refund:{order}"`), tenant-wide, so
+    that two sessions asking for the same thing do it once. Never build it from a model's prose.
+    """
+
+    def declare(function: Callable[P, R]) -> Callable[P, R]:
+        setattr(function, _DECLARED, Declaration(idempotent, check, key))
+        return function
+
+    return declare(function) if function is not None else declare
+
+
+def declaration_of(function: Callable[..., Any]) -> Declaration:
+    """What a function declared, or that it declared nothing."""
+    inner = function.func if isinstance(function, functools.partial) else function
+    found = getattr(inner, _DECLARED, None)
+    return found if isinstance(found, Declaration) else _UNDECLARED
+
+
+def idempotency_key() -> str:
+    """
+    The key of the effect that is being performed: the same in every attempt, for the other side's own dedupe.
+
+    Raises:
+        AgentqError: called outside `ctx.call`.
+    """
+    key = _current_key.get()
+    if key is None:
+        raise AgentqError("idempotency_key() has a value only inside a function called through ctx.call")
+    return key
+
+
+def performing(key: str) -> contextvars.Token[str | None]:
+    """Set the key for the call that follows; `reset` it with `done_performing`."""
+    return _current_key.set(key)
+
+
+def done_performing(token: contextvars.Token[str | None]) -> None:
+    """End what `performing` began."""
+    _current_key.reset(token)
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """A name for people, stable between releases as long as the function keeps its own."""
+    inner = function.func if isinstance(function, functools.partial) else function
+    return getattr(inner, "__qualname__", type(inner).__name__)
+
+
+@functools.lru_cache(maxsize=1024)
+def result_adapter(function: Callable[..., Any]) -> TypeAdapter[Any]:
+    """How the function's stored result is read back: by its return annotation, else as plain JSON."""
+    try:
+        annotation = get_type_hints(function).get("return", Any)
+    except (NameError, TypeError):
+        annotation = Any
+    return TypeAdapter(annotation if annotation is not type(None) else Any)

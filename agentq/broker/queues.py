@@ -1,0 +1,35 @@
+"""Queues: one per tenant, one for suspects, one door for submissions."""
+
+from __future__ import annotations
+
+from kombu import Exchange, Queue
+
+QUARANTINE = "agentq.quarantine"
+SUBMIT = "agentq.submit"
+SUBMIT_DEAD = "agentq.submit.dead"
+UNROUTED = "agentq.unrouted"
+
+_TENANT = "agentq.t."
+
+
+def tenant_queue(tenant: str) -> str:
+    """The queue that carries a tenant's steps."""
+    return _TENANT + tenant
+
+
+def tenant_of(queue: str) -> str | None:
+    """The tenant of a queue, None for the fleet's own queues."""
+    return queue.removeprefix(_TENANT) if queue.startswith(_TENANT) else None
+
+
+def queue_for(tenant: str, *, quarantine: bool) -> str:
+    """Where a step is published: its tenant's queue, or quarantine for a suspect."""
+    return QUARANTINE if quarantine else tenant_queue(tenant)
+
+
+def declared(name: str) -> Queue:
+    """
+    The queue as workers declare it: on the anonymous exchange, which has no bindings that a wiped
+    broker could forget.
+    """
+    return Queue(name, Exchange(""), routing_key=name, durable=True)

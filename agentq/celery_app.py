@@ -1,0 +1,151 @@
+"""
+The Celery application: two tasks, both doors, and each setting with its reason.
+
+Celery carries wake-ups. It never retries, delays, chains or stores results here: each of those
+loses or repeats messages on Redis, and the ledger does it instead.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from celery import Celery
+from celery.signals import setup_logging
+
+from agentq.broker.connection import transport_options
+from agentq.broker.envelope import STEP_TASK, SUBMIT_TASK
+from agentq.broker.queues import SUBMIT, UNROUTED, declared
+from agentq.errors import InvalidInput
+from agentq.settings import Settings, load
+from agentq.step import StepRef
+from agentq.worker import Consumer, install
+
+
+def celery_settings(settings: Settings) -> dict[str, Any]:
+    """Celery's configuration for these settings."""
+    return {
+        "broker_url": settings.broker_url,
+        **_delivery(),
+        **_workers(settings),
+        **_broker(settings),
+        **_messages(),
+    }
+
+
+def _delivery() -> dict[str, Any]:
+    return {
+        # A crash gives the message back. Only a hint: the relay would publish it again anyway.
+        "task_acks_late": True,
+        # Whatever a step does, its message is done with: the ledger decides about retries.
+        "task_acks_on_failure": True,
+        "task_acks_on_timeout": True,
+        # Without these two a step that kills its process comes straight back, some 15 times a second.
+        "task_reject_on_worker_lost": False,
+        "task_retry_on_worker_lost": False,
+        # Results are rows. A result backend would be a second truth, and an expensive one.
+        "task_ignore_result": True,
+        "result_backend": None,
+        # A retry storm inside Celery's publisher would hold the caller; the outbox retries.
+        "task_publish_retry_policy": {"max_retries": 1, "interval_start": 0, "interval_max": 0.2},
+    }
+
+
+def _workers(settings: Settings) -> dict[str, Any]:
+    return {
+        # Model calls and tools wait; threads wait cheaply. `async def` steps share one loop per process.
+        "worker_pool": "threads",
+        "worker_concurrency": settings.worker_threads,
+        # One message per slot: what is hoarded here is missing elsewhere.
+        "worker_prefetch_multiplier": 1,
+        # Celery's rate limits hold messages in memory, where a crash loses them.
+        "worker_disable_rate_limits": True,
+        # Threads cannot be cancelled; the fence makes a second run harmless.
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
+        "worker_soft_shutdown_timeout": settings.drain_s,
+        # Only prefork children can be stopped from outside: the last bound on a step that hangs there.
+        "task_time_limit": settings.step_timeout_s + 60,
+        "worker_consumer": f"{Consumer.__module__}:{Consumer.__name__}",
+        # Flower shows tasks only when workers tell.
+        "worker_send_task_events": True,
+        "task_send_sent_event": False,
+        "worker_hijack_root_logger": False,
+    }
+
+
+def _broker(settings: Settings) -> dict[str, Any]:
+    return {
+        "broker_transport_options": transport_options(settings),
+        # The default gives up after 100 tries and leaves a worker that looks alive.
+        "broker_connection_max_retries": None,
+        "broker_connection_retry_on_startup": True,
+        # A full Redis or a RabbitMQ consumer timeout must reconnect, not end the process.
+        "broker_channel_error_retry": True,
+        # Queues are named on purpose; a typo must not create one that nobody reads.
+        "task_create_missing_queues": False,
+        "task_default_queue": UNROUTED,
+        "task_queues": [declared(SUBMIT)],
+        "task_routes": {SUBMIT_TASK: {"queue": SUBMIT}},
+    }
+
+
+def _messages() -> dict[str, Any]:
+    return {
+        "task_serializer": "json",
+        "event_serializer": "json",
+        "accept_content": ["json"],
+        "enable_utc": True,
+        "timezone": "UTC",
+    }
+
+
+app = Celery("agentq", set_as_current=False)
+# A function, so that importing this module reads no environment and needs no server.
+app.add_defaults(lambda: celery_settings(load().require_servers()))
+install(app)
+
+
+@app.task(name=STEP_TASK, acks_late=True, ignore_result=True)
+def step(**ids: Any) -> None:
+    """
+    Celery's door to the engine. It decides nothing.
+
+    Every verdict is acknowledged: retries leave through the ledger, and the relay finds whatever a
+    crash left behind.
+    """
+    from agentq.runtime import runtime
+
+    try:
+        ref = StepRef.from_message(ids)
+    except InvalidInput:
+        return  # forged or damaged: the ledger, not the message, knows which steps are due
+    runtime().carry(ref)
+
+
+@app.task(name=SUBMIT_TASK, acks_late=True, ignore_result=True)
+def submit(*args: Any, **submission: Any) -> None:
+    """The broker-only door: starts a session, or keeps the submission with the reason why not."""
+    from agentq.runtime import runtime
+
+    runtime().submissions.take(args, submission)
+
+
+@setup_logging.connect
+def _configure_logging(loglevel: Any = None, **_: Any) -> None:
+    """Log to standard error in one line a record, broker passwords cut out."""
+    import logging
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(process)d %(name)s: %(message)s"))
+    handler.addFilter(_hide_passwords)
+    logging.basicConfig(level=loglevel or load().log_level, handlers=[handler], force=True)
+
+
+_PASSWORD = re.compile(r"(://[^:/\s@]*:)[^@\s]+@")
+
+
+def _hide_passwords(record: Any) -> bool:
+    message = record.getMessage()
+    if "://" in message:
+        record.msg, record.args = _PASSWORD.sub(r"\1***@", message), ()
+    return True

@@ -1,0 +1,84 @@
+"""The door: a request for a session, checked before anything is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from agentq.agents.act import Planner, input_hash
+from agentq.agents.registry import Registry
+from agentq.agents.returns import Duration, seconds
+from agentq.errors import InvalidInput
+from agentq.payload import bounded
+from agentq.settings import Settings
+from agentq.step import new_id, valid_name
+from agentq.store.sessions import NewSession
+
+KEY_MAX = 200
+
+
+class Door:
+    """Turns requests into sessions to start, or refuses them with a reason the caller can act on."""
+
+    def __init__(self, settings: Settings, registry: Registry) -> None:
+        self._registry = registry
+        self._max_bytes = settings.payload_max_bytes
+        self._plan = Planner(
+            registry,
+            retries=settings.step_retries,
+            timeout_s=settings.step_timeout_s,
+            payload_max_bytes=settings.payload_max_bytes,
+        )
+        self.create_with = settings.tenant_concurrency if settings.unknown_tenant == "create" else None
+
+    def check(
+        self,
+        agent: str,
+        *,
+        tenant: str,
+        input: BaseModel | Mapping[str, Any],
+        key: str | None = None,
+        version: int | None = None,
+        priority: int = 0,
+        deadline: Duration | None = None,
+    ) -> NewSession:
+        """
+        The session to start.
+
+        Raises:
+            InvalidName, UnknownAgent, InvalidState, PayloadTooLarge, InvalidInput: what is wrong with it.
+        """
+        valid_name("tenant", tenant)
+        valid_name("agent", agent)
+        if not isinstance(input, BaseModel | Mapping):
+            raise InvalidInput(f"the input of a session is a mapping or a state model, not {type(input).__name__}")
+        if isinstance(priority, bool) or not isinstance(priority, int) or not 0 <= priority <= 9:
+            raise InvalidInput("priority is a whole number from 0 (first) to 9")
+        found = self._registry.find(agent, version)
+        data = bounded("the input", found.admit(input), self._max_bytes)
+        first = self._plan.first_step(found)
+        return NewSession(
+            tenant=tenant,
+            session_id=new_id(),
+            agent=found.name,
+            version=found.version,
+            key=_valid_key(key),
+            input=data,
+            input_hash=input_hash(found, data),
+            step_id=first.step_id,
+            name=first.name,
+            attempts_max=first.attempts_max,
+            timeout_s=first.timeout_s,
+            priority=priority,
+            deadline_s=seconds(deadline) if deadline is not None else None,
+        )
+
+
+def _valid_key(key: str | None) -> str | None:
+    if key is None:
+        return None
+    if not isinstance(key, str) or not 0 < len(key) <= KEY_MAX or "\x00" in key:
+        raise InvalidInput(f"a session key is text of 1 to {KEY_MAX} characters")
+    return key

@@ -1,0 +1,400 @@
+"""
+The engine: one delivery, from claim to verdict.
+
+Read `Engine.carry` first; the rest of the file is what it calls. A message only says which step to
+look at. Whether there is anything to do, and what became of it, stands in the ledger.
+
+Crash points, and who recovers:
+
+    before the claim commits      nothing happened; the relay finds the message missing
+    while the step runs           the relay takes the step back from the dead worker
+    an effect claimed, not done   the next attempt finds it pending and does what was declared
+    before the settlement commits as while it runs; recorded effects are recalled, not repeated
+    settled, not published        the relay finds the message missing
+    published, not acknowledged   the repeat is dropped at the claim
+    the answer to a write is lost `uncertain` holds the claim's token until it is disowned
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Literal, assert_never
+
+from agentq.errors import DeadlineExceeded, FenceLost, SessionCancelled, StoreUnavailable
+from agentq.payload import choose
+from agentq.step import StepRef
+from agentq.store.ledger import Ledger
+from agentq.store.pool import Connection, Store, persist
+from agentq.verdicts import (
+    Broke,
+    Carried,
+    Deferred,
+    Dropped,
+    Failure,
+    Finished,
+    GaveUp,
+    Granted,
+    Interrupted,
+    NotGranted,
+    Outcome,
+    Proceeded,
+    Settled,
+    Settlement,
+    Superseded,
+    Verdict,
+    Wake,
+)
+
+log = logging.getLogger("agentq.engine")
+
+StopReason = Literal["cancelled", "fenced", "draining", "timeout"]
+
+
+def probe(point: str) -> None:
+    """Called at each crash point with its name; does nothing unless a test puts something here."""
+
+
+class Attempt:
+    """
+    One attempt while it runs: what may stop it, and the transaction it may have opened.
+
+    `stop` may be called from any thread; the step notices at its next check.
+    """
+
+    def __init__(self, claim: Granted) -> None:
+        self.claim = claim
+        self.began = time.monotonic()
+        limit_s = claim.timeout_s if claim.remaining_s is None else min(claim.timeout_s, claim.remaining_s)
+        self.deadline = self.began + max(limit_s, 0.0)
+        self.stopped: StopReason | None = None
+        self.connection: Connection | None = None
+        self._transaction = ExitStack()
+        self._listeners: list[Callable[[], object]] = []
+        self._lock = threading.Lock()
+
+    def stop(self, reason: StopReason) -> None:
+        """Ask the step to end; the first reason counts."""
+        with self._lock:
+            if self.stopped is not None:
+                return
+            self.stopped = reason
+            listeners = list(self._listeners)
+        for listener in listeners:
+            listener()
+
+    def on_stop(self, listener: Callable[[], object]) -> None:
+        """Call `listener` when the attempt is stopped, or now if it was."""
+        with self._lock:
+            if self.stopped is None:
+                self._listeners.append(listener)
+                return
+        listener()
+
+    def check(self) -> None:
+        """
+        Return while the attempt may go on.
+
+        Raises:
+            SessionCancelled, DeadlineExceeded, FenceLost: it may not.
+        """
+        match self.stopped:
+            case "cancelled":
+                raise SessionCancelled(f"session {self.claim.ref.session_id} has ended")
+            case "fenced" | "draining":
+                raise FenceLost(str(self.claim.ref.session_id), str(self.claim.ref.step_id), self.claim.fence)
+            case _:
+                if self.stopped == "timeout" or time.monotonic() > self.deadline:
+                    raise DeadlineExceeded(
+                        f"step {self.claim.name!r} ran longer than its {self.deadline - self.began:g} s"
+                    )
+
+    def open_transaction(self, store: Store) -> Connection:
+        """The connection whose writes commit with this attempt's settlement, or not at all."""
+        if self.connection is None:
+            self.connection = self._transaction.enter_context(store.transaction(self.claim.ref.tenant))
+        return self.connection
+
+    def commit(self) -> None:
+        """Commit what `open_transaction` began."""
+        self.connection = None
+        self._transaction.close()
+
+    def rollback(self) -> None:
+        """Undo what `open_transaction` began."""
+        if self.connection is None:
+            return
+        self.connection = None
+        stack, self._transaction = self._transaction, ExitStack()
+        try:
+            stack.__exit__(_Rollback, _Rollback(), None)
+        except (_Rollback, StoreUnavailable):
+            pass
+
+
+class _Rollback(Exception):
+    """Leaves a transaction block so that it rolls back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Uncertain:
+    """A claim whose fate Postgres did not tell: it is disowned once Postgres answers."""
+
+    ref: StepRef
+    token: int
+
+
+class InFlight:
+    """What this process is working on, and whether it still takes more."""
+
+    def __init__(self) -> None:
+        self.draining = False
+        self.last_delivery = time.monotonic()
+        self._attempts: dict[uuid.UUID, Attempt] = {}
+        self._uncertain: list[Uncertain] = []
+        self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
+
+    @contextmanager
+    def running(self, claim: Granted) -> Iterator[Attempt]:
+        """Count an attempt as running within the block."""
+        attempt = Attempt(claim)
+        with self._lock:
+            self._attempts[claim.ref.step_id] = attempt
+        try:
+            yield attempt
+        finally:
+            attempt.rollback()
+            with self._idle:
+                if self._attempts.get(claim.ref.step_id) is attempt:
+                    del self._attempts[claim.ref.step_id]
+                self._idle.notify_all()
+
+    def attempts(self) -> list[Attempt]:
+        with self._lock:
+            return list(self._attempts.values())
+
+    def forget(self, attempt: Attempt) -> None:
+        """Stop counting an attempt that was settled over its head."""
+        with self._idle:
+            if self._attempts.get(attempt.claim.ref.step_id) is attempt:
+                del self._attempts[attempt.claim.ref.step_id]
+            self._idle.notify_all()
+
+    def fence_all(self) -> None:
+        """This process was taken for dead: nothing it runs will be written."""
+        for attempt in self.attempts():
+            attempt.stop("fenced")
+
+    def wait_idle(self, timeout_s: float) -> bool:
+        """Wait until nothing runs; False when time ran out."""
+        with self._idle:
+            return self._idle.wait_for(lambda: not self._attempts, timeout_s)
+
+    def doubt(self, ref: StepRef, token: int) -> None:
+        with self._lock:
+            self._uncertain.append(Uncertain(ref, token))
+
+    def doubts(self) -> list[Uncertain]:
+        """Take the uncertain claims, to disown them."""
+        with self._lock:
+            doubts, self._uncertain = self._uncertain, []
+            return doubts
+
+
+Act = Callable[[Attempt], Outcome]
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Try the step again after a pause."""
+
+    delay_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Bury:
+    """No further attempt."""
+
+
+Judge = Callable[[Granted, Failure], Retry | Bury]
+
+
+class Engine:
+    """Carries deliveries. Shared by all threads of a process."""
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        act: Act,
+        judge: Judge,
+        send: Callable[[Iterable[Wake]], None],
+        in_flight: InFlight,
+        worker_id: Callable[[], uuid.UUID],
+        serves: list[str],
+        quarantine: bool,
+        settle_patience_s: float,
+        admit_max: int,
+    ) -> None:
+        self.ledger = ledger
+        self.act = act
+        self.judge = judge
+        self.send = send
+        self.in_flight = in_flight
+        self.worker_id = worker_id
+        self.serves = serves
+        self.quarantine = quarantine
+        self.settle_patience_s = settle_patience_s
+        self.admit_max = admit_max
+
+    def carry(self, ref: StepRef) -> Verdict:
+        """
+        Carry one delivery to one verdict; every verdict is acknowledged.
+
+        A crash between claim and settlement repeats the attempt under a higher fence; what its
+        effects had recorded is recalled instead of repeated.
+        """
+        probe("received")
+        claim = self._claim(ref)
+        if not isinstance(claim, Granted):
+            return claim
+        probe("claimed")
+        with self.in_flight.running(claim) as attempt:
+            outcome = self.act(attempt)  # returns, never raises
+            probe("ran")
+            verdict, settled = self._end(attempt, outcome)
+        probe("settled")
+        if settled is not None:
+            self._dispatch(ref.tenant, settled)
+        probe("dispatched")
+        return verdict
+
+    def abandon(self, attempt: Attempt) -> None:
+        """
+        Settle an attempt that outlived its deadline and does not listen.
+
+        Its thread may go on, but it has lost the fence: whatever it returns is thrown away.
+        """
+        attempt.stop("timeout")
+        failure = Failure("timeout", "DeadlineExceeded", f"no answer within {attempt.deadline - attempt.began:g} s")
+        try:
+            settled = self.ledger.settle(attempt.claim, self._conclude(attempt.claim, Broke(failure)))
+        except FenceLost:
+            settled = None
+        self.in_flight.forget(attempt)
+        if settled is not None:
+            self._dispatch(attempt.claim.ref.tenant, settled)
+
+    def hand_back(self, attempt: Attempt) -> None:
+        """Return a running step to the fleet while this process drains; the attempt is not counted."""
+        attempt.stop("draining")
+        try:
+            settled = self.ledger.settle(attempt.claim, Settlement("release"))
+        except (FenceLost, StoreUnavailable):
+            return
+        self.send(settled.wakes)
+
+    def _claim(self, ref: StepRef) -> Granted | Dropped | Deferred:
+        self.in_flight.last_delivery = time.monotonic()
+        if self.in_flight.draining:
+            return Deferred("draining")
+        token = secrets.randbits(63)
+        try:
+            claim = self.ledger.claim(
+                ref, token=token, worker=self.worker_id(), serves=self.serves, quarantine=self.quarantine
+            )
+        except StoreUnavailable as error:
+            # The claim may have been committed and only its answer lost.
+            self.in_flight.doubt(ref, token)
+            log.warning("step %s could not be claimed, the relay will bring it back: %s", ref.step_id, error)
+            return Deferred("store_unavailable")
+        if isinstance(claim, NotGranted):
+            return Dropped(claim.reason)
+        return claim
+
+    def _end(self, attempt: Attempt, outcome: Outcome) -> tuple[Verdict, Settled | None]:
+        claim = attempt.claim
+        if isinstance(outcome, Interrupted) and outcome.reason != "cancelled":
+            return Superseded(claim.fence), None
+        settlement = self._conclude(claim, outcome)
+        try:
+            settled = self._settle(attempt, settlement)
+        except FenceLost as lost:
+            log.warning("%s; its result was thrown away", lost)
+            return Superseded(claim.fence), None
+        except StoreUnavailable:
+            self.in_flight.doubt(claim.ref, claim.token)
+            return Deferred("store_unavailable"), None
+        return Carried(settlement.closing), settled
+
+    def _settle(self, attempt: Attempt, settlement: Settlement) -> Settled:
+        if attempt.connection is not None and settlement.closing in ("next", "end", "fail"):
+            try:
+                settled = self.ledger.settle(attempt.claim, settlement, on=attempt.connection)
+                attempt.commit()
+                return settled
+            except StoreUnavailable as error:
+                # The step's own writes cannot be repeated from here; if they did commit, the fence says so.
+                failure = Failure("transient", "StoreUnavailable", str(error))
+                settlement = self._conclude(attempt.claim, Broke(failure))
+        attempt.rollback()
+        return persist(
+            lambda: self.ledger.settle(attempt.claim, settlement),
+            patience_s=self.settle_patience_s,
+            what=f"step {attempt.claim.ref.step_id}",
+            give_up=lambda: attempt.stopped in ("fenced", "draining"),
+        )
+
+    def _conclude(self, claim: Granted, outcome: Outcome) -> Settlement:
+        match outcome:
+            case Proceeded(state, steps, children, extras):
+                kind, stored, parent, state_from = _checkpoint(claim, state)
+                return Settlement(
+                    "next", kind=kind, state=stored, parent=parent, state_from=state_from,
+                    steps=steps, children=children, extras=extras,
+                )  # fmt: skip
+            case Finished(result, state, extras):
+                kind, stored, parent, _ = _checkpoint(claim, state)
+                return Settlement("end", kind=kind, state=stored, parent=parent, result=result, extras=extras)
+            case GaveUp(failure, state, extras):
+                kind, stored, parent, _ = _checkpoint(claim, state)
+                return Settlement("fail", kind=kind, state=stored, parent=parent, failure=failure, extras=extras)
+            case Broke(failure):
+                match self.judge(claim, failure):
+                    case Retry(delay_s):
+                        return Settlement("retry", delay_s=delay_s, failure=failure)
+                    case Bury():
+                        return Settlement("dead", failure=failure)
+            case Interrupted():
+                return Settlement("cancelled")
+        assert_never(outcome)
+
+    def _dispatch(self, tenant: str, settled: Settled) -> None:
+        self.send(settled.wakes)
+        if not settled.more:
+            return
+        try:
+            self.send(self.ledger.admit(tenant, self.admit_max))
+        except StoreUnavailable as error:
+            log.debug("admission is left to the relay: %s", error)
+
+
+def _checkpoint(
+    claim: Granted, state: bytes
+) -> tuple[Literal["full", "delta", "same"], bytes | None, uuid.UUID | None, uuid.UUID | None]:
+    """How the state is stored, what it is a change of, and where the next step finds it."""
+    before = claim.states if claim.states is not None else None if claim.input is None else (claim.input,)
+    kind, stored = choose(before, state)
+    if kind == "same":
+        return "same", None, None, claim.state_from
+    if kind == "delta" and claim.state_from is not None:
+        return "delta", stored, claim.state_from, claim.ref.step_id
+    # A session's input is no checkpoint, so nothing can be stored as a change of it.
+    return "full", state, None, claim.ref.step_id

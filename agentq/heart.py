@@ -1,0 +1,166 @@
+"""The heart: one thread per process that keeps its lease, and tells its steps when to stop."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+
+from agentq.engine import Engine, InFlight
+from agentq.errors import StoreUnavailable
+from agentq.store.pool import Store
+from agentq.store.workers import Registration, Role, Workers
+
+log = logging.getLogger("agentq.heart")
+
+# A step gets this long after its deadline to notice it by itself.
+_GRACE_S = 1.0
+_TICK_S = 0.5
+
+
+class Heart:
+    """
+    Renews the lease of this process and stops attempts that must not go on.
+
+    When Postgres took the process for dead, everything it runs is fenced off and it registers anew.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        in_flight: InFlight,
+        group: str,
+        role: Role,
+        release: str,
+        serves: list[str],
+        heartbeat_s: float,
+        lease_s: float,
+    ) -> None:
+        self._store = store
+        self._workers = Workers(store)
+        self._in_flight = in_flight
+        self._about: tuple[str, Role, str, list[str]] = (group, role, release, serves)
+        self._heartbeat_s = heartbeat_s
+        self._lease_s = lease_s
+        self._registration = self._register()
+        self._engine: Engine | None = None
+        self._ending = threading.Event()
+        self._wanted = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="agentq-heart", daemon=True)
+
+    @property
+    def worker_id(self) -> uuid.UUID:
+        """This process, as claims name it."""
+        return self._registration.worker_id
+
+    def start(self, engine: Engine | None) -> None:
+        """Register, waiting for Postgres if need be, and begin to beat."""
+        self._engine = engine
+        while not self._ending.is_set():
+            try:
+                self._registration.beat(self._lease_s)
+                break
+            except StoreUnavailable as error:
+                log.warning("waiting for Postgres before taking work: %s", error)
+                self._ending.wait(1.0)
+        self._thread.start()
+
+    def lost(self) -> None:
+        """A claim said that this process counts as dead: beat now rather than at the next tick."""
+        self._wanted.set()
+
+    def drain(self) -> None:
+        """Announce that this process takes no further step."""
+        try:
+            self._registration.drain()
+        except StoreUnavailable as error:
+            log.debug("draining without telling Postgres: %s", error)
+
+    def stop(self) -> None:
+        """Say goodbye and let the lock go."""
+        self._ending.set()
+        self._wanted.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=5.0)
+        try:
+            self._registration.stop()
+        except StoreUnavailable:
+            self._registration.disconnect()
+
+    def _register(self) -> Registration:
+        group, role, release, serves = self._about
+        return Registration(
+            self._store,
+            group=group,
+            role=role,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            release=release,
+            serves=serves,
+        )
+
+    def _run(self) -> None:
+        next_beat = 0.0
+        while not self._ending.is_set():
+            try:
+                self._stop_overdue()
+                if self._wanted.is_set() or time.monotonic() >= next_beat:
+                    self._wanted.clear()
+                    next_beat = time.monotonic() + self._heartbeat_s
+                    self._beat()
+            except StoreUnavailable as error:
+                log.warning("heartbeat missed: %s", error)
+            except Exception:
+                log.exception("the heart skipped a beat")
+            self._wanted.wait(_TICK_S)
+
+    def _beat(self) -> None:
+        if self._registration.beat(self._lease_s) is None:
+            log.error("this process was taken for dead: its running steps are fenced off, it registers anew")
+            self._in_flight.fence_all()
+            self._registration.disconnect()
+            self._registration = self._register()
+            self._registration.beat(self._lease_s)
+        self._disown_doubts()
+        self._stop_ended()
+
+    def _disown_doubts(self) -> None:
+        if self._engine is None:
+            return
+        for doubt in self._in_flight.doubts():
+            try:
+                wake = self._engine.ledger.disown(doubt.ref, doubt.token)
+            except StoreUnavailable:
+                self._in_flight.doubt(doubt.ref, doubt.token)
+                raise
+            if wake is not None:
+                self._engine.send([wake])
+
+    def _stop_ended(self) -> None:
+        attempts = self._in_flight.attempts()
+        if not attempts:
+            return
+        refs = {(attempt.claim.ref.tenant, attempt.claim.ref.session_id) for attempt in attempts}
+        ended = self._workers.ended_sessions(list(refs))
+        for attempt in attempts:
+            if attempt.claim.ref.session_id in ended:
+                attempt.stop("cancelled")
+
+    def _stop_overdue(self) -> None:
+        now = time.monotonic()
+        for attempt in self._in_flight.attempts():
+            if now <= attempt.deadline:
+                continue
+            attempt.stop("timeout")
+            if now > attempt.deadline + _GRACE_S and self._engine is not None:
+                log.error(
+                    "step %s (%s) of session %s ignored its deadline and is abandoned",
+                    attempt.claim.ref.step_id,
+                    attempt.claim.name,
+                    attempt.claim.ref.session_id,
+                )
+                self._engine.abandon(attempt)

@@ -1,0 +1,1 @@
+"""Policies: decisions returned as values. The engine acts on them."""

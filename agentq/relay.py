@@ -1,0 +1,147 @@
+"""
+The relay: sends what is committed and not yet sent, and takes back what a crash left behind.
+
+One runs in every worker process that has a consumer. They need no leader: each round takes rows
+that no other holds, and a round that is repeated finds nothing left to do.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+
+from agentq import engine
+from agentq.broker.publisher import Publisher
+from agentq.broker.queues import queue_for
+from agentq.errors import BrokerUnavailable, StoreUnavailable
+from agentq.store.ledger import Ledger
+from agentq.store.workers import Workers
+
+log = logging.getLogger("agentq.relay")
+
+_SLOW_ROUND_S = 1.0
+_FORGET_S = 600.0
+
+
+class Relay:
+    """Rounds of recovery and admission, until stopped."""
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        workers: Workers,
+        publisher: Publisher,
+        follow_tenants: Callable[[list[str]], None],
+        interval_s: float,
+        batch: int,
+        lease_s: float,
+        look_s: float,
+        stale_s: float,
+    ) -> None:
+        self._ledger = ledger
+        self._workers = workers
+        self._publisher = publisher
+        self._follow_tenants = follow_tenants
+        self._interval_s = interval_s
+        self._batch = batch
+        self._lease_s = lease_s
+        self._look_s = look_s
+        self._stale_s = stale_s
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="agentq-relay", daemon=True)
+        self._next_slow = 0.0
+        self._next_forget = time.monotonic() + _FORGET_S
+        self.rounds = 0
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._ending.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=5.0)
+
+    def round(self) -> None:
+        """One round of everything, as a test or a doctor calls it."""
+        self.admit_due()
+        self.take_back_lost()
+        self.find_missing()
+        self.end_overdue()
+        self._follow_tenants(self._workers.tenant_names())
+
+    def admit_due(self) -> None:
+        """Admit the due steps of every tenant that has room: new work, retries, timers."""
+        for tenant in self._ledger.backlogged():
+            wakes = self._ledger.admit(tenant, self._batch)
+            engine.probe("admitted")
+            self._publisher.send(wakes)
+
+    def take_back_lost(self) -> None:
+        """Find dead processes and give their steps to the living."""
+        for worker_id in self._workers.look_for_dead(lease_s=self._lease_s, look_s=self._look_s):
+            log.error("worker process %s is dead", worker_id)
+        while taken := self._ledger.take_back(self._batch):
+            engine.probe("took_back")
+            for step in taken:
+                log.warning("step %s of session %s lost its worker: %s", step.step_id, step.session_id, step.fate)
+            self._publisher.send(step.wake for step in taken if step.wake is not None)
+            if len(taken) < self._batch:
+                return
+
+    def find_missing(self) -> None:
+        """
+        Publish again what the ledger believes is in a queue and the queue no longer holds.
+
+        Only as many as are missing: a queue that is merely slow gets no duplicates. Those that a
+        worker has taken and not yet claimed look missing too; a repeat of them is dropped at the claim.
+        """
+        queues = self._ledger.broker_should_hold(self._stale_s)
+        quarantined = sum(expected for _, quarantine, expected, _ in queues if quarantine)
+        for tenant, quarantine, expected, stale in queues:
+            if not stale:
+                continue
+            depth = self._publisher.depth(queue_for(tenant, quarantine=quarantine))
+            missing = min(stale, (quarantined if quarantine else expected) - depth, self._batch)
+            if missing <= 0:
+                continue
+            wakes = self._ledger.republish(tenant, quarantine=quarantine, age_s=self._stale_s, limit=missing)
+            engine.probe("republished")
+            if wakes:
+                log.info("%s messages of tenant %s were missing and are sent again", len(wakes), tenant)
+            self._publisher.send(wakes)
+
+    def end_overdue(self) -> None:
+        """End sessions past their deadline, and children whose parent has ended."""
+        for _, _, wake in self._ledger.expire_sessions(self._batch):
+            if wake is not None:
+                self._publisher.send([wake])
+
+    def _run(self) -> None:
+        while not self._ending.is_set():
+            try:
+                self.admit_due()
+                if time.monotonic() >= self._next_slow:
+                    self._next_slow = time.monotonic() + _SLOW_ROUND_S
+                    self._slow_round()
+            except StoreUnavailable as error:
+                log.warning("the relay waits for Postgres: %s", error)
+            except BrokerUnavailable as error:
+                log.warning("the relay waits for the broker: %s", error)
+            except Exception:
+                log.exception("a relay round failed; the next one begins anew")
+            self.rounds += 1
+            # Jitter, so that the relays of a fleet spread over the interval.
+            self._ending.wait(self._interval_s * (0.75 + random.random() / 2))
+
+    def _slow_round(self) -> None:
+        self._follow_tenants(self._workers.tenant_names())
+        self.take_back_lost()
+        self.end_overdue()
+        if time.monotonic() >= self._next_forget:
+            self._next_forget = time.monotonic() + _FORGET_S
+            self._workers.forget()
+        self.find_missing()

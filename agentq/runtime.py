@@ -1,0 +1,212 @@
+"""The runtime: everything built once per process, from settings."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from kombu import Connection
+
+from agentq.agents.act import Act
+from agentq.agents.context import Means
+from agentq.agents.registry import Registry, load_agents
+from agentq.broker.connection import connect
+from agentq.broker.publisher import Publisher
+from agentq.engine import Engine, InFlight
+from agentq.errors import StoreUnavailable
+from agentq.heart import Heart
+from agentq.policies.failures import ambiguous, classify, retry_with_backoff
+from agentq.relay import Relay
+from agentq.settings import Settings, load
+from agentq.step import StepRef
+from agentq.store.effects import Effects
+from agentq.store.ledger import Ledger
+from agentq.store.pool import Store
+from agentq.store.workers import Workers
+from agentq.submissions import Submissions
+from agentq.verdicts import Dropped, Verdict
+
+log = logging.getLogger("agentq.runtime")
+
+# Steps are never so slow that a last SIGKILL by the init system would be kinder than this.
+_EXIT_SLACK_S = 5.0
+
+
+def release() -> str:
+    """The installed version of agentq."""
+    try:
+        return version("agentq")
+    except PackageNotFoundError:
+        return "0+unknown"
+
+
+class Runtime:
+    """One process's parts, wired together. Threads start with `begin`, not before."""
+
+    def __init__(self, settings: Settings, registry: Registry, connect: Callable[[], Connection]) -> None:
+        self.settings = settings
+        self.registry = registry
+        self.store = Store(settings.database_url, size=settings.database_pool, name=f"agentq {os.getpid()}")
+        self.ledger = Ledger(self.store)
+        self.workers = Workers(self.store)
+        self.publisher = Publisher(connect)
+        self.in_flight = InFlight()
+        self.submissions = Submissions(settings, registry, self.store, self.publisher, self.in_flight)
+        self.on_tenants: Callable[[list[str]], Any] | None = None
+        self.heart: Heart | None = None
+        self.engine: Engine | None = None
+        self.relay: Relay | None = None
+        self._followed: list[str] | None = None
+
+    def carry(self, ref: StepRef) -> Verdict:
+        """Carry one delivery; see `agentq.engine`."""
+        assert self.engine is not None, "deliveries arrive only in processes that `begin(steps=True)` has prepared"
+        verdict = self.engine.carry(ref)
+        if isinstance(verdict, Dropped) and verdict.reason == "worker_dead" and self.heart is not None:
+            self.heart.lost()
+        return verdict
+
+    def begin(self, *, group: str, steps: bool, relay: bool) -> None:
+        """Register this process and start its heart, and its relay when it has a consumer."""
+        settings = self.settings
+        serves = self.registry.pins()
+        self.heart = Heart(
+            self.store,
+            in_flight=self.in_flight,
+            group=group,
+            role="steps" if steps else "relay",
+            release=release(),
+            serves=serves,
+            heartbeat_s=settings.heartbeat_s,
+            lease_s=settings.lease_s,
+        )
+        if steps:
+            self.engine = self._engine(self.heart, serves, quarantine=group == "quarantine")
+        self.heart.start(self.engine)
+        if relay:
+            self.relay = self._relay()
+            self.relay.start()
+
+    def drain(self) -> None:
+        """Take nothing more, wait out the grace, hand back what still runs."""
+        self.in_flight.draining = True
+        if self.heart is not None:
+            self.heart.drain()
+        if not self.in_flight.wait_idle(self.settings.drain_s):
+            attempts = self.in_flight.attempts()
+            log.warning("the grace of %g s is over: %s steps are handed back", self.settings.drain_s, len(attempts))
+            for attempt in attempts:
+                if self.engine is not None:
+                    self.engine.hand_back(attempt)
+        self.publisher.flush()
+
+    def end(self) -> None:
+        """Stop the threads and say goodbye to Postgres."""
+        self.in_flight.draining = True
+        if self.relay is not None:
+            self.relay.stop()
+        if self.heart is not None:
+            self.heart.stop()
+        self.publisher.close()
+        self.store.close()
+
+    def _engine(self, heart: Heart, serves: list[str], *, quarantine: bool) -> Engine:
+        settings = self.settings
+        means = Means(
+            store=self.store,
+            ledger=self.ledger,
+            effects=Effects(self.store),
+            classify=classify,
+            ambiguous=ambiguous,
+            payload_max_bytes=settings.payload_max_bytes,
+        )
+        return Engine(
+            ledger=self.ledger,
+            act=Act(self.registry, means, retries=settings.step_retries, timeout_s=settings.step_timeout_s),
+            judge=retry_with_backoff(settings.backoff_base_s, settings.backoff_max_s),
+            send=self.publisher.send,
+            in_flight=self.in_flight,
+            worker_id=lambda: heart.worker_id,
+            serves=serves,
+            quarantine=quarantine,
+            settle_patience_s=settings.settle_patience_s,
+            admit_max=settings.relay_batch,
+        )
+
+    def _relay(self) -> Relay:
+        settings = self.settings
+        return Relay(
+            ledger=self.ledger,
+            workers=self.workers,
+            publisher=self.publisher,
+            follow_tenants=self._follow_tenants,
+            interval_s=settings.relay_interval_s,
+            batch=settings.relay_batch,
+            lease_s=settings.lease_s,
+            look_s=settings.dead_look_s,
+            stale_s=settings.queued_stale_s,
+        )
+
+    def _follow_tenants(self, names: list[str]) -> None:
+        if self.on_tenants is not None:
+            self.on_tenants(names)
+
+
+_lock = threading.Lock()
+_runtimes: dict[int, Runtime] = {}
+
+
+def runtime() -> Runtime:
+    """
+    This process's runtime, built on first use.
+
+    After a fork the child builds its own. The parent's stays referenced, so that the child never
+    closes connections that it merely inherited.
+    """
+    found = _runtimes.get(os.getpid())
+    if found is not None:
+        return found
+    with _lock:
+        if os.getpid() not in _runtimes:
+            _runtimes[os.getpid()] = _build()
+        return _runtimes[os.getpid()]
+
+
+def begin(*, group: str, steps: bool, relay: bool) -> None:
+    """Prepare this process for deliveries."""
+    runtime().begin(group=group, steps=steps, relay=relay)
+
+
+def end() -> None:
+    """Undo `begin`; the process is about to exit."""
+    found = _runtimes.get(os.getpid())
+    if found is not None:
+        found.end()
+
+
+def drain(pid: int) -> None:
+    """Drain, then leave: threads that ignore their stop would keep Celery waiting for ever."""
+    found = _runtimes.get(pid)
+    if found is None:
+        return
+    found.drain()
+    if found.in_flight.wait_idle(_EXIT_SLACK_S):
+        return
+    log.warning("steps that do not stop are left behind; they have lost their fence")
+    try:
+        found.end()
+    except StoreUnavailable as error:
+        log.debug("left without saying goodbye: %s", error)
+    os._exit(0)
+
+
+def _build() -> Runtime:
+    settings = load().require_servers()
+    return Runtime(settings, load_agents(settings.agents), lambda: connect(settings))
+
+
+__all__ = ["Runtime", "begin", "drain", "end", "release", "runtime"]

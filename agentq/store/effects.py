@@ -1,0 +1,75 @@
+"""Effects: what was done outside agentq, under a key that every attempt shares."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from agentq.store.ledger import failure_json
+from agentq.store.pool import Store
+from agentq.store.queries import load
+from agentq.verdicts import Failure, Granted
+
+SQL = load("effects")
+
+EffectState = Literal["fresh", "again", "done", "pending", "held", "unknown", "conflict", "superseded"]
+
+
+@dataclass(frozen=True, slots=True)
+class EffectClaim:
+    """
+    What is known of an effect before its call.
+
+    fresh: never tried. again: its last call failed. done: `result` is stored. pending: an attempt
+    died between claim and result. held: another step is calling now. unknown: waits for a person.
+    conflict: the key was used with other arguments. superseded: this attempt lost its fence.
+    """
+
+    state: EffectState
+    result: bytes | None
+    failure: dict[str, Any] | None
+
+
+class Effects:
+    """Claimed before the call, settled after it."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def claim(self, claim: Granted, key: str, *, name: str, args_hash: bytes, durable: bool) -> EffectClaim:
+        """Claim the effect for this attempt; `durable` waits for the disk before the call may go out."""
+        [row] = self.store.query(
+            SQL["claim_effect"],
+            _fenced(claim, key) | {"token": claim.token, "name": name, "hash": args_hash, "durable": durable},
+        )
+        return EffectClaim(cast(EffectState, row[0]), row[1], row[2])
+
+    def take_over(self, claim: Granted, key: str, *, calling: bool) -> bool:
+        """Own an effect that a dead attempt left pending. False: this attempt lost its fence, or it is no longer pending."""
+        parameters = _fenced(claim, key) | {"token": claim.token, "calling": calling}
+        return bool(self.store.query(SQL["take_over_effect"], parameters)[0][0])
+
+    def settle(
+        self,
+        claim: Granted,
+        key: str,
+        state: Literal["done", "failed", "unknown"],
+        *,
+        result: bytes | None = None,
+        failure: Failure | None = None,
+    ) -> bool:
+        """Store the call's end. False: another attempt owns the effect by now."""
+        parameters = _fenced(claim, key) | {"state": state, "result": result, "failure": failure_json(failure)}
+        return bool(self.store.query(SQL["settle_effect"], parameters)[0][0])
+
+
+def _fenced(claim: Granted, key: str) -> dict[str, Any]:
+    session: uuid.UUID = claim.ref.session_id
+    return {
+        "tenant": claim.ref.tenant,
+        "key": key,
+        "session": session,
+        "step": claim.ref.step_id,
+        "fence": claim.fence,
+    }

@@ -1,0 +1,277 @@
+"""The ledger: who may work a step, and what became of it."""
+
+from __future__ import annotations
+
+import base64
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from psycopg.types.json import Jsonb
+
+from agentq.errors import FenceLost
+from agentq.step import StepRef
+from agentq.store.pool import ALL_TENANTS, Connection, Row, Store, run
+from agentq.store.queries import load
+from agentq.verdicts import Failure, Granted, NewChild, NewStep, NotGranted, Settled, Settlement, Wake
+
+SQL = load("ledger")
+
+
+@dataclass(frozen=True, slots=True)
+class TakenBack:
+    """A step that a dead worker left, and what was decided for it: again, suspect or buried."""
+
+    tenant: str
+    session_id: uuid.UUID
+    step_id: uuid.UUID
+    fate: str
+    wake: Wake | None
+
+
+@dataclass(frozen=True, slots=True)
+class QueueDepth:
+    """One tenant's work as the ledger knows it; the broker is not asked."""
+
+    tenant: str
+    state: str
+    concurrency: int
+    ready: int
+    queued: int
+    running: int
+    oldest_due_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class BranchRow:
+    """What one branch of a join came to."""
+
+    branch: int
+    state: str
+    result: bytes | None
+    failure: dict[str, Any] | None
+    child_session: uuid.UUID | None
+
+
+class Ledger:
+    """Claims, settlements and admission, each one round trip and one commit."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def claim(
+        self, ref: StepRef, *, token: int, worker: uuid.UUID, serves: list[str], quarantine: bool
+    ) -> Granted | NotGranted:
+        """
+        Take the right to one attempt, or learn why not.
+
+        Only an admitted, due step of a running session is granted, and to one caller only. `token` is
+        random and new: should the answer get lost, `disown` can still name the claim.
+        """
+        [row] = self.store.query(
+            SQL["claim"],
+            {
+                "tenant": ref.tenant,
+                "session": ref.session_id,
+                "step": ref.step_id,
+                "worker": worker,
+                "token": token,
+                "serves": serves,
+                "quarantine": quarantine,
+            },
+        )
+        if row[0] != "granted":
+            return NotGranted(ref, row[0])
+        return _granted(ref, token, row)
+
+    def settle(self, claim: Granted, settlement: Settlement, *, on: Connection | None = None) -> Settled:
+        """
+        Record the attempt's end and post what follows, in one transaction.
+
+        With `on`, as the last statement of that connection's open transaction; the caller commits it.
+
+        Raises:
+            FenceLost: a newer attempt owns the step; nothing was written.
+        """
+        parameters = _settle_parameters(claim, settlement)
+        rows = run(on, SQL["settle"], parameters) if on else self.store.query(SQL["settle"], parameters)
+        closed, session_state, dispatch, more = rows[0]
+        if not closed:
+            raise FenceLost(str(claim.ref.session_id), str(claim.ref.step_id), claim.fence)
+        return Settled(
+            wakes=_wakes(claim.ref.tenant, dispatch),
+            more=more,
+            session_ended_before=session_state not in ("running", "paused"),
+        )
+
+    def disown(self, ref: StepRef, token: int) -> Wake | None:
+        """Give back a claim whose answer was lost; nothing happens when it was never made or has ended."""
+        rows = self.store.query_as(ref.tenant, SQL["disown"], _ids(ref) | {"token": token})
+        return Wake.from_json(ref.tenant, rows[0][0]) if rows else None
+
+    def admit(self, tenant: str, limit: int) -> list[Wake]:
+        """Move the tenant's due steps into the broker's share, as far as its concurrency allows."""
+        rows = self.store.query(SQL["admit"], {"tenant": tenant, "max": limit})
+        return [Wake.from_json(tenant, row[0]) for row in rows]
+
+    def backlogged(self) -> list[str]:
+        """The tenants that have steps waiting for admission, due or not."""
+        return [row[0] for row in self.store.query_as(ALL_TENANTS, SQL["backlogged"], {})]
+
+    def broker_should_hold(self, age_s: float) -> list[tuple[str, bool, int, int]]:
+        """Per tenant and quarantine: steps that should be in the broker, and how many are older than `age_s`."""
+        rows = self.store.query_as(ALL_TENANTS, SQL["broker_should_hold"], {"age_s": age_s})
+        return [(row[0], row[1], row[2], row[3]) for row in rows]
+
+    def republish(self, tenant: str, *, quarantine: bool, age_s: float, limit: int) -> list[Wake]:
+        """Up to `limit` steps whose message went missing, marked as sent again."""
+        parameters = {"tenant": tenant, "quarantine": quarantine, "age_s": age_s, "max": limit}
+        return [Wake.from_json(tenant, row[0]) for row in self.store.query_as(tenant, SQL["republish"], parameters)]
+
+    def take_back(self, limit: int) -> list[TakenBack]:
+        """Steps of workers that are no longer present, returned to the pool, to quarantine, or buried."""
+        return [
+            TakenBack(tenant, session, step, fate, Wake.from_json(tenant, wake) if wake else None)
+            for tenant, session, step, fate, wake in self.store.query(SQL["take_back"], {"max": limit})
+        ]
+
+    def expire_sessions(self, limit: int) -> list[tuple[str, uuid.UUID, Wake | None]]:
+        """Sessions ended because their deadline is over or their parent ended, with parents to wake."""
+        rows = self.store.query(SQL["expire_sessions"], {"max": limit})
+        return [(tenant, session, Wake.from_json(tenant, wake) if wake else None) for tenant, session, wake in rows]
+
+    def branches(self, ref: StepRef) -> list[BranchRow]:
+        """What the branches of this join came to, in the order in which they were spawned."""
+        rows = self.store.query_as(ref.tenant, SQL["branch_results"], _ids(ref))
+        return [BranchRow(*row) for row in rows]
+
+    def messages(self, ref: StepRef, after: int = 0) -> list[tuple[int, bytes, str]]:
+        """The session's history after a position: position, body, writer."""
+        rows = self.store.query_as(ref.tenant, SQL["messages"], _ids(ref) | {"after": after})
+        return [(row[0], row[1], row[2]) for row in rows]
+
+    def add_event(self, ref: StepRef, kind: str, body: bytes) -> None:
+        """Tell whoever watches the session; not part of the step's settlement."""
+        with self.store.transaction(ref.tenant) as connection:
+            connection.execute("set local synchronous_commit = off")
+            run(connection, SQL["add_event"], _ids(ref) | {"kind": kind, "body": body})
+
+    def queue_depths(self, tenant: str | None = None) -> list[QueueDepth]:
+        """Each tenant's backlog and work."""
+        rows = self.store.query_as(ALL_TENANTS, SQL["queue_depths"], {"tenant": tenant})
+        return [QueueDepth(*row) for row in rows]
+
+
+def _granted(ref: StepRef, token: int, row: Row) -> Granted:
+    (_, fence, attempt, attempts_max, crashes, seq, name, agent, version, timeout_s, args, state_from, states) = row[
+        :13
+    ]
+    given, join_step, branch, fan, priority, _deadline_at, remaining_s, queued_s = row[13:]
+    return Granted(
+        ref, token, fence, attempt, attempts_max, crashes, seq, name, agent, version, timeout_s, args, state_from,
+        tuple(states) if states is not None else None, given, join_step, branch, fan, priority, remaining_s, queued_s,
+    )  # fmt: skip
+
+
+def _settle_parameters(claim: Granted, settlement: Settlement) -> dict[str, Any]:
+    plan = _plan(settlement)
+    failure = settlement.failure
+    return _ids(claim.ref) | {
+        "fence": claim.fence,
+        "token": claim.token,
+        "closing": settlement.closing,
+        "delay_s": settlement.delay_s,
+        "kind": settlement.kind,
+        "state": settlement.state,
+        "parent": settlement.parent,
+        "state_from": settlement.state_from,
+        "version": claim.agent_version,
+        "result": settlement.result,
+        "failure": Jsonb(failure.as_json(claim.attempt)) if failure else None,
+        "plan": Jsonb(plan) if plan else None,
+    }
+
+
+def _plan(settlement: Settlement) -> dict[str, Any]:
+    """Steps, children, messages and usage as the settle function reads them; empty parts are left out."""
+    plan: dict[str, Any] = {}
+    if settlement.steps or settlement.children:
+        plan["steps"] = list(_steps(settlement.steps, slot_free=True))
+    if settlement.children:
+        plan["children"] = [_child(child) for child in settlement.children]
+    if branches := [
+        {"join_step": str(step.join_step), "branch": step.branch}
+        for step in settlement.steps
+        if step.join_step and any(step.join_step == other.step_id for other in settlement.steps)
+    ] + [
+        {"join_step": str(child.join_step), "branch": child.branch, "child": str(child.session_id)}
+        for child in settlement.children
+    ]:
+        plan["branches"] = branches
+    if settlement.extras.messages:
+        plan["messages"] = [{"body": _text(body), "by": by} for body, by in settlement.extras.messages]
+    usage = settlement.extras.usage
+    if usage.tokens_in or usage.tokens_out or usage.cost_micros:
+        plan["usage"] = {
+            "tokens_in": usage.tokens_in,
+            "tokens_out": usage.tokens_out,
+            "cost_micros": usage.cost_micros,
+        }
+    return plan
+
+
+def _steps(steps: Iterable[NewStep], *, slot_free: bool) -> Iterable[dict[str, Any]]:
+    """The first step that is due at once takes over the slot of the one that ends; the rest wait for admission."""
+    for step in steps:
+        takes_slot = slot_free and not step.fan and step.delay_s <= 0
+        slot_free = slot_free and not takes_slot
+        facts: dict[str, Any] = {
+            "id": str(step.step_id),
+            "name": step.name,
+            "attempts_max": step.attempts_max,
+            "timeout_s": step.timeout_s,
+            "slot": takes_slot,
+        }
+        if step.args is not None:
+            facts["args"] = _text(step.args)
+        if step.delay_s > 0:
+            facts["delay_s"] = step.delay_s
+        if step.join_step is not None:
+            facts |= {"join_step": str(step.join_step), "branch": step.branch}
+        if step.fan:
+            facts |= {"fan": step.fan, "collect": step.collect}
+        yield facts
+
+
+def _child(child: NewChild) -> dict[str, Any]:
+    return {
+        "id": str(child.session_id),
+        "agent": child.agent,
+        "version": child.version,
+        "input": _text(child.input),
+        "input_hash": _text(child.input_hash),
+        "step_id": str(child.step_id),
+        "name": child.name,
+        "attempts_max": child.attempts_max,
+        "timeout_s": child.timeout_s,
+        "join_step": str(child.join_step),
+        "branch": child.branch,
+    }
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+def _wakes(tenant: str, dispatch: list[dict[str, Any]] | None) -> tuple[Wake, ...]:
+    return tuple(Wake.from_json(tenant, facts) for facts in dispatch or ())
+
+
+def _ids(ref: StepRef) -> dict[str, Any]:
+    return {"tenant": ref.tenant, "session": ref.session_id, "step": ref.step_id}
+
+
+def failure_json(failure: Failure | None) -> Jsonb | None:
+    """A failure as the `failure` columns hold it."""
+    return Jsonb(failure.as_json()) if failure else None

@@ -1,0 +1,118 @@
+"""Tenants as records, the record of operators' actions, and refused submissions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from psycopg.types.json import Jsonb
+
+from agentq.errors import UnknownTenant
+from agentq.store.pool import ALL_TENANTS, Connection, Row, Store, run
+from agentq.store.queries import load
+
+SQL = load("operators")
+
+
+@dataclass(frozen=True, slots=True)
+class TenantRow:
+    """A tenant's settings, editable while the fleet runs."""
+
+    name: str
+    state: str
+    concurrency: int
+    weight: float
+    created_at: datetime
+
+
+class Operators:
+    """What people change by hand. Every write leaves a row that says who and why."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def add_tenant(self, name: str, *, concurrency: int, weight: float, operator: str, reason: str) -> bool:
+        """Add a tenant; False when it was there already, unchanged."""
+        with self.store.transaction(ALL_TENANTS) as connection:
+            parameters = {"name": name, "concurrency": concurrency, "weight": weight}
+            if not run(connection, SQL["add_tenant"], parameters):
+                return False
+            record(
+                connection, operator, name, "tenant add", name, reason, {"concurrency": concurrency, "weight": weight}
+            )
+            return True
+
+    def change_tenant(
+        self,
+        name: str,
+        *,
+        operator: str,
+        reason: str,
+        concurrency: int | None = None,
+        weight: float | None = None,
+        state: str | None = None,
+    ) -> None:
+        """
+        Change what is given; workers follow within a relay round.
+
+        Raises:
+            UnknownTenant: there is none of that name.
+        """
+        change = {"concurrency": concurrency, "weight": weight, "state": state}
+        with self.store.transaction(ALL_TENANTS) as connection:
+            if not run(connection, SQL["change_tenant"], change | {"name": name}):
+                raise UnknownTenant(name)
+            given = {field: value for field, value in change.items() if value is not None}
+            record(connection, operator, name, "tenant set", name, reason, given)
+
+    def tenants(self) -> list[TenantRow]:
+        """Every tenant, by name."""
+        return [TenantRow(*row) for row in self.store.query(SQL["tenants"], {})]
+
+    def record_action(
+        self,
+        *,
+        operator: str,
+        tenant: str | None,
+        action: str,
+        target: str,
+        reason: str,
+        detail: dict[str, Any] | None = None,
+    ) -> None:
+        """Leave the row that says who did what, when and why."""
+        with self.store.transaction(ALL_TENANTS) as connection:
+            record(connection, operator, tenant, action, target, reason, detail)
+
+    def refuse_submission(self, *, tenant: str | None, reason: str, body: bytes) -> int:
+        """Keep a submission that was not understood, with the reason; its number."""
+        parameters = {"tenant": tenant, "reason": reason, "body": body}
+        return int(self.store.query_as(ALL_TENANTS, SQL["refuse_submission"], parameters)[0][0])
+
+    def refused_submissions(self, limit: int = 50) -> list[Row]:
+        """The newest refused submissions: number, when, tenant, reason, body."""
+        return self.store.query_as(ALL_TENANTS, SQL["refused_submissions"], {"limit": limit})
+
+
+def record(
+    connection: Connection,
+    operator: str,
+    tenant: str | None,
+    action: str,
+    target: str,
+    reason: str,
+    detail: dict[str, Any] | None,
+) -> None:
+    """Write the audit row in the transaction of the change itself."""
+    run(
+        connection,
+        SQL["record_action"],
+        {
+            "operator": operator,
+            "tenant": tenant,
+            "action": action,
+            "target": target,
+            "reason": reason,
+            "detail": Jsonb(detail) if detail is not None else None,
+        },
+    )

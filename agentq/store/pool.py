@@ -1,0 +1,145 @@
+"""The pool: Postgres connections, held only within short transactions that name their tenant."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg.rows import tuple_row
+from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
+
+from agentq.errors import StoreUnavailable
+
+log = logging.getLogger("agentq.store")
+
+T = TypeVar("T")
+Row = tuple[Any, ...]
+Connection = psycopg.Connection[Row]
+
+ALL_TENANTS = "*"
+
+# A dead peer is noticed within about ten seconds, not after the kernel's two hours.
+_NETWORK = {
+    "connect_timeout": 5,
+    "keepalives": 1,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
+
+
+class Store:
+    """
+    Postgres as the rest of agentq sees it. Driver exceptions stop here.
+
+    Safe to share between threads; not across a fork.
+    """
+
+    def __init__(self, url: str, *, size: int = 16, name: str = "agentq", statement_timeout_s: float = 30.0) -> None:
+        self.url = url
+        self.connect_arguments: dict[str, Any] = {
+            **_NETWORK,
+            "autocommit": True,
+            "prepare_threshold": 1,  # a handful of statements, each run thousands of times
+            "application_name": name[:60],
+            "options": f"-c statement_timeout={int(statement_timeout_s * 1000)} "
+            "-c idle_in_transaction_session_timeout=0",
+        }
+        self._pool: ConnectionPool[Connection] = ConnectionPool(
+            url,
+            kwargs=self.connect_arguments,
+            min_size=1,
+            max_size=size,
+            timeout=10.0,
+            max_idle=120.0,
+            reconnect_timeout=0.0,
+            name=name,
+            open=True,
+        )
+
+    def close(self) -> None:
+        """Give the connections back; what still runs on them fails."""
+        self._pool.close(timeout=2.0)
+
+    def renew(self) -> None:
+        """Drop every idle connection, so that new ones see changed role settings."""
+        for _ in range(self._pool.max_size):
+            self._pool.drain()
+
+    @contextmanager
+    def connection(self) -> Iterator[Connection]:
+        """
+        A connection for one transaction.
+
+        Raises:
+            StoreUnavailable: Postgres is away, or the connection broke within the block.
+        """
+        try:
+            with self._pool.connection() as connection:
+                yield connection
+        except (PoolTimeout, PoolClosed) as error:
+            raise StoreUnavailable(f"no Postgres connection: {error}") from error
+        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+            raise StoreUnavailable(_first_line(error)) from error
+
+    @contextmanager
+    def transaction(self, tenant: str) -> Iterator[Connection]:
+        """A transaction that sees the rows of one tenant (or of `ALL_TENANTS`) and commits at the end."""
+        with self.connection() as connection, connection.transaction():
+            name_tenant(connection, tenant)
+            yield connection
+
+    def query(self, sql: str, parameters: dict[str, Any]) -> list[Row]:
+        """One statement in its own transaction: a function that names its tenant itself."""
+        with self.connection() as connection:
+            return run(connection, sql, parameters)
+
+    def query_as(self, tenant: str, sql: str, parameters: dict[str, Any]) -> list[Row]:
+        """One statement that sees one tenant's rows."""
+        with self.transaction(tenant) as connection:
+            return run(connection, sql, parameters)
+
+
+def name_tenant(connection: Connection, tenant: str) -> None:
+    """Tell row security whose rows this transaction may see."""
+    connection.execute("select set_config('agentq.tenant', %s, true)", (tenant,))
+
+
+def run(connection: Connection, sql: str, parameters: dict[str, Any]) -> list[Row]:
+    """Execute and fetch; binary both ways, so payloads are not written as hexadecimal."""
+    # The caller's connection may have a row factory of its own.
+    with connection.cursor(binary=True, row_factory=tuple_row) as cursor:
+        cursor.execute(sql.encode(), parameters)
+        return cursor.fetchall() if cursor.description else []
+
+
+def persist(action: Callable[[], T], *, patience_s: float, what: str, give_up: Callable[[], bool] | None = None) -> T:
+    """
+    Repeat an idempotent write while Postgres is away, with growing pauses.
+
+    Deadlocks and dropped connections are tried again at once, an outage for `patience_s` seconds.
+
+    Raises:
+        StoreUnavailable: the patience ran out, or `give_up` said so.
+    """
+    deadline = time.monotonic() + patience_s
+    pause_s = 0.02
+    while True:
+        try:
+            return action()
+        except StoreUnavailable as error:
+            if time.monotonic() + pause_s > deadline or (give_up is not None and give_up()):
+                raise
+            log.warning("%s waits for Postgres: %s", what, error)
+            time.sleep(pause_s * (0.5 + random.random()))
+            pause_s = min(pause_s * 2, 1.0)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

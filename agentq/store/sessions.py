@@ -1,0 +1,259 @@
+"""Sessions: started once per key, cancelled, and read by people and producers."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from psycopg.rows import tuple_row
+
+from agentq.errors import InvalidInput, KeyConflict, UnknownSession, UnknownTenant
+from agentq.store.ledger import failure_json
+from agentq.store.pool import ALL_TENANTS, Connection, Row, Store
+from agentq.store.queries import load
+from agentq.verdicts import Failure, Wake
+
+SQL = load("sessions")
+
+
+@dataclass(frozen=True, slots=True)
+class NewSession:
+    """A session to start, checked at the door and encoded."""
+
+    tenant: str
+    session_id: uuid.UUID
+    agent: str
+    version: int
+    key: str | None
+    input: bytes
+    input_hash: bytes
+    step_id: uuid.UUID
+    name: str
+    attempts_max: int
+    timeout_s: float
+    priority: int = 0
+    deadline_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRow:
+    """A session as stored."""
+
+    tenant: str
+    session_id: uuid.UUID
+    agent: str
+    agent_version: int
+    key: str | None
+    state: str
+    result: bytes | None
+    failure: dict[str, Any] | None
+    priority: int
+    parent_session: uuid.UUID | None
+    created_at: datetime
+    ended_at: datetime | None
+    deadline_at: datetime | None
+    input: bytes
+    steps_recorded: int
+    cost_micros: int
+    tokens_in: int
+    tokens_out: int
+
+
+@dataclass(frozen=True, slots=True)
+class SessionListing:
+    """A session in a list."""
+
+    tenant: str
+    session_id: uuid.UUID
+    agent: str
+    agent_version: int
+    key: str | None
+    state: str
+    created_at: datetime
+    ended_at: datetime | None
+    failure: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class StepRow:
+    """A ledger entry as people look at it."""
+
+    step_id: uuid.UUID
+    seq: int
+    name: str
+    state: str
+    fence: int
+    attempt: int
+    attempts_max: int
+    crashes: int
+    quarantine: bool
+    worker: uuid.UUID | None
+    due_at: datetime
+    queued_at: datetime | None
+    started_at: datetime | None
+    settled_at: datetime | None
+    branch: int | None
+    waits_for: int
+    fan: int
+    failure: dict[str, Any] | None
+
+
+class Sessions:
+    """Starts, ends from outside, and reports."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def start(
+        self, sessions: list[NewSession], *, create_with: int | None, on: Connection | None = None
+    ) -> list[tuple[uuid.UUID, bool]]:
+        """
+        Start each session, or find the one that its key already started; all in one transaction.
+
+        Returns the session's id and whether it is new, in the order given. With `on`, within the
+        caller's transaction.
+
+        Raises:
+            UnknownTenant, KeyConflict, InvalidInput: one was refused; none was started.
+        """
+        if on is not None:
+            return [
+                _started(new, row) for new, row in zip(sessions, _start_all(on, sessions, create_with), strict=True)
+            ]
+        with self.store.connection() as connection, connection.transaction():
+            return self.start(sessions, create_with=create_with, on=connection)
+
+    def cancel(self, tenant: str, session_id: uuid.UUID, failure: Failure) -> tuple[str, list[Wake]]:
+        """
+        End a session from outside; its state afterwards, and steps of its parent to wake.
+
+        Raises:
+            UnknownSession: there is none.
+        """
+        parameters = {"tenant": tenant, "session": session_id, "failure": failure_json(failure)}
+        [(found, state, dispatch)] = self.store.query(SQL["cancel"], parameters)
+        if not found:
+            raise UnknownSession(tenant, str(session_id))
+        return state, [Wake.from_json(tenant, facts) for facts in dispatch or ()]
+
+    def children(self, tenant: str, session_id: uuid.UUID) -> list[uuid.UUID]:
+        """Child sessions that have not ended."""
+        rows = self.store.query_as(tenant, SQL["children"], {"tenant": tenant, "session": session_id})
+        return [row[0] for row in rows]
+
+    def get(self, tenant: str, session_id: uuid.UUID) -> SessionRow:
+        """
+        The session as it stands.
+
+        Raises:
+            UnknownSession: the tenant has none of that id.
+        """
+        rows = self.store.query_as(tenant, SQL["get"], {"tenant": tenant, "session": session_id})
+        if not rows:
+            raise UnknownSession(tenant, str(session_id))
+        return SessionRow(*rows[0])
+
+    def find(self, prefix: str, tenant: str | None = None) -> list[tuple[str, uuid.UUID]]:
+        """Up to three sessions whose id begins so, of one tenant or of all."""
+        digits = prefix.replace("-", "").lower()
+        if not digits or len(digits) > 32 or any(digit not in "0123456789abcdef" for digit in digits):
+            raise InvalidInput(f"{prefix!r} is not the beginning of a session id: use hexadecimal digits")
+        low, high = uuid.UUID(digits.ljust(32, "0")), uuid.UUID(digits.ljust(32, "f"))
+        parameters = {"low": low, "high": high, "tenant": tenant}
+        return [(row[0], row[1]) for row in self.store.query_as(tenant or ALL_TENANTS, SQL["find"], parameters)]
+
+    def state(self, tenant: str, session_id: uuid.UUID) -> str | None:
+        """Its state, cheaply; None when there is no such session."""
+        rows = self.store.query_as(tenant, SQL["state"], {"tenant": tenant, "session": session_id})
+        return rows[0][0] if rows else None
+
+    def states(self, tenant: str, sessions: list[uuid.UUID]) -> dict[uuid.UUID, str]:
+        """The states of many sessions in one question."""
+        rows = self.store.query_as(tenant, SQL["states"], {"tenant": tenant, "sessions": sessions})
+        return {row[0]: row[1] for row in rows}
+
+    def steps(self, tenant: str, session_id: uuid.UUID) -> list[StepRow]:
+        """Its ledger entries, in order."""
+        rows = self.store.query_as(tenant, SQL["steps"], {"tenant": tenant, "session": session_id})
+        return [StepRow(*row) for row in rows]
+
+    def settled_steps(self, tenant: str, session_id: uuid.UUID) -> list[Row]:
+        """Steps that have ended: id, seq, name, state, attempt, when, failure."""
+        return self.store.query_as(tenant, SQL["settled_steps"], {"tenant": tenant, "session": session_id})
+
+    def events(self, tenant: str, session_id: uuid.UUID, after: int) -> list[Row]:
+        """Progress that steps reported: id, step, kind, body, when."""
+        parameters = {"tenant": tenant, "session": session_id, "after": after}
+        return self.store.query_as(tenant, SQL["events"], parameters)
+
+    def effects(self, tenant: str, session_id: uuid.UUID) -> list[Row]:
+        """What it did outside: key, step, name, state, calls, when claimed and settled, failure."""
+        return self.store.query_as(tenant, SQL["effects"], {"tenant": tenant, "session": session_id})
+
+    def listing(
+        self,
+        *,
+        tenant: str | None = None,
+        agent: str | None = None,
+        state: str | None = None,
+        key: str | None = None,
+        limit: int = 50,
+    ) -> list[SessionListing]:
+        """The newest sessions that match."""
+        parameters = {"tenant": tenant, "agent": agent, "state": state, "key": key, "limit": limit}
+        rows = self.store.query_as(tenant or ALL_TENANTS, SQL["list"], parameters)
+        return [SessionListing(*row) for row in rows]
+
+
+async def start_on_async(connection: Any, new: NewSession, create_with: int | None) -> tuple[uuid.UUID, bool]:
+    """As `Sessions.start`, within the transaction of a psycopg `AsyncConnection`."""
+    async with connection.cursor(binary=True, row_factory=tuple_row) as cursor:
+        await cursor.execute(SQL["start"], _start_parameters(new, create_with))
+        return _started(new, await cursor.fetchone())
+
+
+def _start_all(connection: Connection, sessions: list[NewSession], create_with: int | None) -> list[Row]:
+    with connection.cursor(binary=True, row_factory=tuple_row) as cursor:
+        cursor.executemany(
+            SQL["start"].encode(), [_start_parameters(new, create_with) for new in sessions], returning=True
+        )
+        rows = []
+        for result in cursor.results():
+            rows.extend(result.fetchall())
+        return rows
+
+
+def _start_parameters(new: NewSession, create_with: int | None) -> dict[str, Any]:
+    return {
+        "tenant": new.tenant,
+        "session": new.session_id,
+        "agent": new.agent,
+        "version": new.version,
+        "key": new.key,
+        "input": new.input,
+        "hash": new.input_hash,
+        "step": new.step_id,
+        "name": new.name,
+        "attempts_max": new.attempts_max,
+        "timeout_s": new.timeout_s,
+        "priority": new.priority,
+        "deadline_s": new.deadline_s,
+        "create_with": create_with,
+    }
+
+
+def _started(new: NewSession, row: Row) -> tuple[uuid.UUID, bool]:
+    outcome, session_id = row
+    match outcome:
+        case "created":
+            return session_id, True
+        case "found":
+            return session_id, False
+        case "conflict":
+            raise KeyConflict("session key", str(new.key))
+        case "tenant_closed":
+            raise InvalidInput(f"tenant {new.tenant!r} is draining and takes no new sessions")
+        case _:
+            raise UnknownTenant(new.tenant)

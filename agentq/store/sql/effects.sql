@@ -1,0 +1,13 @@
+-- Effects: claimed before the call, settled after it.
+
+-- name: claim_effect
+select * from agentq.claim_effect(%(tenant)s, %(key)s, %(session)s, %(step)s, %(fence)s::int, %(token)s::bigint,
+                                  %(name)s, %(hash)s, %(durable)s);
+
+-- name: take_over_effect
+select agentq.take_over_effect(%(tenant)s, %(key)s, %(session)s, %(step)s, %(fence)s::int, %(token)s::bigint,
+                               %(calling)s);
+
+-- name: settle_effect
+select agentq.settle_effect(%(tenant)s, %(key)s, %(session)s, %(step)s, %(fence)s::int, %(state)s, %(result)s,
+                            %(failure)s);

@@ -1,0 +1,81 @@
+-- The ledger's calls from Python. What each does, and why, stands with its function.
+
+-- name: claim
+select * from agentq.claim(%(tenant)s, %(session)s, %(step)s, %(worker)s, %(token)s::bigint, %(serves)s::text[],
+                           %(quarantine)s);
+
+-- name: settle
+select * from agentq.settle(%(tenant)s, %(session)s, %(step)s, %(fence)s::int, %(token)s::bigint, %(closing)s,
+    %(delay_s)s::double precision, %(kind)s, %(state)s, %(parent)s, %(state_from)s, %(version)s::int, %(result)s,
+    %(failure)s, %(plan)s);
+
+-- name: disown
+-- The worker does not know whether it holds this claim; whoever does not know must not keep it.
+update agentq.ledger_entry
+   set state = 'queued', queued_at = agentq.now(), attempt = attempt - 1, worker = null, fence_token = null
+ where tenant = %(tenant)s and session_id = %(session)s and step_id = %(step)s
+   and state = 'running' and fence_token = %(token)s::bigint
+returning agentq.wake(session_id, step_id, name, quarantine, fence);
+
+-- name: admit
+select agentq.admit(%(tenant)s, %(max)s::int);
+
+-- name: backlogged
+select b.tenant from agentq.backlogged() as b (tenant)
+  join agentq.tenant t on t.name = b.tenant and t.state <> 'paused';
+
+-- name: broker_should_hold
+-- What the ledger believes is in each queue, and how much of it is old enough to be missed.
+-- The age doubles with each repeat, so a message that nobody consumes is not repeated for ever.
+select tenant, quarantine, count(*),
+       count(*) filter (where queued_at < agentq.now() - make_interval(secs => %(age_s)s * 2 ^ least(dispatches, 6)))
+  from agentq.ledger_entry
+ where state = 'queued'
+ group by tenant, quarantine;
+
+-- name: republish
+-- Mark missing messages as sent again and return them.
+update agentq.ledger_entry e
+   set queued_at = agentq.now(), dispatches = least(e.dispatches + 1, 1000)
+  from (select tenant, session_id, step_id from agentq.ledger_entry
+         where state = 'queued' and tenant = %(tenant)s and quarantine = %(quarantine)s
+           and queued_at < agentq.now() - make_interval(secs => %(age_s)s * 2 ^ least(dispatches, 6))
+         order by queued_at limit %(max)s for update skip locked) old
+ where (e.tenant, e.session_id, e.step_id) = (old.tenant, old.session_id, old.step_id)
+returning agentq.wake(e.session_id, e.step_id, e.name, e.quarantine, e.fence);
+
+-- name: take_back
+select * from agentq.take_back(%(max)s::int);
+
+-- name: expire_sessions
+select * from agentq.expire_sessions(%(max)s::int);
+
+-- name: branch_results
+-- What each branch of a join came to, in the order in which they were spawned.
+select branch, state, result, failure, child_session from agentq.branch
+ where tenant = %(tenant)s and session_id = %(session)s and join_step = %(step)s
+ order by branch;
+
+-- name: messages
+select seq, body, written_by from agentq.message
+ where tenant = %(tenant)s and session_id = %(session)s and seq > %(after)s
+ order by seq;
+
+-- name: add_event
+insert into agentq.session_event (tenant, session_id, step_id, kind, body)
+values (%(tenant)s, %(session)s, %(step)s, %(kind)s, %(body)s);
+
+-- name: queue_depths
+-- For people: each tenant's backlog and work, and how long the oldest due step has waited.
+select t.name, t.state, t.concurrency,
+       coalesce(sum(e.n) filter (where e.state = 'ready'), 0)::int,
+       coalesce(sum(e.n) filter (where e.state = 'queued'), 0)::int,
+       coalesce(sum(e.n) filter (where e.state = 'running'), 0)::int,
+       extract(epoch from agentq.now() - min(e.oldest) filter (where e.state in ('ready', 'queued')))::double precision
+  from agentq.tenant t
+  left join (select tenant, state, count(*) as n, min(due_at) filter (where due_at <= agentq.now()) as oldest
+               from agentq.ledger_entry where state in ('ready', 'queued', 'running') group by tenant, state) e
+    on e.tenant = t.name
+ where %(tenant)s::text is null or t.name = %(tenant)s
+ group by t.name, t.state, t.concurrency
+ order by t.name;

@@ -1,0 +1,29 @@
+-- Tenants, the record of what operators did, and submissions that were refused.
+
+-- name: add_tenant
+insert into agentq.tenant (name, concurrency, weight) values (%(name)s, %(concurrency)s, %(weight)s)
+on conflict (name) do nothing
+returning name;
+
+-- name: change_tenant
+-- A lowered cap sheds: slots are not handed on until admission finds the tenant below it again.
+update agentq.tenant
+   set concurrency = coalesce(%(concurrency)s, concurrency), weight = coalesce(%(weight)s, weight),
+       state = coalesce(%(state)s, state), changed_at = agentq.now(),
+       shedding = shedding or coalesce(%(concurrency)s, concurrency) < concurrency
+ where name = %(name)s
+returning name;
+
+-- name: tenants
+select name, state, concurrency, weight, created_at from agentq.tenant order by name;
+
+-- name: record_action
+insert into agentq.operator_action (operator, tenant, action, target, reason, detail)
+values (%(operator)s, %(tenant)s, %(action)s, %(target)s, %(reason)s, %(detail)s);
+
+-- name: refuse_submission
+insert into agentq.refused_submission (tenant, reason, body) values (%(tenant)s, %(reason)s, %(body)s)
+returning submission_id;
+
+-- name: refused_submissions
+select submission_id, at, tenant, reason, body from agentq.refused_submission order by submission_id desc limit %(limit)s;

@@ -1,0 +1,49 @@
+-- Worker processes: one row each, renewed for all of its steps at once.
+
+-- name: register
+insert into agentq.worker (worker_id, lock_key, host, pid, worker_group, role, release, serves, lease_until)
+values (%(worker)s, %(lock_key)s, %(host)s, %(pid)s, %(group)s, %(role)s, %(release)s, %(serves)s,
+        agentq.now() + make_interval(secs => %(lease_s)s));
+
+-- name: hold_lock
+-- Held by this connection until the process dies, which tells the relay faster than the lease does.
+select pg_advisory_lock(%(lock_key)s);
+
+-- name: beat
+-- No row: this process was taken for dead, and must register anew before it claims again.
+update agentq.worker
+   set seen_at = agentq.now(), lease_until = agentq.now() + make_interval(secs => %(lease_s)s)
+ where worker_id = %(worker)s and state in ('live', 'draining')
+returning state;
+
+-- name: ended_sessions
+-- Which of the sessions that this process works for have ended under it.
+select s.session_id from agentq.session s
+  join unnest(%(tenants)s::text[], %(sessions)s::uuid[]) as mine (tenant, session_id)
+    on s.tenant = mine.tenant and s.session_id = mine.session_id
+ where s.state not in ('running', 'paused');
+
+-- name: drain
+update agentq.worker set state = 'draining' where worker_id = %(worker)s and state = 'live';
+
+-- name: stop
+update agentq.worker set state = 'stopped', stopped_at = agentq.now()
+ where worker_id = %(worker)s and state in ('live', 'draining');
+
+-- name: look_for_dead
+select agentq.look_for_dead(%(lease_s)s::double precision, %(look_s)s::double precision);
+
+-- name: forget
+-- Rows of processes that ended a day ago and own nothing.
+delete from agentq.worker w
+ where w.state in ('dead', 'stopped') and w.stopped_at < agentq.now() - interval '1 day'
+   and not exists (select from agentq.ledger_entry e where e.state = 'running' and e.worker = w.worker_id);
+
+-- name: present
+select worker_id, host, pid, worker_group, role, release, serves, state,
+       extract(epoch from agentq.now() - seen_at)::double precision, started_at
+  from agentq.worker where state in ('live', 'draining') order by worker_group, started_at;
+
+-- name: tenant_names
+-- Which queues the fleet should listen to now.
+select name from agentq.tenant where state <> 'paused' order by name;

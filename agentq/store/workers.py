@@ -1,0 +1,138 @@
+"""Worker processes as Postgres knows them: present by lease, hastened by an advisory lock."""
+
+from __future__ import annotations
+
+import secrets
+import uuid
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+import psycopg
+
+from agentq.errors import StoreUnavailable
+from agentq.store.pool import ALL_TENANTS, Connection, Store, run
+from agentq.store.queries import load
+
+SQL = load("workers")
+
+Role = Literal["steps", "relay"]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRow:
+    """One worker process, as of its last heartbeat."""
+
+    worker_id: uuid.UUID
+    host: str
+    pid: int
+    group: str
+    role: str
+    release: str
+    serves: list[str]
+    state: str
+    silent_s: float
+    started_at: datetime
+
+
+class Workers:
+    """Registration, heartbeats, and the search for the dead."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def look_for_dead(self, *, lease_s: float, look_s: float) -> list[uuid.UUID]:
+        """Processes found dead at this second look; their steps may be taken back."""
+        rows = self.store.query(SQL["look_for_dead"], {"lease_s": lease_s, "look_s": look_s})
+        return [row[0] for row in rows]
+
+    def forget(self) -> None:
+        """Remove rows of processes that ended a day ago."""
+        self.store.query_as(ALL_TENANTS, SQL["forget"], {})
+
+    def present(self) -> list[WorkerRow]:
+        """The processes that live now."""
+        rows = self.store.query(SQL["present"], {})
+        return [WorkerRow(*row) for row in rows]
+
+    def tenant_names(self) -> list[str]:
+        """Tenants whose queues the fleet should listen to."""
+        return [row[0] for row in self.store.query(SQL["tenant_names"], {})]
+
+    def ended_sessions(self, sessions: list[tuple[str, uuid.UUID]]) -> set[uuid.UUID]:
+        """Which of these sessions have ended: their running steps should stop."""
+        parameters = {"tenants": [tenant for tenant, _ in sessions], "sessions": [session for _, session in sessions]}
+        return {row[0] for row in self.store.query_as(ALL_TENANTS, SQL["ended_sessions"], parameters)}
+
+
+class Registration:
+    """
+    One process's row and liveness lock, on a connection of its own.
+
+    The lock falls when the process dies, because its socket closes. A broken connection alone loses
+    the lock too; `beat` then takes it again, and the relay, which looks twice, sees a newer heartbeat.
+    """
+
+    def __init__(self, store: Store, *, group: str, role: Role, host: str, pid: int, release: str, serves: list[str]):
+        self.worker_id = uuid.uuid4()
+        self._store = store
+        self._facts: dict[str, Any] = {
+            "worker": self.worker_id,
+            "lock_key": secrets.randbits(63),
+            "host": host,
+            "pid": pid,
+            "group": group,
+            "role": role,
+            "release": release,
+            "serves": serves,
+        }
+        self._connection: Connection | None = None
+        self._registered = False
+
+    def beat(self, lease_s: float) -> str | None:
+        """
+        Renew the lease; the row's state, or None when this process was taken for dead.
+
+        Raises:
+            StoreUnavailable: Postgres is away; the lease runs on.
+        """
+        facts = self._facts | {"lease_s": lease_s}
+        try:
+            connection = self._connected()
+            if not self._registered:
+                run(connection, SQL["register"], facts)
+                self._registered = True
+            rows = run(connection, SQL["beat"], facts)
+        except psycopg.Error as error:
+            self.disconnect()
+            raise StoreUnavailable(str(error).strip()) from error
+        return rows[0][0] if rows else None
+
+    def drain(self) -> None:
+        """Say that no further step is claimed here."""
+        self._last_word("drain")
+
+    def stop(self) -> None:
+        """Say goodbye: the process ends on purpose and holds no step."""
+        self._last_word("stop")
+        self.disconnect()
+
+    def disconnect(self) -> None:
+        """Close the connection, and with it the lock."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def _last_word(self, name: str) -> None:
+        try:
+            run(self._connected(), SQL[name], self._facts)
+        except psycopg.Error as error:
+            self.disconnect()
+            raise StoreUnavailable(str(error).strip()) from error
+
+    def _connected(self) -> Connection:
+        if self._connection is None or self._connection.closed:
+            connection = psycopg.connect(self._store.url, **self._store.connect_arguments)
+            run(connection, SQL["hold_lock"], self._facts)
+            self._connection = connection
+        return self._connection

@@ -1,0 +1,110 @@
+"""Submissions: sessions asked for through the broker alone, and what could not be understood."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Any
+
+from celery.exceptions import Reject
+
+from agentq.agents.registry import Registry
+from agentq.broker.publisher import Publisher
+from agentq.broker.queues import SUBMIT_DEAD
+from agentq.door import Door
+from agentq.engine import InFlight
+from agentq.errors import BrokerUnavailable, InvalidInput, StoreUnavailable
+from agentq.payload import encode
+from agentq.settings import Settings
+from agentq.store.ledger import Ledger
+from agentq.store.operators import Operators
+from agentq.store.pool import Store
+from agentq.store.sessions import Sessions
+
+log = logging.getLogger("agentq.submit")
+
+_FIELDS = {"agent", "tenant", "input", "key", "version", "priority", "deadline"}
+_ADMIT_MAX = 50
+
+
+class Submissions:
+    """The broker-only door. A submission is acknowledged once Postgres has it, as a session or as refused."""
+
+    def __init__(
+        self, settings: Settings, registry: Registry, store: Store, publisher: Publisher, in_flight: InFlight
+    ) -> None:
+        self._door = Door(settings, registry)
+        self._sessions = Sessions(store)
+        self._ledger = Ledger(store)
+        self._operators = Operators(store)
+        self._publisher = publisher
+        self._in_flight = in_flight
+        self._max_bytes = settings.payload_max_bytes
+        self._pause = threading.Event()
+
+    def take(self, args: tuple[Any, ...], submission: dict[str, Any]) -> None:
+        """
+        Start the session that was asked for; its key makes a repeat harmless.
+
+        While Postgres is away the message is held, not acknowledged; a draining worker gives it back.
+        """
+        pause_s = 0.1
+        while True:
+            try:
+                self._start(args, submission)
+                return
+            except InvalidInput as refusal:
+                reason = str(refusal)
+            except StoreUnavailable as error:
+                if self._in_flight.draining:
+                    raise Reject(str(error), requeue=True) from error
+                log.warning("a submission waits for Postgres: %s", error)
+                self._pause.wait(pause_s)
+                pause_s = min(pause_s * 2, 2.0)
+                continue
+            if self.keep(_as_bytes(args, submission), reason, tenant=submission.get("tenant")):
+                return
+            if self._in_flight.draining:
+                raise Reject(reason, requeue=True)
+            self._pause.wait(pause_s)
+
+    def keep(self, body: bytes, reason: str, tenant: Any = None) -> bool:
+        """
+        Keep what was not understood: a row that decides, and a message in `agentq.submit.dead` for whoever watches.
+
+        False: Postgres is away, and it is only in the broker.
+        """
+        log.error("refused: %s", reason)
+        kept = True
+        number: int | None = None
+        try:
+            name = tenant if isinstance(tenant, str) else None
+            number = self._operators.refuse_submission(
+                tenant=name, reason=reason.replace("\x00", "")[:4000], body=body[: self._max_bytes]
+            )
+        except StoreUnavailable as error:
+            kept = False
+            log.error("a refused submission could not be stored: %s", error)
+        try:
+            facts = {"submission": number, "reason": reason, "body": body[:100_000].decode("utf-8", "replace")}
+            self._publisher.publish(SUBMIT_DEAD, facts, {"reason": reason[:200]})
+        except BrokerUnavailable as error:
+            log.warning("a refused submission is only in Postgres: %s", error)
+        return kept
+
+    def _start(self, args: tuple[Any, ...], submission: dict[str, Any]) -> None:
+        if args:
+            raise InvalidInput("a submission takes named arguments only: agent, tenant, input, key")
+        if unknown := sorted(set(submission) - _FIELDS):
+            raise InvalidInput(f"a submission has no {', '.join(unknown)} (it takes {', '.join(sorted(_FIELDS))})")
+        if missing := sorted({"agent", "tenant", "key"} - {name for name, value in submission.items() if value}):
+            # Without a key a redelivered submission would start a second session.
+            raise InvalidInput(f"a submission needs {', '.join(missing)}")
+        facts = dict(submission)
+        new = self._door.check(facts.pop("agent"), input=facts.pop("input", {}), **facts)
+        self._sessions.start([new], create_with=self._door.create_with)
+        self._publisher.send(self._ledger.admit(new.tenant, _ADMIT_MAX))
+
+
+def _as_bytes(args: tuple[Any, ...], submission: dict[str, Any]) -> bytes:
+    return encode({"args": list(args), "kwargs": submission})

@@ -1,0 +1,282 @@
+"""
+Verdicts: the closed sets of values that pass between the floors.
+
+A claim is granted or not. An attempt has an outcome. The engine turns the outcome into a
+settlement, and a delivery ends in a verdict. All are frozen, so `match` can be exhaustive.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from agentq.step import StepRef
+
+FailureKind = Literal[
+    "transient", "semantic", "permanent", "unknown", "worker_lost", "timeout", "gave_up", "cancelled", "deadline"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What went wrong, in words that are safe to keep: no arguments, no frame variables."""
+
+    kind: FailureKind
+    type: str
+    message: str
+    retry_after_s: float | None = None
+    where: str = ""
+
+    def as_json(self, attempt: int | None = None) -> dict[str, Any]:
+        facts: dict[str, Any] = {"kind": self.kind, "type": self.type, "message": self.message}
+        if self.where:
+            facts["where"] = self.where
+        if attempt is not None:
+            facts["attempt"] = attempt
+        return facts
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """A step to publish, with the names that people read in Flower."""
+
+    tenant: str
+    session_id: uuid.UUID
+    step_id: uuid.UUID
+    name: str
+    quarantine: bool
+    epoch: int
+
+    @classmethod
+    def from_json(cls, tenant: str, facts: dict[str, Any]) -> Wake:
+        return cls(
+            tenant,
+            uuid.UUID(facts["session"]),
+            uuid.UUID(facts["step"]),
+            facts["name"],
+            facts["quarantine"],
+            facts["epoch"],
+        )
+
+
+# ── a claim ──────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """The right to one attempt. `fence` and `token` are named by every write that ends it."""
+
+    ref: StepRef
+    token: int
+    fence: int
+    attempt: int
+    attempts_max: int
+    crashes: int
+    seq: int
+    name: str
+    agent: str
+    agent_version: int
+    timeout_s: float
+    args: bytes | None
+    state_from: uuid.UUID | None
+    states: tuple[bytes, ...] | None
+    input: bytes | None
+    join_step: uuid.UUID | None
+    branch: int | None
+    fan: int
+    priority: int
+    remaining_s: float | None
+    queued_s: float
+
+
+Refusal = Literal[
+    "missing",  # no such step: a forged or very old message
+    "settled",  # a duplicate of a finished step
+    "running",  # another delivery has it
+    "ended",  # its session is over
+    "not_due",  # a timer, a backoff, or not admitted yet
+    "paused",
+    "tenant_paused",
+    "quarantined",  # it belongs to the other worker group
+    "unserved",  # this worker does not have the agent's version
+    "worker_dead",  # this process was taken for dead and must register again
+]
+
+
+@dataclass(frozen=True, slots=True)
+class NotGranted:
+    """The delivery has nothing to do; the ledger or the relay holds what happens next."""
+
+    ref: StepRef
+    reason: Refusal
+
+
+# ── what an attempt came to ──────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What model calls of one attempt used. Money in micros of a US dollar."""
+
+    tokens_in: int = 0
+    tokens_out: int = 0
+    cost_micros: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.tokens_in + other.tokens_in,
+            self.tokens_out + other.tokens_out,
+            self.cost_micros + other.cost_micros,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class NewStep:
+    """A step that follows. With `fan` it is a join and waits for that many branches."""
+
+    step_id: uuid.UUID
+    name: str
+    attempts_max: int
+    timeout_s: float
+    args: bytes | None = None
+    delay_s: float = 0.0
+    join_step: uuid.UUID | None = None
+    branch: int | None = None
+    fan: int = 0
+    collect: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NewChild:
+    """A child session that a join of this session waits for."""
+
+    session_id: uuid.UUID
+    agent: str
+    version: int
+    input: bytes
+    input_hash: bytes
+    step_id: uuid.UUID
+    name: str
+    attempts_max: int
+    timeout_s: float
+    join_step: uuid.UUID
+    branch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What an attempt leaves beside its state: messages for the history, and usage."""
+
+    messages: tuple[tuple[bytes, str], ...] = ()
+    usage: Usage = field(default_factory=Usage)
+
+
+@dataclass(frozen=True, slots=True)
+class Proceeded:
+    """The step ended and others follow."""
+
+    state: bytes
+    steps: tuple[NewStep, ...]
+    children: tuple[NewChild, ...] = ()
+    extras: Extras = field(default_factory=Extras)
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The session, or the branch, has its result."""
+
+    result: bytes
+    state: bytes
+    extras: Extras = field(default_factory=Extras)
+
+
+@dataclass(frozen=True, slots=True)
+class GaveUp:
+    """The step decided that its session fails; that is no error of the step."""
+
+    failure: Failure
+    state: bytes
+    extras: Extras = field(default_factory=Extras)
+
+
+@dataclass(frozen=True, slots=True)
+class Broke:
+    """The attempt raised."""
+
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupted:
+    """The attempt was stopped from outside: cancelled, fenced off, or handed back while draining."""
+
+    reason: Literal["cancelled", "fenced", "draining"]
+
+
+Outcome = Proceeded | Finished | GaveUp | Broke | Interrupted
+
+
+# ── a settlement ─────────────────────────────────────────────────────────────
+
+Closing = Literal["next", "end", "fail", "retry", "dead", "release", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """One attempt's end as it is written."""
+
+    closing: Closing
+    delay_s: float = 0.0
+    kind: Literal["full", "delta", "same"] = "same"
+    state: bytes | None = None
+    parent: uuid.UUID | None = None
+    state_from: uuid.UUID | None = None
+    result: bytes | None = None
+    failure: Failure | None = None
+    steps: tuple[NewStep, ...] = ()
+    children: tuple[NewChild, ...] = ()
+    extras: Extras = field(default_factory=Extras)
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """The settlement is durable; `wakes` may be published, `more` rows wait for admission."""
+
+    wakes: tuple[Wake, ...]
+    more: bool
+    session_ended_before: bool
+
+
+# ── how a delivery ended ─────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """The attempt was settled: next, end, fail, retry, dead, release or cancelled."""
+
+    closing: Closing
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """Nothing to do: a duplicate, or a step that is not due, paused or not ours."""
+
+    reason: Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Superseded:
+    """A newer attempt owns the step; this one's result was thrown away."""
+
+    fence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """Postgres or this worker could not take it now; the relay brings it back."""
+
+    reason: Literal["store_unavailable", "draining"]
+
+
+Verdict = Carried | Dropped | Superseded | Deferred

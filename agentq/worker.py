@@ -1,0 +1,141 @@
+"""
+The worker: what agentq adds to a Celery worker process.
+
+A bootstep starts the runtime (heart, relay) once the pool is up and drains it on the way out. The
+consumer keeps what it cannot decode and listens to the tenants' queues as the tenant table changes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from typing import Any
+
+from celery import Celery, bootsteps
+from celery.signals import worker_process_init, worker_process_shutdown, worker_shutting_down
+from celery.worker.consumer import Consumer as CeleryConsumer
+
+from agentq.broker.queues import QUARANTINE, declared, tenant_of, tenant_queue
+
+log = logging.getLogger("agentq.worker")
+
+
+def install(app: Celery) -> None:
+    """Put agentq's parts into every worker of this app."""
+    app.steps["worker"].add(RuntimeStep)
+    app.steps["consumer"].add(FollowTenants)
+    worker_process_init.connect(_start_child, weak=False)
+    worker_process_shutdown.connect(_stop_child, weak=False)
+    worker_shutting_down.connect(_begin_drain, weak=False)
+
+
+def group_of(app: Celery) -> str:
+    """A worker that listens to the quarantine queue is of that group, any other of the default one."""
+    return "quarantine" if QUARANTINE in app.amqp.queues.consume_from else "default"
+
+
+class RuntimeStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Starts the runtime after the pool has forked, and ends it before the pool goes."""
+
+    requires = ("celery.worker.components:Pool",)
+
+    def __init__(self, worker: Any, **_: Any) -> None:
+        self.group = "default"
+
+    def start(self, worker: Any) -> None:
+        from agentq.runtime import begin
+
+        self.group = group_of(worker.app)
+        forks = worker.pool_cls.__module__.endswith("prefork")
+        begin(group=self.group, steps=not forks, relay=True)
+
+    def stop(self, worker: Any) -> None:
+        from agentq.runtime import end
+
+        end()
+
+    terminate = stop
+
+
+class FollowTenants(bootsteps.StartStopStep):  # type: ignore[misc]
+    """
+    Keeps the consumer's queues equal to the tenant table.
+
+    The relay tells the wanted queues each second, so a tenant added while this worker was starting or
+    reconnecting is not missed, as a broadcast would be.
+    """
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def start(self, consumer: Any) -> None:
+        from agentq.runtime import runtime
+
+        if group_of(consumer.app) == "default":
+            runtime().on_tenants = lambda names: consumer.call_soon(self._reconcile, consumer, names)
+
+    def stop(self, consumer: Any) -> None:
+        from agentq.runtime import runtime
+
+        runtime().on_tenants = None
+
+    @staticmethod
+    def _reconcile(consumer: Any, names: list[str]) -> None:
+        if consumer.task_consumer is None:
+            return  # reconnecting; the next round finds it
+        wanted = {tenant_queue(name) for name in names}
+        listening = {name for name in consumer.app.amqp.queues.consume_from if tenant_of(name)}
+        for queue in sorted(wanted - listening):
+            consumer.app.amqp.queues.add(declared(queue))
+            consumer.add_task_queue(queue)
+        for queue in sorted(listening - wanted):
+            consumer.cancel_task_queue(queue)
+
+
+class Consumer(CeleryConsumer):  # type: ignore[misc]
+    """Celery's consumer, except that a message it cannot understand is kept with the reason."""
+
+    def on_decode_error(self, message: Any, exc: Exception) -> None:
+        self._keep(message, f"cannot be decoded: {exc}")
+        super().on_decode_error(message, exc)
+
+    def on_unknown_message(self, body: Any, message: Any) -> None:
+        self._keep(message, "is not a Celery task message")
+        super().on_unknown_message(body, message)
+
+    def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
+        self._keep(message, f"names a task that this fleet does not have: {exc}")
+        super().on_unknown_task(body, message, exc)
+
+    def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
+        self._keep(message, f"has arguments that the task does not take: {exc}")
+        super().on_invalid_task(body, message, exc)
+
+    def _keep(self, message: Any, reason: str) -> None:
+        from agentq.runtime import runtime
+
+        raw = message.body if isinstance(message.body, bytes) else str(message.body).encode("utf-8", "replace")
+        queue = (message.delivery_info or {}).get("routing_key", "?")
+        runtime().submissions.keep(raw, f"a message in {queue} {reason}")
+
+
+def _start_child(**_: Any) -> None:
+    """A prefork child: its own lease and lock, so that its death is seen although the parent lives."""
+    from celery import current_app
+
+    from agentq.runtime import begin
+
+    begin(group=group_of(current_app._get_current_object()), steps=True, relay=False)
+
+
+def _stop_child(**_: Any) -> None:
+    from agentq.runtime import end
+
+    end()
+
+
+def _begin_drain(**_: Any) -> None:
+    """SIGTERM: claim nothing more, let running steps end within the grace, hand the rest back."""
+    from agentq.runtime import drain
+
+    threading.Thread(target=drain, args=(os.getpid(),), name="agentq-drain", daemon=True).start()
