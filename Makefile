@@ -47,12 +47,13 @@ lock: venv
 
 # Each candidate is run, not only looked for: some tools put names on the PATH that start nothing.
 venv:
-	@if [ -n '$(PYTHON)' ]; then candidates='$(PYTHON)'; else \
-	    candidates='$(PY) python3.14 python3.13 python3.12 python3.11 python3 python'; fi; \
-	for python in $$candidates; do \
-	    if "$$python" scripts/bootstrap.py --suits >/dev/null 2>&1; then exec "$$python" scripts/bootstrap.py; fi; \
+	@if [ -n '$(PYTHON)' ]; then set -- '$(PYTHON)'; this=--this; else \
+	    set -- $(PY) python3.14 python3.13 python3.12 python3.11 python3 python; this=; fi; \
+	for python in "$$@"; do \
+	    if "$$python" scripts/bootstrap.py --suits >/dev/null 2>&1; then \
+	        exec "$$python" scripts/bootstrap.py $$this; fi; \
 	done; \
-	echo "agentq needs Python 3.11 to 3.14 with venv and pip; none was found among: $$candidates" >&2; \
+	echo "agentq needs Python 3.11 to 3.14 with venv and pip; none was found among: $$*" >&2; \
 	echo 'Install one (Debian and Ubuntu: apt install python3-venv) or name it: make PYTHON=/path/to/python3' >&2; \
 	exit 1
 

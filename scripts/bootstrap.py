@@ -4,6 +4,7 @@ Makes `.venv` and installs agentq into it; does nothing when nothing changed.
 Runs on a bare Python 3.11 to 3.14: standard library only.
 
     python scripts/bootstrap.py            make or refresh .venv
+    python scripts/bootstrap.py --this     the same, with this version of Python and no other
     python scripts/bootstrap.py --suits    exit 0 when this Python can make it
 """
 
@@ -81,8 +82,9 @@ def is_fresh() -> bool:
 
 
 def works() -> bool:
-    """Whether the environment's interpreter starts and is of a supported version."""
-    question = f"import sys; sys.exit(not {OLDEST} <= sys.version_info[:2] <= {NEWEST})"
+    """Whether the environment's interpreter starts and is of a version that will do."""
+    oldest, newest = (OLDEST, NEWEST) if "--this" not in sys.argv[1:] else 2 * (tuple(sys.version_info[:2]),)
+    question = f"import sys; sys.exit(not {oldest} <= sys.version_info[:2] <= {newest})"
     try:
         return subprocess.run([PYTHON, "-c", question], check=False, capture_output=True).returncode == 0
     except OSError:  # no such file, or its base interpreter is gone

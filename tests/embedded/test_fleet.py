@@ -95,13 +95,12 @@ class Up:
 
 
 @pytest.fixture
-def data_dir(tmp_path: Path) -> Iterator[Path]:
+def data_dir(stack: Stack) -> Iterator[Path]:
     """A data folder, with nothing left running on it."""
-    folder = tmp_path / "data"
+    folder = stack.data_dir
     yield folder
     for child in files.read_json(folder / "stack.json").get("children", []):
         processes.send([child["pid"]], signal.SIGKILL)
-    Stack(folder).remove()
 
 
 @pytest.fixture
@@ -213,7 +212,6 @@ def test_servers_of_ones_own_are_used_and_left_running(shared: Stack, tmp_path: 
 
 def test_addresses_of_a_killed_run_are_not_mistaken_for_ones_own(data_dir: Path) -> None:
     """They come from the address file, and name servers that are ours to start."""
-    data_dir.mkdir()
     noted = {"database_url": "postgresql://f:x@127.0.0.1:1/a", "broker_url": "redis://:x@127.0.0.1:2/0"}
     files.write_private(data_dir / "stack.json", json.dumps(noted))
     settings = load({}, data_dir=data_dir)

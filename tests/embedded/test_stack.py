@@ -289,6 +289,7 @@ def test_attach_finds_a_running_stack_and_only_that(stack: Stack) -> None:
 
 def test_an_interrupted_first_start_is_begun_afresh(stack: Stack) -> None:
     """Half a cluster is never taken for one."""
+    shutil.rmtree(stack.data_dir)
     half = stack.data_dir / "postgres.new"
     half.mkdir(parents=True)
     (half / "PG_VERSION").write_text("18\n")
