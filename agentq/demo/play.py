@@ -1,0 +1,326 @@
+"""The play, from an empty folder to the comparison: what `agentq demo` runs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+
+from agentq.client import Client
+from agentq.demo import checks, faults
+from agentq.demo.observe import Observer, Progress, Totals
+from agentq.demo.screen import Screen
+from agentq.demo.stage import KEYS, Stage
+from agentq.embedded import processes
+from agentq.embedded.fleet import Fleet
+from agentq.settings import Settings, load
+from agentq.store.pool import Store
+
+TENANTS = ("alpenglow", "kettle-co", "lumen")
+WORKERS = 2
+# Fewer threads than the tenants may admit, so that the broker holds messages when it is emptied.
+THREADS = 6
+CONCURRENCY = 8
+KILL_AFTER, FLUSH_AFTER = 0.12, 0.4  # shares of the tickets that have ended
+PATIENCE_S = 150.0
+LOOK_EVERY_S = 0.1
+
+
+def run(settings: Settings | None = None, *, stay: bool | None = None, console: Console | None = None) -> int:
+    """
+    Play the demo; the exit code: 0 when every check held, 1 when one did not, 130 when it was interrupted.
+
+    With `stay` (the default in a terminal) everything is left running until Ctrl-C.
+
+    Raises:
+        ConfigError: something cannot start; the message says what to do.
+    """
+    console = console or Console()
+    stay = console.is_terminal if stay is None else stay
+    with _own_environment(), _terminable():
+        os.environ.setdefault("AGENTQ_AGENTS", "tasks")
+        os.environ.setdefault("AGENTQ_WORKER_THREADS", str(THREADS))
+        # Stays a group of loopback servers: a proxy of the environment must not stand between them and the agents.
+        os.environ["NO_PROXY"] = ",".join(filter(None, (os.environ.get("NO_PROXY"), "127.0.0.1,localhost")))
+        settings = (settings or load()).model_copy(update={"agents": ("tasks",)})
+        screen = Screen(console)
+        try:
+            with Stage(settings.data_dir) as stage:
+                screen.say("agentq demo: a support desk for three shops, on real servers", "bold")
+                os.environ.update(stage.start())
+                _introduce(screen, stage)
+                with Fleet(settings, workers=WORKERS, console=console) as fleet:
+                    os.environ.update(fleet.environment)
+                    ok = _play(screen, stage, fleet)
+                    _farewell(screen, stage, fleet)
+                    if stay:
+                        screen.say("Everything is left running. Ctrl-C drains and stops it.", "bold")
+                        _wait_for_interrupt()
+        except KeyboardInterrupt:
+            screen.say("interrupted; everything is stopped")
+            return 130
+    return 0 if ok else 1
+
+
+@dataclass
+class Act:
+    """The run while it goes on: what was done to the fleet, and when."""
+
+    screen: Screen
+    stage: Stage
+    fleet: Fleet
+    observer: Observer
+    began: float = field(default_factory=time.monotonic)
+    killed: faults.Killed | None = None
+    lost_messages: int = 0
+    flushed_at: float | None = None
+    took_s: float = 0.0
+
+    def play(self) -> None:
+        """Watch the tickets end; on the way kill a worker and empty the broker."""
+        with self.screen:
+            while True:
+                tenants = self.observer.progress()
+                ended, tickets = sum(t.ended for t in tenants), sum(t.tickets for t in tenants)
+                self.took_s = time.monotonic() - self.began
+                self._look_at_killed()
+                self.screen.follow(tenants, self.took_s, self._note())
+                if (ended == tickets and self._settled) or self.took_s > PATIENCE_S:
+                    return
+                self._interfere(ended / max(tickets, 1))
+                time.sleep(LOOK_EVERY_S)
+
+    @property
+    def _settled(self) -> bool:
+        return self.killed is None or self.killed.over
+
+    def _interfere(self, share: float) -> None:
+        if self.killed is None and share >= KILL_AFTER and self._deaths_are_noticed():
+            # Wait for a moment in which it hurts; late in the run any moment will do.
+            self._kill(at_least=4 if share < 0.5 else 1)
+        elif self.flushed_at is None and share >= FLUSH_AFTER and self.killed and self.killed.begun_s is not None:
+            self._flush(at_least=4 if share < 0.7 else 1)
+
+    def _deaths_are_noticed(self) -> bool:
+        """Whether Postgres has been up for a lease; before that only the lease itself tells of a death."""
+        return self.observer.uptime_s() > self.fleet.settings.lease_s + 1
+
+    def _kill(self, at_least: int) -> None:
+        ours = {
+            pid
+            for name, child in self.fleet.children.items()
+            if name.startswith("worker") and child.pid is not None
+            for pid in (child.pid, *processes.descendants(child.pid))
+        }
+        self.killed = faults.kill_busiest(self.observer, ours, at_least)
+        if self.killed:
+            steps = len(self.killed.steps)
+            self.screen.say(
+                f"⚡ {self._clock()} SIGKILL to worker process {self.killed.pid}, with {steps} steps in hand",
+                "bold yellow",
+            )
+
+    def _flush(self, at_least: int) -> None:
+        waiting = self.observer.waiting()
+        if waiting < at_least:
+            return
+        embedded = self.fleet.stack.valkey in self.fleet.stack.servers
+        queues = [f"agentq.t.{tenant}" for tenant in TENANTS]
+        what = faults.empty_broker(self.fleet.settings, queues, embedded=embedded)
+        self.flushed_at, self.lost_messages = time.monotonic(), waiting
+        self.screen.say(f"⚡ {self._clock()} {what}: the broker forgets {waiting} messages", "bold yellow")
+
+    def _look_at_killed(self) -> None:
+        if self.killed is None or self.killed.over:
+            return
+        before = self.killed.begun_s
+        self.killed.look(self.observer)
+        if before is None and self.killed.begun_s is not None:
+            steps = len(self.killed.steps)
+            self.screen.say(f"  {self._clock()} all {steps} run again, {self.killed.begun_s:.1f} s after the kill")
+
+    def _clock(self) -> str:
+        return f"{self.took_s:5.1f} s"
+
+    def _note(self) -> str:
+        if self.killed and self.killed.begun_s is None:
+            return "(steps of the killed worker are taken back)"
+        return ""
+
+
+def _play(screen: Screen, stage: Stage, fleet: Fleet) -> bool:
+    with Client.from_env() as client:
+        for tenant in TENANTS:
+            client.tenants.add(tenant, concurrency=CONCURRENCY)
+        _end_earlier_runs(screen, client)
+    before = stage.addresses()
+    with closing(Store(fleet.settings.database_url, size=2, name="agentq demo")) as store:
+        act = Act(screen, stage, fleet, Observer(store, stage.key_prefix))
+        submitted = stage.produce(fleet.environment)
+        screen.say(f"a producer process submitted {submitted} tickets", "bold")
+        sessions = _count(act.observer.progress())
+        stage.produce(fleet.environment)
+        repeated = _count(act.observer.progress()) - sessions
+        screen.say(f"the same producer again: {submitted} tickets, {repeated} new sessions, for their keys are known")
+        act.play()
+        held = _compare(act, before, repeated)
+        _figures(act, act.observer.totals())
+    return held
+
+
+def _end_earlier_runs(screen: Screen, client: Client) -> None:
+    """Cancel what an interrupted run left: its payment provider and its mail server are gone."""
+    left = [
+        session
+        for session in client.list(agent="support-desk", state="running", limit=1000)
+        if session.key and session.key.startswith(KEYS)
+    ]
+    for session in left:
+        client.cancel(session.tenant, str(session.session_id), reason="left by an earlier run of the demo")
+    if left:
+        screen.say(f"cancelled {len(left)} sessions that an earlier run of the demo left")
+
+
+def _compare(act: Act, before: dict[str, str], repeated: int) -> bool:
+    from tasks.support_desk.model import endpoint
+
+    stage = act.stage
+    expected, ended = stage.expected(), act.observer.ended()
+    made, requests = stage.refunds()
+    by_rules = endpoint() is None
+    # A model may judge otherwise than we do; what it decided must still happen exactly once.
+    wanted = {(e.tenant, *e.refund) for e in expected if e.refund} if by_rules else checks.granted(ended)
+    killed = act.killed
+    found = [
+        checks.sessions(expected, ended, repeated),
+        checks.answers(expected, ended, stage.messages()),
+        checks.refunds(wanted, made, requests),
+        checks.interference(
+            checks.Interference(
+                in_flight=len(killed.steps) if killed else 0,
+                ran_again=killed.ran_again if killed else 0,
+                lost_messages=act.lost_messages,
+            )
+        ),
+    ]
+    judged = checks.judgement(expected, ended)
+    if by_rules:
+        found += [checks.addresses(expected, before, stage.addresses()), judged]
+    act.screen.say("")
+    act.screen.say("compared with the records of the mail server, the payment provider and the shops", "bold")
+    act.screen.verdict(found)
+    if not by_rules:
+        act.screen.say(f"  the model decided {judged.figures} tickets as we would have")
+    return all(check.ok for check in found)
+
+
+def _figures(act: Act, totals: Totals) -> None:
+    say, killed = act.screen.say, act.killed
+    say("")
+    rate = totals.steps / act.took_s
+    say(f"  {totals.steps} steps in {act.took_s:.1f} s: {rate:.1f} steps/s, bound by the slow servers outside")
+    if killed:
+        begun = f"{killed.begun_s:.1f} s" if killed.begun_s is not None else "never"
+        ended = f"{killed.ended_s:.1f} s" if killed.ended_s is not None else "never"
+        say(f"  recovery from SIGKILL: its {len(killed.steps)} steps ran again after {begun}, had ended after {ended}")
+    say(
+        f"  {totals.crashes} attempts lost with the worker, {totals.retries} retries of attempts that failed, "
+        f"{totals.calls_repeated} calls made again under the same key"
+    )
+    if not totals.tokens_in:
+        say("  cost: 0 tokens, $0.00, for rules answered and no model was asked (see above)")
+        return
+    cost = f"${totals.cost_micros / 1e6:.4f}" if totals.cost_micros else "price unknown (set AGENTQ_DEMO_PRICES)"
+    say(f"  cost: {totals.tokens_in:,} tokens in, {totals.tokens_out:,} out, {cost}")
+
+
+def _introduce(screen: Screen, stage: Stage) -> None:
+    from tasks.support_desk.model import endpoint
+
+    at = endpoint()
+    if at:
+        screen.say(f"  the model {at.model} at {at.base_url} reads the mails and words the answers")
+    else:
+        screen.say(
+            "  no model is configured: keyword rules read the mails, templates word the answers "
+            "(set AGENTQ_DEMO_MODEL, OPENAI_BASE_URL, OPENAI_API_KEY for a real one)"
+        )
+    for name, server in stage.servers.items():
+        record = _short(stage.folder / f"{name}.sqlite")
+        screen.say(f"  {name.replace('_', ' ')}: process {server.pid}, record {record}")
+
+
+def _farewell(screen: Screen, stage: Stage, fleet: Fleet) -> None:
+    agentq = shutil.which("agentq") or _short(Path(sys.executable).parent / "agentq")
+    agentq = "agentq" if shutil.which("agentq") else agentq
+    screen.say("")
+    screen.say(f"Flower: {fleet.flower_url}  (login above)", "bold")
+    screen.say("Try next, in another terminal, in this folder:", "bold")
+    for command in (
+        f"{agentq} session ls --tenant lumen",
+        f'{agentq} start hello --tenant lumen --input \'{{"name": "Ada"}}\' --wait',
+        f"{agentq} start support-desk --tenant lumen --wait --input "
+        '\'{"ticket": "From: ben.carter@mail.example\\n\\nWhere is LU-3006?"}\'',
+        f"{agentq} queue ls",
+        f"{agentq} tenant ls",
+    ):
+        screen.say(f"  {command}")
+    screen.say(f"  (this run's records are in {_short(stage.folder)})")
+
+
+def _count(tenants: list[Progress]) -> int:
+    return sum(tenant.tickets for tenant in tenants)
+
+
+def _short(path: Path) -> str:
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def _wait_for_interrupt() -> None:
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        return  # the wanted end
+
+
+@contextmanager
+def _own_environment() -> Iterator[None]:
+    """Give the variables back as they were."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """End on SIGTERM and SIGHUP as on Ctrl-C, so that nothing is left behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
