@@ -70,7 +70,7 @@ class Publisher:
                 channel = self._ready().channel
                 return int(channel.queue_declare(queue=name, passive=True).message_count)
             except self._gone() as error:
-                if getattr(error, "reply_code", None) == 404:
+                if str(getattr(error, "reply_code", "")) == "404":
                     return 0  # Redis has no empty lists: a queue without messages is not there
                 self._disconnect()
                 raise BrokerUnavailable(f"the broker did not answer: {error}") from error

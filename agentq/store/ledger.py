@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,11 +96,16 @@ class Ledger:
         """
         parameters = _settle_parameters(claim, settlement)
         rows = run(on, SQL["settle"], parameters) if on else self.store.query(SQL["settle"], parameters)
-        closed, session_state, dispatch, more = rows[0]
+        closed, session_state, next_queued, dispatch, more = rows[0]
         if not closed:
             raise FenceLost(str(claim.ref.session_id), str(claim.ref.step_id), claim.fence)
+        wakes = _wakes(claim.ref.tenant, dispatch)
+        if next_queued:
+            follower = settlement.steps[0]
+            ref = claim.ref
+            wakes = (Wake(ref.tenant, ref.session_id, follower.step_id, follower.name, False, 0), *wakes)
         return Settled(
-            wakes=_wakes(claim.ref.tenant, dispatch),
+            wakes=wakes,
             more=more,
             session_ended_before=session_state not in ("running", "paused"),
         )
@@ -167,7 +172,7 @@ def _granted(ref: StepRef, token: int, row: Row) -> Granted:
     (_, fence, attempt, attempts_max, crashes, seq, name, agent, version, timeout_s, args, state_from, states) = row[
         :13
     ]
-    given, join_step, branch, fan, priority, _deadline_at, remaining_s, queued_s = row[13:]
+    given, join_step, branch, fan, priority, remaining_s, queued_s = row[13:]
     return Granted(
         ref, token, fence, attempt, attempts_max, crashes, seq, name, agent, version, timeout_s, args, state_from,
         tuple(states) if states is not None else None, given, join_step, branch, fan, priority, remaining_s, queued_s,
@@ -175,9 +180,13 @@ def _granted(ref: StepRef, token: int, row: Row) -> Granted:
 
 
 def _settle_parameters(claim: Granted, settlement: Settlement) -> dict[str, Any]:
-    plan = _plan(settlement)
+    follower = _plain_follower(settlement)
+    plan = _plan(settlement, follower)
     failure = settlement.failure
-    return _ids(claim.ref) | {
+    return {
+        "tenant": claim.ref.tenant,
+        "session": claim.ref.session_id,
+        "step": claim.ref.step_id,
         "fence": claim.fence,
         "token": claim.token,
         "closing": settlement.closing,
@@ -189,26 +198,32 @@ def _settle_parameters(claim: Granted, settlement: Settlement) -> dict[str, Any]
         "version": claim.agent_version,
         "result": settlement.result,
         "failure": Jsonb(failure.as_json(claim.attempt)) if failure else None,
+        "next": follower.step_id if follower else None,
+        "next_name": follower.name if follower else None,
+        "next_attempts": follower.attempts_max if follower else None,
+        "next_timeout_s": follower.timeout_s if follower else None,
+        "next_args": follower.args if follower else None,
         "plan": Jsonb(plan) if plan else None,
     }
 
 
-def _plan(settlement: Settlement) -> dict[str, Any]:
-    """Steps, children, messages and usage as the settle function reads them; empty parts are left out."""
+def _plain_follower(settlement: Settlement) -> NewStep | None:
+    """The one step that simply follows, as nearly always; timers and joins are planned instead."""
+    if len(settlement.steps) != 1 or settlement.children:
+        return None
+    [step] = settlement.steps
+    return step if step.delay_s <= 0 and not step.fan else None
+
+
+def _plan(settlement: Settlement, follower: NewStep | None) -> dict[str, Any]:
+    """What the settle function reads from JSON; empty parts are left out, and mostly all are."""
     plan: dict[str, Any] = {}
-    if settlement.steps or settlement.children:
-        plan["steps"] = list(_steps(settlement.steps, slot_free=True))
+    if follower is None and settlement.steps:
+        plan["steps"] = [_step(step) for step in settlement.steps]
+        if branches := list(_branches(settlement)):
+            plan["branches"] = branches
     if settlement.children:
         plan["children"] = [_child(child) for child in settlement.children]
-    if branches := [
-        {"join_step": str(step.join_step), "branch": step.branch}
-        for step in settlement.steps
-        if step.join_step and any(step.join_step == other.step_id for other in settlement.steps)
-    ] + [
-        {"join_step": str(child.join_step), "branch": child.branch, "child": str(child.session_id)}
-        for child in settlement.children
-    ]:
-        plan["branches"] = branches
     if settlement.extras.messages:
         plan["messages"] = [{"body": _text(body), "by": by} for body, by in settlement.extras.messages]
     usage = settlement.extras.usage
@@ -221,27 +236,32 @@ def _plan(settlement: Settlement) -> dict[str, Any]:
     return plan
 
 
-def _steps(steps: Iterable[NewStep], *, slot_free: bool) -> Iterable[dict[str, Any]]:
-    """The first step that is due at once takes over the slot of the one that ends; the rest wait for admission."""
-    for step in steps:
-        takes_slot = slot_free and not step.fan and step.delay_s <= 0
-        slot_free = slot_free and not takes_slot
-        facts: dict[str, Any] = {
-            "id": str(step.step_id),
-            "name": step.name,
-            "attempts_max": step.attempts_max,
-            "timeout_s": step.timeout_s,
-            "slot": takes_slot,
-        }
-        if step.args is not None:
-            facts["args"] = _text(step.args)
-        if step.delay_s > 0:
-            facts["delay_s"] = step.delay_s
-        if step.join_step is not None:
-            facts |= {"join_step": str(step.join_step), "branch": step.branch}
-        if step.fan:
-            facts |= {"fan": step.fan, "collect": step.collect}
-        yield facts
+def _branches(settlement: Settlement) -> Iterator[dict[str, Any]]:
+    """The branches of the joins that this settlement adds."""
+    joins = {step.step_id for step in settlement.steps if step.fan}
+    for step in settlement.steps:
+        if step.join_step in joins:
+            yield {"join_step": str(step.join_step), "branch": step.branch}
+    for child in settlement.children:
+        yield {"join_step": str(child.join_step), "branch": child.branch, "child": str(child.session_id)}
+
+
+def _step(step: NewStep) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "id": str(step.step_id),
+        "name": step.name,
+        "attempts_max": step.attempts_max,
+        "timeout_s": step.timeout_s,
+    }
+    if step.args is not None:
+        facts["args"] = _text(step.args)
+    if step.delay_s > 0:
+        facts["delay_s"] = step.delay_s
+    if step.join_step is not None:
+        facts |= {"join_step": str(step.join_step), "branch": step.branch}
+    if step.fan:
+        facts |= {"fan": step.fan, "collect": step.collect}
+    return facts
 
 
 def _child(child: NewChild) -> dict[str, Any]:

@@ -116,7 +116,8 @@ def run(connection: Connection, sql: str, parameters: dict[str, Any]) -> list[Ro
     # The caller's connection may have a row factory of its own.
     with connection.cursor(binary=True, row_factory=tuple_row) as cursor:
         cursor.execute(sql.encode(), parameters)
-        return cursor.fetchall() if cursor.description else []
+        # Not `description`: it builds an object for every column.
+        return cursor.fetchall() if cursor.pgresult is not None and cursor.pgresult.nfields else []
 
 
 def persist(action: Callable[[], T], *, patience_s: float, what: str, give_up: Callable[[], bool] | None = None) -> T:

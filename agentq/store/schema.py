@@ -154,7 +154,6 @@ ledger_entry = Table(
     Column("collect", Boolean, nullable=False, server_default=text("false"), comment="failed branches are values"),
     Column("failure", JSONB, comment="of the latest failed attempt"),
     ForeignKeyConstraint(["tenant", "session_id"], ["agentq.session.tenant", "agentq.session.session_id"]),
-    CheckConstraint(f"name {_NAME}", name="name"),
     CheckConstraint(_one_of("state", ENTRY_LIVE + ENTRY_ENDED), name="state"),
     CheckConstraint("(state = 'running') = (worker is not null)", name="worker"),
     CheckConstraint("(state = 'running') = (fence_token is not null)", name="token"),

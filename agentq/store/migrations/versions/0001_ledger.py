@@ -300,7 +300,6 @@ def upgrade() -> None:
             "(state in ('done', 'dead', 'cancelled')) = (settled_at is not null)",
             name=op.f("ledger_entry_settled"),
         ),
-        sa.CheckConstraint("name ~ '^[a-z0-9][a-z0-9_-]{0,62}$'", name=op.f("ledger_entry_name")),
         sa.CheckConstraint("state <> 'dead' or failure is not null", name=op.f("ledger_entry_dead")),
         sa.CheckConstraint("state <> 'queued' or queued_at is not null", name=op.f("ledger_entry_queued")),
         sa.CheckConstraint("state <> 'waiting' or waits_for > 0", name=op.f("ledger_entry_waiting")),
