@@ -11,11 +11,13 @@ import re
 from typing import Any
 
 from celery import Celery
+from celery.app.amqp import AMQP as CeleryAMQP
 from celery.signals import setup_logging
 
 from agentq.broker.connection import transport_options
 from agentq.broker.envelope import STEP_TASK, SUBMIT_TASK
 from agentq.broker.queues import SUBMIT, UNROUTED, declared
+from agentq.broker.transport import BrokerConnection
 from agentq.errors import InvalidInput
 from agentq.settings import Settings, load
 from agentq.step import StepRef
@@ -99,7 +101,13 @@ def _messages() -> dict[str, Any]:
     }
 
 
-app = Celery("agentq", set_as_current=False)
+class AMQP(CeleryAMQP):  # type: ignore[misc]
+    """Celery's messaging on our connection."""
+
+    Connection = BrokerConnection
+
+
+app = Celery("agentq", set_as_current=False, amqp=AMQP)
 # A function, so that importing this module reads no environment and needs no server.
 app.add_defaults(lambda: celery_settings(load().require_servers()))
 install(app)

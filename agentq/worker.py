@@ -16,6 +16,8 @@ from celery import Celery, bootsteps
 from celery.signals import worker_process_init, worker_process_shutdown, worker_shutting_down
 from celery.worker.consumer import Consumer as CeleryConsumer
 
+from agentq.broker import transport
+from agentq.broker.envelope import SUBMIT_TASK
 from agentq.broker.queues import QUARANTINE, declared, tenant_of, tenant_queue
 
 log = logging.getLogger("agentq.worker")
@@ -28,6 +30,7 @@ def install(app: Celery) -> None:
     worker_process_init.connect(_start_child, weak=False)
     worker_process_shutdown.connect(_stop_child, weak=False)
     worker_shutting_down.connect(_begin_drain, weak=False)
+    transport.on_damaged = _keep_damaged
 
 
 def group_of(app: Celery) -> str:
@@ -95,21 +98,40 @@ class FollowTenants(bootsteps.StartStopStep):  # type: ignore[misc]
 class Consumer(CeleryConsumer):  # type: ignore[misc]
     """Celery's consumer, except that a message it cannot understand is kept with the reason."""
 
+    def create_task_handler(self, *args: Any, **kwargs: Any) -> Any:
+        """Celery's handler, behind a look at what a submission carries: Celery would decode it only in the pool."""
+        handle = super().create_task_handler(*args, **kwargs)
+
+        def handler(message: Any) -> Any:
+            if (message.headers or {}).get("task") == SUBMIT_TASK and not self._is_readable(message):
+                return None
+            return handle(message)
+
+        return handler
+
+    def _is_readable(self, message: Any) -> bool:
+        try:
+            args, kwargs, _ = message.decode()
+            if not isinstance(args, list | tuple) or not isinstance(kwargs, dict):
+                raise TypeError("the body is not [args, kwargs, options]")
+        except Exception as error:
+            self.on_decode_error(message, error)
+            return False
+        return True
+
+    # Celery's own versions of these four print the whole body to the log, prompts and all, and drop it.
+
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         self._keep(message, f"cannot be decoded: {exc}")
-        super().on_decode_error(message, exc)
 
-    def on_unknown_message(self, body: Any, message: Any) -> None:
+    def on_unknown_message(self, _body: Any, message: Any) -> None:
         self._keep(message, "is not a Celery task message")
-        super().on_unknown_message(body, message)
 
-    def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
+    def on_unknown_task(self, _body: Any, message: Any, exc: Exception) -> None:
         self._keep(message, f"names a task that this fleet does not have: {exc}")
-        super().on_unknown_task(body, message, exc)
 
-    def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
+    def on_invalid_task(self, _body: Any, message: Any, exc: Exception) -> None:
         self._keep(message, f"has arguments that the task does not take: {exc}")
-        super().on_invalid_task(body, message, exc)
 
     def _keep(self, message: Any, reason: str) -> None:
         from agentq.runtime import runtime
@@ -117,6 +139,14 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         raw = message.body if isinstance(message.body, bytes) else str(message.body).encode("utf-8", "replace")
         queue = (message.delivery_info or {}).get("routing_key", "?")
         runtime().submissions.keep(raw, f"a message in {queue} {reason}")
+        message.ack_log_error(log, self.connection_errors)
+
+
+def _keep_damaged(queue: str, raw: bytes) -> None:
+    """An entry that is no message at all: kept like a refused submission, whatever queue it was in."""
+    from agentq.runtime import runtime
+
+    runtime().submissions.keep(raw, f"an entry of {queue} is no message")
 
 
 def _start_child(**_: Any) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kombu import Connection
-
+from agentq.broker.transport import BrokerConnection
 from agentq.settings import Settings
 
 
@@ -37,6 +36,6 @@ def transport_options(settings: Settings) -> dict[str, Any]:
     }
 
 
-def connect(settings: Settings) -> Connection:
+def connect(settings: Settings) -> BrokerConnection:
     """A connection for publishing; nothing is opened until it is used."""
-    return Connection(settings.broker_url, transport_options=transport_options(settings), connect_timeout=5)
+    return BrokerConnection(settings.broker_url, transport_options=transport_options(settings), connect_timeout=5)

@@ -95,8 +95,14 @@ class Publisher:
         while (batch := self._next_batch()) is not None:
             wakes = [item for item in batch if isinstance(item, Wake)]
             if wakes:
-                with self._lock:
-                    self._publish_batch(wakes)
+                try:
+                    with self._lock:
+                        self._publish_batch(wakes)
+                except Exception:
+                    # Whatever it was, the next batch deserves a fresh connection and a living thread.
+                    log.exception("%s steps could not be published, the relay will send them", len(wakes))
+                    with self._lock:
+                        self._disconnect()
             for item in batch:
                 if isinstance(item, threading.Event):
                     item.set()
