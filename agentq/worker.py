@@ -13,7 +13,7 @@ import threading
 from typing import Any
 
 from celery import Celery, bootsteps
-from celery.signals import worker_process_init, worker_process_shutdown, worker_shutting_down
+from celery.signals import worker_process_init, worker_process_shutdown, worker_shutdown, worker_shutting_down
 from celery.worker.consumer import Consumer as CeleryConsumer
 
 from agentq.broker import transport
@@ -28,8 +28,9 @@ def install(app: Celery) -> None:
     app.steps["worker"].add(RuntimeStep)
     app.steps["consumer"].add(FollowTenants)
     worker_process_init.connect(_start_child, weak=False)
-    worker_process_shutdown.connect(_stop_child, weak=False)
+    worker_process_shutdown.connect(_end, weak=False)
     worker_shutting_down.connect(_begin_drain, weak=False)
+    worker_shutdown.connect(_end, weak=False)
     transport.on_damaged = _keep_damaged
 
 
@@ -54,11 +55,14 @@ class RuntimeStep(bootsteps.StartStopStep):  # type: ignore[misc]
         begin(group=self.group, steps=not forks, relay=True)
 
     def stop(self, worker: Any) -> None:
-        from agentq.runtime import end
+        """
+        Nothing yet: this step is stopped before the pool, whose steps still run and still need the lease.
 
-        end()
+        The runtime ends with the worker, when the pool has drained.
+        """
 
-    terminate = stop
+    def terminate(self, worker: Any) -> None:
+        _end()
 
 
 class FollowTenants(bootsteps.StartStopStep):  # type: ignore[misc]
@@ -158,7 +162,8 @@ def _start_child(**_: Any) -> None:
     begin(group=group_of(current_app._get_current_object()), steps=True, relay=False)
 
 
-def _stop_child(**_: Any) -> None:
+def _end(**_: Any) -> None:
+    """The pool has drained, or this child leaves it: say goodbye."""
     from agentq.runtime import end
 
     end()
