@@ -51,7 +51,10 @@ class Act:
             return self._attempt(attempt)
         except SessionCancelled:
             return Interrupted("cancelled")
-        except FenceLost:
+        except FenceLost as error:
+            if attempt.stopped not in ("fenced", "draining"):
+                # Only an effect said so. Without the fence the settlement is refused; with it, it must be made.
+                return Broke(Failure("transient", "FenceLost", str(error)))
             return Interrupted("draining" if attempt.stopped == "draining" else "fenced")
         except DeadlineExceeded as error:
             return Broke(Failure("timeout", "DeadlineExceeded", str(error)))

@@ -270,7 +270,8 @@ class _ContextBase:
 
     def _take_over(self, call: _Call, *, calling: bool) -> None:
         if not self._means.effects.take_over(self._attempt.claim, call.key, calling=calling):
-            raise self._fence_lost()
+            # Another step was quicker, or this attempt lost its fence, which its settlement then finds out.
+            raise Transient(f"effect {call.key!r} is being performed by another step now", retry_after_s=1.0)
 
     def _unknown(self, call: _Call) -> UnknownEffect:
         return UnknownEffect(

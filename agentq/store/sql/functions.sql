@@ -603,6 +603,7 @@ end $$;
 create or replace function agentq.take_over_effect(
     p_tenant text, p_key text, p_session uuid, p_step uuid, p_fence int, p_token bigint, p_calling boolean
 ) returns boolean language plpgsql as $$
+declare f record;
 begin
     perform set_config('agentq.tenant', p_tenant, true);
     if not exists (select from agentq.ledger_entry l
@@ -610,10 +611,20 @@ begin
                       and l.state = 'running' and l.fence = p_fence and l.fence_token = p_token) then
         return false;
     end if;
+    select * into f from agentq.effect e
+     where e.tenant = p_tenant and e.effect_key = p_key and e.state = 'pending' for no key update;
+    if not found then return false; end if;
+    -- Two steps that share the key may both have found it pending: the second must not take it from the first.
+    if (f.session_id, f.step_id) <> (p_session, p_step) and exists (
+        select from agentq.ledger_entry l
+         where l.tenant = p_tenant and l.session_id = f.session_id and l.step_id = f.step_id
+           and l.state = 'running' and l.fence = f.fence) then
+        return false;
+    end if;
     update agentq.effect set session_id = p_session, step_id = p_step, fence = p_fence, claimed_at = agentq.now(),
            calls = calls + case when p_calling then 1 else 0 end
-     where tenant = p_tenant and effect_key = p_key and state = 'pending';
-    return found;
+     where tenant = p_tenant and effect_key = p_key;
+    return true;
 end $$;
 
 
