@@ -344,13 +344,32 @@ class Engine:
                 # The step's own writes cannot be repeated from here; if they did commit, the fence says so.
                 failure = Failure("transient", "StoreUnavailable", str(error))
                 settlement = self._conclude(attempt.claim, Broke(failure))
+            except FenceLost:
+                raise
+            except Exception as error:
+                settlement = self._refused(attempt.claim, error)
         attempt.rollback()
+        try:
+            return self._persist(attempt, settlement)
+        except (FenceLost, StoreUnavailable):
+            raise
+        except Exception as error:
+            return self._persist(attempt, self._refused(attempt.claim, error))
+
+    def _persist(self, attempt: Attempt, settlement: Settlement) -> Settled:
         return persist(
             lambda: self.ledger.settle(attempt.claim, settlement),
             patience_s=self.settle_patience_s,
             what=f"step {attempt.claim.ref.step_id}",
             give_up=lambda: attempt.stopped in ("fenced", "draining"),
         )
+
+    def _refused(self, claim: Granted, error: Exception) -> Settlement:
+        """Postgres refuses what the step wants stored, and always would: a claim left open would never end."""
+        log.error("step %s ended with something that cannot be stored: %s", claim.ref.step_id, type(error).__name__)
+        first_line = (str(error).splitlines() or [""])[0]  # the lines that follow quote the data
+        failure = Failure("permanent", type(error).__name__, f"the step's end cannot be stored: {first_line}")
+        return self._conclude(claim, Broke(failure))
 
     def _conclude(self, claim: Granted, outcome: Outcome) -> Settlement:
         match outcome:

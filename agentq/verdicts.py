@@ -29,12 +29,17 @@ class Failure:
     where: str = ""
 
     def as_json(self, attempt: int | None = None) -> dict[str, Any]:
-        facts: dict[str, Any] = {"kind": self.kind, "type": self.type, "message": self.message}
+        facts: dict[str, Any] = {"kind": self.kind, "type": self.type, "message": _storable(self.message)}
         if self.where:
-            facts["where"] = self.where
+            facts["where"] = _storable(self.where)
         if attempt is not None:
             facts["attempt"] = attempt
         return facts
+
+
+def _storable(text: str) -> str:
+    """The text without what Postgres refuses: zero characters and halves of surrogate pairs."""
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
 
 
 @dataclass(frozen=True, slots=True)
