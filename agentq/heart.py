@@ -131,12 +131,16 @@ class Heart:
     def _disown_doubts(self) -> None:
         if self._engine is None:
             return
-        for doubt in self._in_flight.doubts():
+        doubts = self._in_flight.doubts()
+        while doubts:
             try:
-                wake = self._engine.ledger.disown(doubt.ref, doubt.token)
+                wake = self._engine.ledger.disown(doubts[-1].ref, doubts[-1].token)
             except StoreUnavailable:
-                self._in_flight.doubt(doubt.ref, doubt.token)
+                # All of them, or the others would stay claimed by a process that has forgotten them.
+                for doubt in doubts:
+                    self._in_flight.doubt(doubt.ref, doubt.token)
                 raise
+            doubts.pop()
             if wake is not None:
                 self._engine.send([wake])
 
