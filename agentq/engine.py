@@ -304,6 +304,8 @@ class Engine:
     def _claim(self, ref: StepRef) -> Granted | Dropped | Deferred:
         self.in_flight.last_delivery = time.monotonic()
         if self.in_flight.draining:
+            # Hand it on at once; the relay would notice a moment later.
+            self.send([Wake(ref.tenant, ref.session_id, ref.step_id, "", self.quarantine, ref.epoch)])
             return Deferred("draining")
         token = secrets.randbits(63)
         try:

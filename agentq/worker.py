@@ -102,6 +102,26 @@ class FollowTenants(bootsteps.StartStopStep):  # type: ignore[misc]
 class Consumer(CeleryConsumer):  # type: ignore[misc]
     """Celery's consumer, except that a message it cannot understand is kept with the reason."""
 
+    # Flower does not mind a tenth of a second, and a message for each event costs as much as a step.
+    EVENTS_EVERY_S = 0.1
+    EVENTS_MAX = 500
+    _events_due = False
+
+    def on_send_event_buffered(self) -> None:
+        """Send buffered task events together, a few times a second."""
+        if self.hub is None:
+            super().on_send_event_buffered()
+        elif not self._events_due:
+            self._events_due = True
+            self.event_dispatcher.buffer_limit = self.EVENTS_MAX
+            # Called from pool threads too: only `call_soon` may be.
+            self.hub.call_soon(self.hub.call_later, self.EVENTS_EVERY_S, self._send_events)
+
+    def _send_events(self) -> None:
+        self._events_due = False
+        if self.event_dispatcher is not None:
+            self.event_dispatcher.flush()
+
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Any:
         """Celery's handler, behind a look at what a submission carries: Celery would decode it only in the pool."""
         handle = super().create_task_handler(*args, **kwargs)

@@ -22,6 +22,11 @@ def tenant_of(queue: str) -> str | None:
     return queue.removeprefix(_TENANT) if queue.startswith(_TENANT) else None
 
 
+def carries_wakes(queue: str) -> bool:
+    """Whether a queue holds nothing but wake-ups, each of which the ledger can send again."""
+    return queue.startswith(_TENANT) or queue == QUARANTINE
+
+
 def queue_for(tenant: str, *, quarantine: bool) -> str:
     """Where a step is published: its tenant's queue, or quarantine for a suspect."""
     return QUARANTINE if quarantine else tenant_queue(tenant)

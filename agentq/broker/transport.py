@@ -1,9 +1,15 @@
 """
-The Redis transport: kombu's own, with two changes.
+The Redis transport: kombu's own, with three changes.
 
 A list entry that is no message at all ends kombu's consumer with an error and is lost; here it is
-handed to `on_damaged` and the consumer goes on. And the client object, which kombu builds anew for
-each publish, delivery and acknowledgement, is kept: that was a fifth of a busy worker's time.
+handed to `on_damaged` and the consumer goes on.
+
+Steps' wake-ups are not written to the `unacked` hash. That hash protects a message against the loss
+of its consumer, which the ledger does already and better: a hash entry comes back only after the
+visibility timeout, or all at once, running steps included, when a connection blinks. It cost two of
+the three Redis transactions of a delivery. Submissions, which only the broker has, stay protected.
+
+The client object, which kombu builds anew for each operation, is kept.
 """
 
 from __future__ import annotations
@@ -15,8 +21,11 @@ from typing import Any
 
 from kombu import Connection
 from kombu.transport import redis as kombu_redis
+from kombu.transport import virtual
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
+
+from agentq.broker.queues import carries_wakes
 
 log = logging.getLogger("agentq.broker")
 
@@ -29,8 +38,44 @@ def _log_damaged(queue: str, raw: bytes) -> None:
 on_damaged: Callable[[str, bytes], object] = _log_damaged
 
 
+class QoS(kombu_redis.QoS):  # type: ignore[misc]
+    """Counts unacknowledged wake-ups in memory alone, for the prefetch limit."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._wakes: set[str] = set()
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        if not carries_wakes(message.delivery_info["routing_key"]):
+            super().append(message, delivery_tag)
+            return
+        self._wakes.add(delivery_tag)
+        virtual.QoS.append(self, message, delivery_tag)
+
+    def ack(self, delivery_tag: str) -> None:
+        if delivery_tag not in self._wakes:
+            super().ack(delivery_tag)
+            return
+        self._wakes.discard(delivery_tag)
+        virtual.QoS.ack(self, delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        if delivery_tag in self._wakes:
+            self.ack(delivery_tag)  # not put back: the relay finds it missing
+            return
+        super().reject(delivery_tag, requeue=requeue)
+
+    def restore_unacked(self, client: Any = None) -> None:
+        for tag in self._wakes:
+            self._delivered.pop(tag, None)
+        self._wakes.clear()
+        super().restore_unacked(client=client)
+
+
 class Channel(kombu_redis.Channel):  # type: ignore[misc]
     """A channel that survives damaged entries and keeps its client."""
+
+    QoS = QoS
 
     _kept_client: Any = None
     _reply: Any = None

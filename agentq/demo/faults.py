@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import time
-import uuid
 from dataclasses import dataclass
 
 import redis
 from kombu import Connection
 
-from agentq.demo.observe import Observer
+from agentq.demo.observe import InHand, Observer
 from agentq.settings import Settings
 
 
@@ -20,8 +19,7 @@ class Killed:
     """A worker killed by SIGKILL, and how long its steps took to come back."""
 
     pid: int
-    steps: list[uuid.UUID]
-    fences: list[int]
+    had: InHand
     at: float
     begun_s: float | None = None
     ended_s: float | None = None
@@ -36,12 +34,12 @@ class Killed:
         """Note how far its steps have come."""
         if self.over:
             return
-        begun, ended = observer.since(self.steps, self.fences)
+        begun, ended = observer.since(self.had.steps, self.had.fences)
         self.ran_again = begun
         now = time.monotonic() - self.at
-        if self.begun_s is None and begun == len(self.steps):
+        if self.begun_s is None and begun == len(self.had.steps):
             self.begun_s = now
-        if ended == len(self.steps):
+        if ended == len(self.had.steps):
             self.ended_s = now
 
 
@@ -50,12 +48,12 @@ def kill_busiest(observer: Observer, ours: set[int], at_least: int) -> Killed | 
     in_hand = {pid: found for pid, found in observer.in_hand().items() if pid in ours}
     if not in_hand:
         return None
-    pid = max(in_hand, key=lambda each: len(in_hand[each]))
-    if len(in_hand[pid]) < at_least:
+    pid = max(in_hand, key=lambda each: len(in_hand[each].steps))
+    if len(in_hand[pid].steps) < at_least:
         return None
     at = time.monotonic()
     os.kill(pid, signal.SIGKILL)
-    return Killed(pid, [step for step, _ in in_hand[pid]], [fence for _, fence in in_hand[pid]], at)
+    return Killed(pid, in_hand[pid], at)
 
 
 def empty_broker(settings: Settings, queues: list[str], *, embedded: bool) -> str:

@@ -24,6 +24,15 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class InHand:
+    """The steps that one process has in hand, with their fences."""
+
+    sessions: list[uuid.UUID]
+    steps: list[uuid.UUID]
+    fences: list[int]
+
+
+@dataclass(frozen=True)
 class Totals:
     """The whole run in figures."""
 
@@ -47,9 +56,9 @@ class Observer:
         """How far each tenant's tickets are."""
         return [Progress(*row) for row in self._ask("progress")]
 
-    def in_hand(self) -> dict[int, list[tuple[uuid.UUID, int]]]:
-        """Per worker process: the steps it has in hand, with their fences."""
-        return {row[0]: list(zip(row[2], row[3], strict=True)) for row in self._ask("in_hand")}
+    def in_hand(self) -> dict[int, InHand]:
+        """Per worker process: the steps it has in hand."""
+        return {row[0]: InHand(*row[1:]) for row in self._ask("in_hand")}
 
     def uptime_s(self) -> float:
         """How long Postgres has been up."""

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
-import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 
 from rich.console import Console
 
@@ -21,6 +19,7 @@ from agentq.demo import checks, faults
 from agentq.demo.observe import Observer, Progress, Totals
 from agentq.demo.screen import Screen
 from agentq.demo.stage import KEYS, Stage
+from agentq.demo.surroundings import own_environment, terminable
 from agentq.embedded import processes
 from agentq.embedded.fleet import Fleet
 from agentq.settings import Settings, load
@@ -47,10 +46,11 @@ def run(settings: Settings | None = None, *, stay: bool | None = None, console: 
     """
     console = console or Console()
     stay = console.is_terminal if stay is None else stay
-    with _own_environment(), _terminable():
+    with own_environment(), terminable():
+        prefix = _prefix()
         os.environ.setdefault("AGENTQ_AGENTS", "tasks")
         os.environ.setdefault("AGENTQ_WORKER_THREADS", str(THREADS))
-        # Stays a group of loopback servers: a proxy of the environment must not stand between them and the agents.
+        # A proxy named in the environment must not stand between the agents and servers on loopback.
         os.environ["NO_PROXY"] = ",".join(filter(None, (os.environ.get("NO_PROXY"), "127.0.0.1,localhost")))
         settings = (settings or load()).model_copy(update={"agents": ("tasks",)})
         screen = Screen(console)
@@ -61,13 +61,13 @@ def run(settings: Settings | None = None, *, stay: bool | None = None, console: 
                 _introduce(screen, stage)
                 with Fleet(settings, workers=WORKERS, console=console) as fleet:
                     os.environ.update(fleet.environment)
-                    ok = _play(screen, stage, fleet)
-                    _farewell(screen, stage, fleet)
+                    act, ok = _play(screen, stage, fleet)
+                    _farewell(screen, act, prefix, stay=stay)
                     if stay:
                         screen.say("Everything is left running. Ctrl-C drains and stops it.", "bold")
                         _wait_for_interrupt()
         except KeyboardInterrupt:
-            screen.say("interrupted; everything is stopped")
+            screen.say("interrupted; everything is stopped, the data stay")
             return 130
     return 0 if ok else 1
 
@@ -124,7 +124,7 @@ class Act:
         }
         self.killed = faults.kill_busiest(self.observer, ours, at_least)
         if self.killed:
-            steps = len(self.killed.steps)
+            steps = len(self.killed.had.steps)
             self.screen.say(
                 f"⚡ {self._clock()} SIGKILL to worker process {self.killed.pid}, with {steps} steps in hand",
                 "bold yellow",
@@ -146,7 +146,7 @@ class Act:
         before = self.killed.begun_s
         self.killed.look(self.observer)
         if before is None and self.killed.begun_s is not None:
-            steps = len(self.killed.steps)
+            steps = len(self.killed.had.steps)
             self.screen.say(f"  {self._clock()} all {steps} run again, {self.killed.begun_s:.1f} s after the kill")
 
     def _clock(self) -> str:
@@ -158,7 +158,7 @@ class Act:
         return ""
 
 
-def _play(screen: Screen, stage: Stage, fleet: Fleet) -> bool:
+def _play(screen: Screen, stage: Stage, fleet: Fleet) -> tuple[Act, bool]:
     with Client.from_env() as client:
         for tenant in TENANTS:
             client.tenants.add(tenant, concurrency=CONCURRENCY)
@@ -175,7 +175,7 @@ def _play(screen: Screen, stage: Stage, fleet: Fleet) -> bool:
         act.play()
         held = _compare(act, before, repeated)
         _figures(act, act.observer.totals())
-    return held
+    return act, held
 
 
 def _end_earlier_runs(screen: Screen, client: Client) -> None:
@@ -207,7 +207,7 @@ def _compare(act: Act, before: dict[str, str], repeated: int) -> bool:
         checks.refunds(wanted, made, requests),
         checks.interference(
             checks.Interference(
-                in_flight=len(killed.steps) if killed else 0,
+                in_flight=len(killed.had.steps) if killed else 0,
                 ran_again=killed.ran_again if killed else 0,
                 lost_messages=act.lost_messages,
             )
@@ -232,7 +232,8 @@ def _figures(act: Act, totals: Totals) -> None:
     if killed:
         begun = f"{killed.begun_s:.1f} s" if killed.begun_s is not None else "never"
         ended = f"{killed.ended_s:.1f} s" if killed.ended_s is not None else "never"
-        say(f"  recovery from SIGKILL: its {len(killed.steps)} steps ran again after {begun}, had ended after {ended}")
+        steps = len(killed.had.steps)
+        say(f"  recovery from SIGKILL: its {steps} steps ran again after {begun}, had ended after {ended}")
     say(
         f"  {totals.crashes} attempts lost with the worker, {totals.retries} retries of attempts that failed, "
         f"{totals.calls_repeated} calls made again under the same key"
@@ -260,22 +261,43 @@ def _introduce(screen: Screen, stage: Stage) -> None:
         screen.say(f"  {name.replace('_', ' ')}: process {server.pid}, record {record}")
 
 
-def _farewell(screen: Screen, stage: Stage, fleet: Fleet) -> None:
-    agentq = shutil.which("agentq") or _short(Path(sys.executable).parent / "agentq")
-    agentq = "agentq" if shutil.which("agentq") else agentq
+def _farewell(screen: Screen, act: Act, prefix: str, *, stay: bool) -> None:
+    found = shutil.which("agentq")
+    agentq = prefix + ("agentq" if found else _short(Path(sys.executable).parent / "agentq"))
     screen.say("")
-    screen.say(f"Flower: {fleet.flower_url}  (login above)", "bold")
-    screen.say("Try next, in another terminal, in this folder:", "bold")
-    for command in (
-        f"{agentq} session ls --tenant lumen",
-        f'{agentq} start hello --tenant lumen --input \'{{"name": "Ada"}}\' --wait',
-        f"{agentq} start support-desk --tenant lumen --wait --input "
-        '\'{"ticket": "From: ben.carter@mail.example\\n\\nWhere is LU-3006?"}\'',
-        f"{agentq} queue ls",
-        f"{agentq} tenant ls",
-    ):
-        screen.say(f"  {command}")
-    screen.say(f"  (this run's records are in {_short(stage.folder)})")
+    if stay:
+        screen.say(f"Flower: {act.fleet.flower_url}  (its login stands above)", "bold")
+        screen.say("Try next, in another terminal, in this folder:", "bold")
+    else:
+        screen.say(f"Everything stops now; the data stay. `{agentq} up` brings it back, Flower too. Then try:", "bold")
+    for command in _commands(act, stay=stay):
+        screen.say(f"  {agentq} {command}")
+    screen.say(f"The records of this run are in {_short(act.stage.folder)}")
+
+
+def _commands(act: Act, *, stay: bool) -> list[str]:
+    survivor = act.killed.had.sessions[0] if act.killed else "ID"
+    # The desk needs its servers, which are gone when nothing is left running.
+    last = (
+        "start support-desk --tenant lumen --wait --input "
+        '\'{"ticket": "From: ben.carter@mail.example\\n\\nWhere is LU-3006?"}\''
+    )
+    return [
+        "session ls --tenant lumen --limit 10",
+        f"session show {survivor}   # its worker died",
+        'start hello --tenant lumen --input \'{"name": "Ada"}\' --wait',
+        "queue ls",
+        last if stay else "tenant ls",
+    ]
+
+
+def _prefix() -> str:
+    """What must stand before the commands, in a shell that knows nothing of this run."""
+    known = load()
+    wanted = "" if known.agents else "AGENTQ_AGENTS=tasks "
+    if (folder := os.environ.get("AGENTQ_DATA_DIR")) is not None:
+        wanted += f"AGENTQ_DATA_DIR={shlex.quote(folder)} "
+    return wanted
 
 
 def _count(tenants: list[Progress]) -> int:
@@ -294,33 +316,3 @@ def _wait_for_interrupt() -> None:
         threading.Event().wait()
     except KeyboardInterrupt:
         return  # the wanted end
-
-
-@contextmanager
-def _own_environment() -> Iterator[None]:
-    """Give the variables back as they were."""
-    before = dict(os.environ)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """End on SIGTERM and SIGHUP as on Ctrl-C, so that nothing is left behind."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    numbers = (signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, interrupt) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -10,6 +10,7 @@ from typing import Self
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from agentq.demo.checks import Check
 from agentq.demo.observe import Progress as TenantProgress
@@ -28,7 +29,7 @@ class Screen:
         self._bars: dict[str, TaskID] = {}
         self._progress = Progress(
             TextColumn("[bold]{task.description:<12}"),
-            BarColumn(bar_width=36),
+            BarColumn(bar_width=36, complete_style="cyan", finished_style="green"),
             MofNCompleteColumn(),
             TextColumn("{task.fields[note]}"),
             TimeElapsedColumn(),
@@ -39,7 +40,7 @@ class Screen:
 
     def say(self, text: str, style: str = "") -> None:
         """One line."""
-        self.console.print(escape(text), style=style, highlight=False, soft_wrap=True)
+        self.console.print(Text(text, style), soft_wrap=True)  # a style given to print would colour the bars too
 
     def follow(self, tenants: list[TenantProgress], elapsed_s: float, note: str) -> None:
         """Show how far it is."""

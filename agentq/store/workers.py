@@ -71,6 +71,7 @@ class Registration:
 
     The lock falls when the process dies, because its socket closes. A broken connection alone loses
     the lock too; `beat` then takes it again, and the relay, which looks twice, sees a newer heartbeat.
+    While Postgres still counts the lock to a former connection, this one beats without it.
     """
 
     def __init__(self, store: Store, *, group: str, role: Role, host: str, pid: int, release: str, serves: list[str]):
@@ -88,6 +89,7 @@ class Registration:
         }
         self._connection: Connection | None = None
         self._registered = False
+        self._locked = False
 
     def beat(self, lease_s: float) -> str | None:
         """
@@ -99,6 +101,8 @@ class Registration:
         facts = self._facts | {"lease_s": lease_s}
         try:
             connection = self._connected()
+            if not self._locked:
+                self._locked = bool(run(connection, SQL["hold_lock"], self._facts)[0][0])
             if not self._registered:
                 run(connection, SQL["register"], facts)
                 self._registered = True
@@ -133,6 +137,5 @@ class Registration:
     def _connected(self) -> Connection:
         if self._connection is None or self._connection.closed:
             connection = psycopg.connect(self._store.url, **self._store.connect_arguments)
-            run(connection, SQL["hold_lock"], self._facts)
-            self._connection = connection
+            self._connection, self._locked = connection, False
         return self._connection

@@ -12,7 +12,7 @@ select s.tenant, count(*)::int, (count(*) filter (where s.ended_at is not null))
 
 -- name: in_hand
 -- The steps of this run that each worker process has in hand.
-select w.pid, count(*)::int, array_agg(l.step_id), array_agg(l.fence)
+select w.pid, array_agg(l.session_id), array_agg(l.step_id), array_agg(l.fence)
   from agentq.worker w
   join agentq.ledger_entry l on l.worker = w.worker_id and l.state = 'running'
   join agentq.session s on s.tenant = l.tenant and s.session_id = l.session_id

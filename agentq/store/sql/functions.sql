@@ -25,7 +25,8 @@ declare
 begin
     perform set_config('agentq.tenant', p_tenant, true), set_config('synchronous_commit', 'off', true);
     perform pg_advisory_xact_lock(1634166382, hashtext(p_tenant));
-    select concurrency into v_cap from agentq.tenant where name = p_tenant and state = 'active';
+    -- A draining tenant takes no new sessions, but goes on with those it has.
+    select concurrency into v_cap from agentq.tenant where name = p_tenant and state <> 'paused';
     if not found then return; end if;
     select count(*) into v_admitted from agentq.ledger_entry
      where tenant = p_tenant and state in ('queued', 'running');
@@ -64,7 +65,7 @@ create or replace function agentq.hand_on_slot(p_tenant text, p_now timestamptz)
 returns jsonb language plpgsql as $$
 declare v_wake jsonb;
 begin
-    if not exists (select from agentq.tenant where name = p_tenant and state = 'active' and not shedding) then
+    if not exists (select from agentq.tenant where name = p_tenant and state <> 'paused' and not shedding) then
         return null;
     end if;
     update agentq.ledger_entry e set state = 'queued', queued_at = p_now, dispatches = 0
@@ -194,7 +195,7 @@ create or replace function agentq.finish_branch(
     p_tenant text, p_session uuid, p_join uuid, p_branch int, p_ok boolean, p_result bytea, p_failure jsonb,
     p_now timestamptz
 ) returns jsonb language plpgsql as $$
-declare v_state text; v_collect boolean; v_wake jsonb;
+declare v_state text; j record; v_wake jsonb;
 begin
     select state into v_state from agentq.session
      where tenant = p_tenant and session_id = p_session for no key update;
@@ -202,9 +203,14 @@ begin
     update agentq.branch set state = case when p_ok then 'done' else 'failed' end, result = p_result, failure = p_failure
      where tenant = p_tenant and session_id = p_session and join_step = p_join and branch = p_branch and state = 'open';
     if not found then return null; end if;
-    select collect into v_collect from agentq.ledger_entry
+    select collect, join_step, branch into j from agentq.ledger_entry
      where tenant = p_tenant and session_id = p_session and step_id = p_join;
-    if not p_ok and not v_collect then
+    if not p_ok and not j.collect then
+        if j.join_step is not null then
+            -- A spawn within a branch fails that branch; the join around it decides what that means.
+            perform agentq.cancel_join(p_tenant, p_session, p_join, p_now);
+            return agentq.finish_branch(p_tenant, p_session, j.join_step, j.branch, false, null, p_failure, p_now);
+        end if;
         return agentq.end_session(p_tenant, p_session, 'failed', null, p_failure, p_now);
     end if;
     update agentq.ledger_entry
@@ -215,6 +221,22 @@ begin
     returning case when state = 'queued' then agentq.wake(session_id, step_id, name, quarantine, fence) end into v_wake;
     return v_wake;
 end $$;
+
+
+-- Give up a join within a session that goes on: the join and what waits beneath it. Steps that run now
+-- finish, and nothing follows them; child sessions are ended by the relay.
+create or replace function agentq.cancel_join(p_tenant text, p_session uuid, p_join uuid, p_now timestamptz)
+returns void language sql as $$
+    with recursive beneath as (
+        select p_join as step_id
+        union
+        select e.step_id from agentq.ledger_entry e join beneath b on e.join_step = b.step_id
+         where e.tenant = p_tenant and e.session_id = p_session and e.fan > 0
+    )
+    update agentq.ledger_entry e set state = 'cancelled', settled_at = p_now
+     where e.tenant = p_tenant and e.session_id = p_session and e.state in ('ready', 'queued', 'waiting', 'held')
+       and (e.step_id = p_join or e.join_step in (select step_id from beneath))
+$$;
 
 
 -- End a session: its result or failure, no further step, and the parent's branch closed.
@@ -310,8 +332,9 @@ declare
 begin
     perform set_config('agentq.tenant', p_tenant, true);
 
-    if p_verdict in ('end', 'fail', 'dead') or p_plan ? 'messages' then
-        -- These touch the session too: its row first, then the entry.
+    if p_verdict in ('end', 'fail', 'dead') or p_plan ? 'messages' or p_plan ? 'branches' then
+        -- These touch the session too: its row first, then the entry. A spawn does not, but whoever ends
+        -- the session meanwhile must see its join, which no message would ever bring to a claim.
         select state into v_session from agentq.session
          where tenant = p_tenant and session_id = p_session for no key update;
     else
@@ -355,8 +378,12 @@ begin
     closed := true; session_state := v_session; next_queued := false; more := false;
     case p_verdict
     when 'next' then
-        select te.state = 'active' and not te.shedding into v_flowing from agentq.tenant te where te.name = p_tenant;
-        if p_next is not null then
+        select te.state <> 'paused' and not te.shedding into v_flowing from agentq.tenant te where te.name = p_tenant;
+        if e.join_step is not null and not exists (
+            select from agentq.ledger_entry j where j.tenant = p_tenant and j.session_id = p_session
+               and j.step_id = e.join_step and j.state = 'waiting') then
+            null;  -- its join was given up, so nothing follows in this branch
+        elsif p_next is not null then
             -- It takes over the slot of the step that ends here, so the chain needs no admission.
             next_queued := v_flowing and v_session = 'running';
             insert into agentq.ledger_entry (
@@ -366,8 +393,7 @@ begin
                     case when next_queued then 'queued' when v_session = 'paused' then 'held' else 'ready' end,
                     v_now, v_now, p_next_attempts, p_next_timeout_s, e.priority, p_state_from, p_next_args,
                     e.join_step, e.branch);
-        end if;
-        if p_plan ? 'steps' then
+        elsif p_plan ? 'steps' then
             perform agentq.add_successors(p_tenant, p_session, e.seq, e.priority, p_state_from, p_plan,
                                           v_session = 'paused', v_now);
             more := true;
@@ -415,7 +441,7 @@ begin
     if not found then
         if p_create_with is null then return query select 'unknown_tenant', null::uuid; return; end if;
         insert into agentq.tenant (name, concurrency) values (p_tenant, p_create_with) on conflict do nothing;
-    elsif v_state = 'draining' then
+    elsif v_state = 'draining' and not exists (select from agentq.session s where s.tenant = p_tenant and s.key = p_key) then
         return query select 'tenant_closed', null::uuid; return;
     end if;
     insert into agentq.session (tenant, session_id, agent, agent_version, key, input, input_hash, priority, deadline_at,
@@ -436,6 +462,14 @@ begin
 end $$;
 
 
+-- A session that was ended from outside left no slot: the join that its end made ready waits for admission.
+create or replace function agentq.await_admission(p_tenant text, p_wake jsonb) returns void language sql as $$
+    update agentq.ledger_entry set state = 'ready'
+     where tenant = p_tenant and session_id = (p_wake ->> 'session')::uuid and step_id = (p_wake ->> 'step')::uuid
+       and state = 'queued'
+$$;
+
+
 -- Cancel a session. Steps that run now are told at their worker's next heartbeat.
 create or replace function agentq.cancel_session(p_tenant text, p_session uuid, p_failure jsonb)
 returns table (found boolean, state text, dispatch jsonb) language plpgsql as $$
@@ -448,9 +482,10 @@ begin
     if v_state is null then return query select false, null::text, null::jsonb; return; end if;
     if v_state in ('running', 'paused') then
         v_wake := agentq.end_session(p_tenant, p_session, 'cancelled', null, p_failure, agentq.now());
+        perform agentq.await_admission(p_tenant, v_wake);
         v_state := 'cancelled';
     end if;
-    return query select true, v_state, case when v_wake is null then null else jsonb_build_array(v_wake) end;
+    return query select true, v_state, null::jsonb;
 end $$;
 
 
@@ -469,19 +504,23 @@ begin
     loop
         v_wake := agentq.end_session(s.tenant, s.session_id, 'failed', null,
             jsonb_build_object('kind', s.kind, 'type', 'DeadlineExceeded', 'message', s.message), v_now);
-        return query select s.tenant, s.session_id, v_wake;
+        perform agentq.await_admission(s.tenant, v_wake);
+        return query select s.tenant, s.session_id, null::jsonb;
     end loop;
     for s in
         select c.tenant, c.session_id, p.state from agentq.session c
           join agentq.session p on p.tenant = c.tenant and p.session_id = c.parent_session
          where c.parent_session is not null and c.state in ('running', 'paused')
-           and p.state in ('failed', 'cancelled')
+           and (p.state in ('failed', 'cancelled') or exists (
+                select from agentq.ledger_entry j where j.tenant = c.tenant and j.session_id = c.parent_session
+                   and j.step_id = c.parent_join and j.state = 'cancelled'))
          limit p_max for no key update of c skip locked
     loop
         v_wake := agentq.end_session(s.tenant, s.session_id, 'cancelled', null,
-            jsonb_build_object('kind', 'cancelled', 'type', 'SessionCancelled', 'message', 'its parent session ' || s.state),
+            jsonb_build_object('kind', 'cancelled', 'type', 'SessionCancelled', 'message', 'its parent session ' || case s.state when 'running' then 'gave up the branch' else s.state end),
             v_now);
-        return query select s.tenant, s.session_id, v_wake;
+        perform agentq.await_admission(s.tenant, v_wake);
+        return query select s.tenant, s.session_id, null::jsonb;
     end loop;
 end $$;
 
@@ -629,6 +668,7 @@ end $$;
 
 
 -- Store what a call came to. False: another attempt took the effect over; this result is not it.
+-- Storing it again, because the answer was lost, is no loss.
 create or replace function agentq.settle_effect(
     p_tenant text, p_key text, p_session uuid, p_step uuid, p_fence int, p_state text, p_result bytea, p_failure jsonb
 ) returns boolean language plpgsql as $$
@@ -637,5 +677,8 @@ begin
     update agentq.effect set state = p_state, result = p_result, failure = p_failure, settled_at = agentq.now()
      where tenant = p_tenant and effect_key = p_key and state = 'pending'
        and session_id = p_session and step_id = p_step and fence = p_fence;
-    return found;
+    return found or exists (
+        select from agentq.effect
+         where tenant = p_tenant and effect_key = p_key and state = p_state and result is not distinct from p_result
+           and session_id = p_session and step_id = p_step and fence = p_fence);
 end $$;

@@ -3,11 +3,13 @@
 -- name: register
 insert into agentq.worker (worker_id, lock_key, host, pid, worker_group, role, release, serves, lease_until)
 values (%(worker)s, %(lock_key)s, %(host)s, %(pid)s, %(group)s, %(role)s, %(release)s, %(serves)s,
-        agentq.now() + make_interval(secs => %(lease_s)s));
+        agentq.now() + make_interval(secs => %(lease_s)s))
+on conflict (worker_id) do nothing;  -- the answer to an earlier try was lost
 
 -- name: hold_lock
 -- Held by this connection until the process dies, which tells the relay faster than the lease does.
-select pg_advisory_lock(%(lock_key)s);
+-- Never waited for: after a network fault Postgres may keep the former connection, and the lock with it.
+select pg_try_advisory_lock(%(lock_key)s);
 
 -- name: beat
 -- No row: this process was taken for dead, and must register anew before it claims again.

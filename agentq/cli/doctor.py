@@ -1,0 +1,215 @@
+"""The doctor: looks at everything a fleet stands on, and says what to do about what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from agentq.cli.exits import FAILED, UNAVAILABLE
+from agentq.cli.output import json_option, print_json, span
+from agentq.cli.reach import import_agents, knock, where
+from agentq.errors import AgentqError, ConfigError, StoreUnavailable
+from agentq.settings import Settings, load
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at. `todo` says what to do; a warning does not fail the whole."""
+
+    check: str
+    ok: bool
+    found: str
+    todo: str = ""
+    warning: bool = False
+    unreachable: bool = False
+
+
+@click.command(short_help="Check all that a fleet stands on; say what to do.")
+@json_option
+def doctor(as_json: bool) -> None:
+    """Check settings, Postgres, schema, broker, agents and workers; say what to do about what is wrong.
+
+    Exit code 0: all is well (or only warnings). 3: a server cannot be reached. 1: something else is wrong.
+    """
+    findings = []
+    for finding in examine():
+        findings.append(finding)
+        if not as_json:
+            _tell(finding)
+    wrong = [finding for finding in findings if not finding.ok and not finding.warning]
+    if as_json:
+        print_json({"ok": not wrong, "findings": findings})
+    if wrong:
+        raise click.exceptions.Exit(UNAVAILABLE if any(finding.unreachable for finding in wrong) else FAILED)
+
+
+def examine() -> Iterator[Finding]:
+    """Each finding as it is made."""
+    try:
+        settings = load()
+    except ConfigError as error:
+        yield Finding("settings", False, str(error), "mend config/agentq.toml or the AGENTQ_* variable it names")
+        return
+    yield Finding("settings", True, "read without contradiction")
+    yield from _agents(settings)
+    if not settings.database_url:
+        yield Finding(
+            "postgres", False, "no database is named", "set AGENTQ_DATABASE_URL, or run `agentq up`", unreachable=True
+        )
+    else:
+        yield from _guarded("postgres", settings, _postgres)
+    if not settings.broker_url:
+        yield Finding(
+            "broker", False, "no broker is named", "set AGENTQ_BROKER_URL, or run `agentq up`", unreachable=True
+        )
+    else:
+        yield from _guarded("broker", settings, _broker)
+
+
+def _guarded(name: str, settings: Settings, look: Callable[[Settings], Iterator[Finding]]) -> Iterator[Finding]:
+    try:
+        yield from look(settings)
+    except (AgentqError, OSError) as error:
+        yield Finding(name, False, " ".join(str(error).split()), "start it, or mend its address", unreachable=True)
+
+
+def _agents(settings: Settings) -> Iterator[Finding]:
+    try:
+        registry = import_agents(settings)
+    except ConfigError as error:
+        yield Finding("agents", False, " ".join(str(error).split()), "mend the module, or AGENTQ_AGENTS")
+        return
+    yield Finding("agents", True, ", ".join(registry.pins()))
+
+
+def _postgres(settings: Settings) -> Iterator[Finding]:
+    import psycopg
+
+    knock(settings.database_url)
+    with psycopg.connect(settings.database_url, connect_timeout=5) as connection:
+        version = connection.info.server_version
+        durable = all(connection.info.parameter_status(name) != "off" for name in ("fsync", "synchronous_commit"))
+        secret = connection.info.password or not connection.info.host
+    number = f"{version // 10_000}.{version % 10_000}"
+    yield Finding(
+        "postgres",
+        version >= 150_000,
+        f"PostgreSQL {number} at {where(settings.database_url)}",
+        "15 or later is needed",
+    )
+    if not durable:
+        yield Finding(
+            "durability", False, "synchronous_commit is off", "a crash may forget what was promised: turn it on"
+        )
+    if not secret:
+        yield Finding(
+            "postgres login", False, "no password is used", "set one, unless the network is yours", warning=True
+        )
+    ready = yield from _schema(settings)
+    if ready:
+        yield from _workers(settings)
+
+
+def _schema(settings: Settings) -> Generator[Finding, None, bool]:
+    from agentq.store import migrate
+
+    status = migrate.check(settings.database_url)
+    if status.pending:
+        missing = f"{len(status.pending)} migrations have not run"
+        yield Finding("schema", False, missing, "agentq db upgrade")
+    elif status.differences:
+        yield Finding(
+            "schema", False, f"{len(status.differences)} things were altered by hand", "agentq db check names them"
+        )
+    else:
+        yield Finding("schema", True, f"of this release ({status.current})")
+    yield Finding(
+        "row security",
+        not status.bypasses_row_security,
+        "binds the fleet's role" if not status.bypasses_row_security else "the fleet's role bypasses it",
+        "let the fleet connect as a role that is no superuser and has no BYPASSRLS",
+    )
+    return status.current is not None and not status.pending
+
+
+def _workers(settings: Settings) -> Iterator[Finding]:
+    from agentq.store.pool import Store
+    from agentq.store.workers import Workers
+
+    store = Store(settings.database_url, size=2, name="agentq doctor")
+    try:
+        present = Workers(store).present()
+        tenants = Workers(store).tenant_names()
+    finally:
+        store.close()
+    for group, todo in (("default", "agentq worker"), ("quarantine", "agentq worker --group quarantine")):
+        some = [row for row in present if row.group == group and row.role == "steps"]
+        heard = (
+            f"{len(some)} alive, last heard {span(min(row.silent_s for row in some))} ago" if some else "none is alive"
+        )
+        yield Finding(f"workers, {group}", bool(some), heard, todo, warning=True)
+    yield Finding("tenants", bool(tenants), f"{len(tenants)} served", "agentq tenant add NAME", warning=True)
+
+
+def _broker(settings: Settings) -> Iterator[Finding]:
+    from agentq.broker.connection import connect, is_redis
+
+    if not is_redis(settings.broker_url):
+        connection = connect(settings)
+        try:
+            connection.ensure_connection(max_retries=1, timeout=5)
+        except Exception as error:
+            raise StoreUnavailable(f"the broker at {where(settings.broker_url)} does not answer: {error}") from None
+        finally:
+            connection.release()
+        yield Finding("broker", True, f"answers at {where(settings.broker_url)}")
+        return
+    import redis
+
+    with redis.Redis.from_url(settings.broker_url, socket_timeout=5, socket_connect_timeout=5) as server:
+        try:
+            facts: dict[str, Any] = dict(server.info())
+        except redis.RedisError as error:
+            raise StoreUnavailable(f"the broker at {where(settings.broker_url)} does not answer: {error}") from None
+        yield Finding("broker", True, f"{_product(facts)} at {where(settings.broker_url)}")
+        yield from _redis_policy(facts)
+
+
+def _product(facts: dict[str, Any]) -> str:
+    name = str(facts.get("server_name", "redis")).capitalize()
+    return f"{name} {facts.get('valkey_version') or facts.get('redis_version', '')}"
+
+
+def _redis_policy(facts: dict[str, Any]) -> Iterator[Finding]:
+    policy = str(facts.get("maxmemory_policy", "?"))
+    yield Finding(
+        "broker memory",
+        policy == "noeviction",
+        f"maxmemory-policy {policy}",
+        "set maxmemory-policy noeviction: it drops messages",
+    )
+    log = bool(int(facts.get("aof_enabled", 0)))
+    yield Finding(
+        "broker log",
+        log,
+        "append-only file on" if log else "append-only file off",
+        "set appendonly yes: a restart loses every message, and the relay has to send them again",
+        warning=True,
+    )
+    limit, used = int(facts.get("maxmemory", 0)), int(facts.get("used_memory", 0))
+    if limit and used > 0.6 * limit:
+        yield Finding(
+            "broker room", False, f"{used * 100 // limit} % of maxmemory is used", "raise maxmemory", warning=True
+        )
+
+
+def _tell(finding: Finding) -> None:
+    mark, colour = ("✓", "green") if finding.ok else ("!", "yellow") if finding.warning else ("✗", "red")
+    with suppress(BrokenPipeError):
+        click.echo(f"{click.style(mark, fg=colour)} {finding.check}: {finding.found}")
+        if not finding.ok and finding.todo:
+            click.echo(f"    → {finding.todo}")

@@ -1,0 +1,95 @@
+"""Queues: the ledger's count of waiting work beside the broker's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from agentq.cli.output import json_option, note, print_json, print_table, span
+from agentq.cli.reach import client
+from agentq.errors import BrokerUnavailable
+from agentq.settings import Settings
+
+
+@click.group()
+def queue() -> None:
+    """Queues: ls."""
+
+
+@queue.command()
+@click.option("--tenant", help="Only this tenant's.")
+@json_option
+def ls(tenant: str | None, as_json: bool) -> None:
+    """List each tenant's waiting and running steps, beside what the broker holds.
+
+    READY waits in Postgres for admission, QUEUED was handed to the broker, RUNNING is with a worker. The ledger
+    decides: a broker that holds less than QUEUED lost messages, and the relay sends them again.
+    """
+    from agentq.step import valid_name
+
+    if tenant is not None:
+        valid_name("tenant", tenant)
+    with client() as connected:
+        depths = connected.ledger.queue_depths(tenant)
+        broker, trouble = broker_depths(connected.settings, [depth.tenant for depth in depths], own=tenant is None)
+    if as_json:
+        rows = [_facts(depth, broker) for depth in depths]
+        fleet = {name: count for name, count in broker.items() if not name.startswith("agentq.t.")}
+        print_json({"tenants": rows, "queues": fleet, "broker_error": trouble})
+        return
+    print_table(
+        ("TENANT", "STATE", "CAP", "READY", "QUEUED", "RUNNING", "OLDEST", "IN BROKER"),
+        (
+            (
+                depth.tenant,
+                depth.state,
+                depth.concurrency,
+                depth.ready,
+                depth.queued,
+                depth.running,
+                span(depth.oldest_due_s),
+                broker.get(f"agentq.t.{depth.tenant}", "?"),
+            )
+            for depth in depths
+        ),
+        empty="no tenant yet: agentq tenant add NAME",
+    )
+    others = [(name, count) for name, count in broker.items() if not name.startswith("agentq.t.") and count]
+    if others:
+        click.echo()
+        print_table(("QUEUE", "IN BROKER"), others, empty="")
+    if trouble:
+        note(f"the broker does not answer, its counts are missing: {trouble}")
+
+
+def broker_depths(settings: Settings, tenants: list[str], *, own: bool) -> tuple[dict[str, int], str | None]:
+    """Messages in each queue, and why they are missing when the broker is away."""
+    from agentq.broker.connection import connect
+    from agentq.broker.publisher import Publisher
+    from agentq.broker.queues import QUARANTINE, SUBMIT, SUBMIT_DEAD, tenant_queue
+
+    names = [tenant_queue(name) for name in tenants] + ([QUARANTINE, SUBMIT, SUBMIT_DEAD] if own else [])
+    found: dict[str, int] = {}
+    publisher = Publisher(lambda: connect(settings))
+    try:
+        for name in names:
+            found[name] = publisher.depth(name)
+    except BrokerUnavailable as error:
+        return found, str(error)
+    finally:
+        publisher.close()
+    return found, None
+
+
+def _facts(depth: Any, broker: dict[str, int]) -> dict[str, Any]:
+    return {
+        "tenant": depth.tenant,
+        "state": depth.state,
+        "concurrency": depth.concurrency,
+        "ready": depth.ready,
+        "queued": depth.queued,
+        "running": depth.running,
+        "oldest_due_s": depth.oldest_due_s,
+        "in_broker": broker.get(f"agentq.t.{depth.tenant}"),
+    }

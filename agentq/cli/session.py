@@ -1,0 +1,307 @@
+"""Sessions, for people: listed, shown, followed, cancelled."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from agentq.cli.exits import FAILED, INTERRUPTED, Problem
+from agentq.cli.output import (
+    between,
+    heading,
+    json_option,
+    note,
+    plain,
+    print_facts,
+    print_json,
+    print_json_line,
+    print_table,
+    reason_of,
+    when,
+)
+from agentq.cli.reach import client, resolve
+from agentq.errors import WaitTimeout
+
+if TYPE_CHECKING:
+    from agentq.client import Client, Event
+    from agentq.store.sessions import SessionRow, StepRow
+
+_STATES = click.Choice(["running", "paused", "done", "failed", "cancelled"])
+_EFFECT = ("key", "step_id", "name", "state", "calls", "claimed_at", "settled_at", "failure")
+_tenant_option = click.option("--tenant", help="Of this tenant; needed only when ids are alike.")
+
+
+@click.group()
+def session() -> None:
+    """Sessions: ls, show, tail, cancel. An ID may be cut short as long as it is unmistakable."""
+
+
+@session.command()
+@click.option("--tenant", help="Only this tenant's.")
+@click.option("--agent", help="Only this agent's.")
+@click.option("--state", type=_STATES, help="Only in this state.")
+@click.option("--key", help="Only with this idempotency key.")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="The newest so many.")
+@json_option
+def ls(*, tenant: str | None, agent: str | None, state: str | None, key: str | None, limit: int, as_json: bool) -> None:
+    """List the newest sessions."""
+    from agentq.step import valid_name
+
+    for kind, name in (("tenant", tenant), ("agent", agent)):
+        if name is not None:
+            valid_name(kind, name)
+    with client() as connected:
+        found = connected.list(tenant=tenant, agent=agent, state=state, key=key, limit=limit)
+    if as_json:
+        print_json(found)
+        return
+    print_table(
+        ("SESSION", "TENANT", "AGENT", "STATE", "KEY", "STARTED", "TOOK", "WHY"),
+        (
+            (
+                row.session_id,
+                row.tenant,
+                f"{row.agent}@{row.agent_version}",
+                row.state,
+                row.key,
+                row.created_at,
+                between(row.created_at, row.ended_at),
+                reason_of(row.failure),
+            )
+            for row in found
+        ),
+        empty="no session matches",
+    )
+
+
+@session.command(short_help="Show one session, its steps and effects.")
+@click.argument("id_", metavar="ID")
+@_tenant_option
+@json_option
+def show(id_: str, tenant: str | None, as_json: bool) -> None:
+    """Show one session: its facts, its steps and their attempts, its effects, and what to do when it failed."""
+    with client() as connected:
+        owner, session_id = resolve(connected, id_, tenant)
+        row = connected.sessions.get(owner, session_id)
+        steps = connected.sessions.steps(owner, session_id)
+        effects = [dict(zip(_EFFECT, effect, strict=True)) for effect in connected.sessions.effects(owner, session_id)]
+    advice = _advice(row, steps, effects)
+    if as_json:
+        facts = plain(row) | {"input": _decoded(row.input), "result": _decoded(row.result)}
+        facts |= {"cost_usd": row.cost_micros / 1_000_000}
+        print_json(facts | {"steps": plain(steps), "effects": plain(effects), "advice": advice})
+        return
+    _show_facts(row)
+    _show_steps(steps)
+    _show_effects(effects, steps)
+    for line in advice:
+        click.secho(f"\n→ {line}", fg="yellow")
+
+
+@session.command()
+@click.argument("id_", metavar="ID")
+@_tenant_option
+@click.option(
+    "--timeout", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="Stop following after this."
+)
+@json_option
+def tail(id_: str, tenant: str | None, timeout: float | None, as_json: bool) -> None:
+    """Follow one session from its beginning to its end. With --json, one event a line."""
+    with client() as connected:
+        owner, session_id = resolve(connected, id_, tenant)
+        try:
+            for event in connected.get(owner, str(session_id)).events(timeout):
+                print_json_line(event) if as_json else click.echo(event_line(event))
+        except KeyboardInterrupt:
+            note("stopped following; the session goes on")
+            raise click.exceptions.Exit(INTERRUPTED) from None
+        except WaitTimeout as error:
+            raise Problem(f"{error}; it goes on", FAILED) from None
+
+
+@session.command()
+@click.argument("id_", metavar="ID")
+@_tenant_option
+@click.option("--reason", required=True, help="Why; kept with your name.")
+@click.option("--dry-run", is_flag=True, help="Say what would end, change nothing.")
+@json_option
+def cancel(id_: str, tenant: str | None, reason: str, dry_run: bool, as_json: bool) -> None:
+    """End one session and its children. Running steps stop at their next check; what they return is thrown away."""
+    if not reason.strip():
+        raise click.UsageError("--reason must say something")
+    with client() as connected:
+        owner, session_id = resolve(connected, id_, tenant)
+        before = connected.sessions.get(owner, session_id)
+        if dry_run:
+            _tell_would_cancel(connected, before, as_json)
+            return
+        state = before.state
+        if state in ("running", "paused"):
+            state = connected.cancel(owner, str(session_id), reason=reason)
+    if as_json:
+        print_json({"tenant": owner, "id": session_id, "state": state, "dry_run": False})
+    elif state == "cancelled":
+        click.echo(f"session {session_id} is cancelled")
+    if state != "cancelled":
+        raise Problem(f"session {session_id} had ended before, as {state}; nothing was changed", FAILED)
+
+
+def event_line(event: Event) -> str:
+    """An event as one line."""
+    at = event.at.astimezone().strftime("%H:%M:%S.%f")[:-3]
+    data = dict(event.data)
+    match event.kind:
+        case "step":
+            tries = f" (attempt {data['attempt']})" if data.get("attempt", 1) > 1 else ""
+            text = f"{event.step}: {data.get('state')}{tries}"
+        case "ended":
+            text = f"session {data.get('state')}"
+        case _:
+            text = f"{event.kind}: {data.pop('text', '')}"
+            text += f" {json.dumps(plain(data), ensure_ascii=False)}" if data else ""
+    why = reason_of(data.get("failure")) if event.kind in ("step", "ended") else ""
+    return " ".join(f"{at}  {text}{f', {why}' if why else ''}".split("\n"))
+
+
+def _show_facts(row: SessionRow) -> None:
+    result = _decoded(row.result)
+    print_facts(
+        (
+            ("session", row.session_id),
+            ("tenant", row.tenant),
+            ("agent", f"{row.agent}@{row.agent_version}"),
+            ("state", row.state),
+            ("key", row.key),
+            ("parent", row.parent_session),
+            ("priority", row.priority or None),
+            ("started", when(row.created_at)),
+            ("ended", when(row.ended_at)),
+            ("took", between(row.created_at, row.ended_at)),
+            ("deadline", when(row.deadline_at)),
+            ("cost", f"${row.cost_micros / 1_000_000:.4f}" if row.cost_micros else None),
+            ("tokens", f"{row.tokens_in} in, {row.tokens_out} out" if row.tokens_in or row.tokens_out else None),
+            ("input", _short(_decoded(row.input))),
+            ("result", _short(result) if row.result is not None else None),
+            ("failure", reason_of(row.failure)),
+        )
+    )
+
+
+def _show_steps(steps: list[StepRow]) -> None:
+    heading("Steps")
+    print_table(
+        ("#", "STEP", "STATE", "ATTEMPT", "STARTED", "TOOK", "NOTE"),
+        (
+            (
+                step.seq if step.branch is None else f"{step.seq}.{step.branch}",
+                step.name,
+                step.state,
+                f"{step.attempt}/{step.attempts_max}",
+                step.started_at,
+                between(step.started_at, step.settled_at),
+                _step_note(step),
+            )
+            for step in steps
+        ),
+        empty="none",
+    )
+
+
+def _step_note(step: StepRow) -> str:
+    notes = [
+        f"waits for {step.waits_for} of {step.fan}" if step.state == "waiting" else "",
+        f"due {when(step.due_at)}" if step.state == "ready" else "",
+        f"its worker died {step.crashes}×" if step.crashes else "",
+        "in quarantine" if step.quarantine else "",
+        reason_of(step.failure),
+    ]
+    return "; ".join(filter(None, notes))
+
+
+def _show_effects(effects: list[dict[str, Any]], steps: list[StepRow]) -> None:
+    if not effects:
+        return
+    names = {step.step_id: step.name for step in steps}
+    heading("Effects")
+    print_table(
+        ("EFFECT", "STEP", "STATE", "CALLS", "CLAIMED", "TOOK", "KEY", "WHY"),
+        (
+            (
+                effect["name"],
+                names.get(effect["step_id"], ""),
+                effect["state"],
+                effect["calls"],
+                effect["claimed_at"],
+                between(effect["claimed_at"], effect["settled_at"]),
+                effect["key"],
+                reason_of(effect["failure"]),
+            )
+            for effect in effects
+        ),
+        empty="none",
+    )
+
+
+def _advice(row: SessionRow, steps: list[StepRow], effects: list[dict[str, Any]]) -> list[str]:
+    """What a person may do about a session that did not end well, or does not go on."""
+    advice = []
+    if unknown := [effect["name"] for effect in effects if effect["state"] == "unknown"]:
+        advice.append(
+            f"whether {', '.join(unknown)} happened is not known: look at the other side under the effect's key "
+            "before you start this again"
+        )
+    if row.state == "failed":
+        kind = str((row.failure or {}).get("kind", ""))
+        advice.append(
+            _FAILED.get(kind, "read the failed step above, mend its cause, then start it again under a new key")
+        )
+    if row.state == "running" and any(step.state == "ready" and step.attempt for step in steps):
+        advice.append("a failed step waits for its next attempt; nothing needs to be done")
+    if row.state == "running" and any(step.quarantine and step.state == "queued" for step in steps):
+        advice.append("a step waits in quarantine: is a worker of that group running? agentq fleet ls")
+    return advice
+
+
+_FAILED = {
+    "permanent": "no retry would have helped: mend the input or the code, then start it again under a new key",
+    "gave_up": "its attempts are used up: mend the cause that the failed step names, then start it under a new key",
+    "worker_lost": "it killed its workers, at last alone in quarantine: look at memory and native code of that step",
+    "unknown": "settle by hand what may have happened, then start it again under a new key",
+    "deadline": "its deadline was over: start it again with a longer --deadline, or find out what held it up",
+    "timeout": "a step did not end within its timeout: raise the step's timeout, or bound the call inside it",
+}
+
+
+def _tell_would_cancel(connected: Client, row: SessionRow, as_json: bool) -> None:
+    children = connected.sessions.children(row.tenant, row.session_id)
+    steps = connected.sessions.steps(row.tenant, row.session_id)
+    running = [step.name for step in steps if step.state == "running"]
+    would = row.state in ("running", "paused")
+    if as_json:
+        facts = {"tenant": row.tenant, "id": row.session_id, "state": row.state, "dry_run": True}
+        print_json(facts | {"would_cancel": would, "children": children, "running_steps": running})
+        return
+    if not would:
+        click.echo(f"session {row.session_id} has ended as {row.state}; nothing would change")
+        return
+    stops = f", its running steps ({', '.join(running)}) would stop" if running else ""
+    more = f", {len(children)} child sessions would end with it" if children else ""
+    click.echo(f"session {row.session_id} ({row.agent}, {row.tenant}) would be cancelled{stops}{more}")
+
+
+def _decoded(data: bytes | None) -> Any:
+    from agentq.payload import decode
+
+    if data is None:
+        return None
+    try:
+        return decode(data)
+    except ValueError:
+        return data.decode("utf-8", "replace")
+
+
+def _short(value: Any, limit: int = 400) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= limit else f"{text[:limit]}… ({len(text):,} characters; --json shows all)"

@@ -1,0 +1,110 @@
+"""Tenants: added, listed, changed while the fleet runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from agentq.cli.output import json_option, note, print_json, print_table
+from agentq.cli.reach import client
+from agentq.errors import UnknownTenant
+
+_concurrency = click.option("--concurrency", type=click.IntRange(1, 100_000), help="Steps at once, at most.")
+_dry_run = click.option("--dry-run", is_flag=True, help="Say what would change, change nothing.")
+
+
+@click.group()
+def tenant() -> None:
+    """Tenants: add, ls, set."""
+
+
+@tenant.command()
+@click.argument("name")
+@_concurrency
+@click.option("--weight", type=float, default=1.0, show_default=True, help="Share of the fleet beside the others.")
+@click.option("--reason", default="added", show_default=True, help="Why; kept with your name.")
+@_dry_run
+@json_option
+def add(*, name: str, concurrency: int | None, weight: float, reason: str, dry_run: bool, as_json: bool) -> None:
+    """Add a tenant. Workers listen to its queue within a second. One that is there already is left as it is."""
+    from agentq.step import valid_name
+
+    valid_name("tenant", name)
+    if not 0 < weight <= 1000:
+        raise click.BadParameter("a number above 0, at most 1000", param_hint="--weight")
+    with client() as connected:
+        if dry_run:
+            added = name not in {row.name for row in connected.tenants.ls()}
+        else:
+            added = connected.tenants.add(name, concurrency=concurrency, weight=weight, reason=reason)
+    if as_json:
+        print_json({"tenant": name, "added": added, "dry_run": dry_run})
+    elif added:
+        click.echo(f"tenant {name} {'would be' if dry_run else 'is'} added")
+    else:
+        click.echo(f"tenant {name} is there already; nothing changed (agentq tenant set changes it)")
+
+
+@tenant.command()
+@json_option
+def ls(as_json: bool) -> None:
+    """List every tenant."""
+    with client() as connected:
+        found = connected.tenants.ls()
+    if as_json:
+        print_json(found)
+        return
+    print_table(
+        ("TENANT", "STATE", "CONCURRENCY", "WEIGHT", "SINCE"),
+        ((row.name, row.state, row.concurrency, row.weight, row.created_at) for row in found),
+        empty="no tenant yet: agentq tenant add NAME",
+    )
+
+
+@tenant.command("set")
+@click.argument("name")
+@_concurrency
+@click.option("--weight", type=float, help="Share of the fleet beside the others.")
+@click.option(
+    "--state",
+    type=click.Choice(["active", "paused", "draining"]),
+    help="paused: nothing of it runs. draining: no new sessions, the old ones end.",
+)
+@click.option("--reason", required=True, help="Why; kept with your name.")
+@_dry_run
+@json_option
+def set_(
+    *,
+    name: str,
+    concurrency: int | None,
+    weight: float | None,
+    state: str | None,
+    reason: str,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Change a tenant while the fleet runs. What is not given stays as it is."""
+    wanted: dict[str, Any] = {"concurrency": concurrency, "weight": weight, "state": state}
+    wanted = {field: value for field, value in wanted.items() if value is not None}
+    if not wanted:
+        raise click.UsageError("nothing to change: give --concurrency, --weight or --state")
+    if weight is not None and not 0 < weight <= 1000:
+        raise click.BadParameter("a number above 0, at most 1000", param_hint="--weight")
+    if not reason.strip():
+        raise click.UsageError("--reason must say something")
+    with client() as connected:
+        before = {row.name: row for row in connected.tenants.ls()}.get(name)
+        if before is None:
+            raise UnknownTenant(name)
+        change = {field: [getattr(before, field), value] for field, value in wanted.items()}
+        change = {field: pair for field, pair in change.items() if pair[0] != pair[1]}
+        if change and not dry_run:
+            connected.tenants.set(name, **wanted, reason=reason)
+    if as_json:
+        print_json({"tenant": name, "changed": change, "dry_run": dry_run})
+        return
+    for field, (old, new) in change.items():
+        click.echo(f"tenant {name}: {field} {old} {'would become' if dry_run else '→'} {new}")
+    if not change:
+        note(f"tenant {name} is so already; nothing changed")
