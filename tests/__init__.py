@@ -1,0 +1,1 @@
+"""The tests: they mirror agentq/, and run on real servers."""

@@ -1,0 +1,1 @@
+"""Tests of agentq's agents floor."""

@@ -1,0 +1,1 @@
+"""Tests of agentq's broker floor."""

@@ -1,0 +1,45 @@
+"""The floors: no module imports a higher one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_no_module_imports_a_higher_floor(tmp_path: Path) -> None:
+    """
+    The folders show the architecture, and the linter holds it.
+    """
+    code = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+    ran = subprocess.run(
+        [sys.executable, "-c", code, "--cache-dir", str(tmp_path)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def test_importing_agentq_needs_no_server_and_no_environment() -> None:
+    """
+    A producer's import reads no settings and opens nothing; what it needs is loaded when it is used.
+    """
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AGENTQ_")}
+    code = "import agentq, sys; assert 'flower' not in sys.modules and 'celery' not in sys.modules, 'too much'"
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert ran.returncode == 0, ran.stderr
