@@ -1,0 +1,1 @@
+"""Benchmarks: agentq beside bare Celery and beside the raw statements, interleaved in one run."""

@@ -1,0 +1,136 @@
+"""
+`python -m benchmarks` (or `make bench`): ratios against bare Celery and against the raw statements.
+
+Contenders take turns within each round, so a machine whose speed drifts shifts all of them; the
+ratios are taken round by round and their median is what counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from benchmarks import waiting
+from benchmarks.fleet import servers
+from benchmarks.hops import Bench, Latency, Rate
+
+
+def main() -> None:
+    """Measure, print, and leave the figures as JSON."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--sessions", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=8)
+    parser.add_argument("--only", choices=["hops", "waiting"], default=None)
+    parser.add_argument("--json", type=Path, default=Path("artifacts/bench.json"))
+    arguments = parser.parse_args()
+    console = Console()
+    with tempfile.TemporaryDirectory(prefix="agentq-bench-") as folder, servers(Path(folder) / "data") as env:
+        bench = Bench(
+            env,
+            Path(folder) / "workers.log",
+            sessions=arguments.sessions,
+            steps=arguments.steps,
+            processes=arguments.processes,
+            threads=arguments.threads,
+        )
+        figures: dict[str, object] = {"machine": _machine()}
+        console.print(_machine())
+        if arguments.only != "waiting":
+            figures["hops"] = _hops(bench, arguments.rounds, console)
+        if arguments.only != "hops":
+            figures["waiting"] = _waiting(bench, console)
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    arguments.json.write_text(json.dumps(figures, indent=2), "utf-8")
+    console.print(f"figures: {arguments.json}")
+
+
+def _hops(bench: Bench, rounds: int, console: Console) -> dict[str, object]:
+    raw: list[Rate] = []
+    bare: list[tuple[Rate, Latency]] = []
+    ours: list[tuple[Rate, Latency]] = []
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("chained empty steps", total=rounds * 3)
+        for _ in range(rounds):
+            raw.append(bench.raw())
+            progress.advance(task)
+            bare.append(bench.bare())
+            progress.advance(task)
+            ours.append(bench.agentq())
+            progress.advance(task)
+    _print_hops(bench, raw, bare, ours, console)
+    ratio_bare = statistics.median(o[0].steps_per_s / b[0].steps_per_s for o, b in zip(ours, bare, strict=True))
+    ratio_raw = statistics.median(o[0].steps_per_s / r.steps_per_s for o, r in zip(ours, raw, strict=True))
+    console.print(
+        f"steps/s of agentq, every step durable: [bold]{ratio_bare:.2f}[/] of bare Celery, "
+        f"[bold]{ratio_raw:.2f}[/] of the statements without Celery (medians of {rounds} interleaved rounds)"
+    )
+    return {
+        "raw": [asdict(rate) for rate in raw],
+        "bare": [{**asdict(rate), **asdict(latency)} for rate, latency in bare],
+        "agentq": [{**asdict(rate), **asdict(latency)} for rate, latency in ours],
+        "ratio_to_bare": ratio_bare,
+        "ratio_to_raw": ratio_raw,
+    }
+
+
+def _print_hops(
+    bench: Bench,
+    raw: list[Rate],
+    bare: list[tuple[Rate, Latency]],
+    ours: list[tuple[Rate, Latency]],
+    console: Console,
+) -> None:
+    title = f"{bench.sessions} sessions x {bench.steps} empty steps, 2 kB of state, medians of {len(raw)} rounds"
+    table = Table(title=title)
+    for name in ("", "steps/s", "hop p50 ms", "hop p99 ms", "commits/step", "WAL bytes/step", "memory MB"):
+        table.add_column(name, justify="left" if not name else "right")
+    _row(table, "claim + settle, no Celery", raw, [])
+    _row(table, "bare Celery, apply_async chain", [rate for rate, _ in bare], [latency for _, latency in bare])
+    _row(table, "agentq", [rate for rate, _ in ours], [latency for _, latency in ours])
+    console.print(table)
+
+
+def _row(table: Table, name: str, rates: list[Rate], latencies: list[Latency]) -> None:
+    def middle(values: list[float], digits: int = 0) -> str:
+        return f"{statistics.median(values):,.{digits}f}" if values and any(values) else "-"
+
+    table.add_row(
+        name,
+        middle([rate.steps_per_s for rate in rates]),
+        middle([latency.p50_ms for latency in latencies], 1),
+        middle([latency.p99_ms for latency in latencies], 1),
+        middle([rate.commits_per_step for rate in rates], 1),
+        middle([rate.wal_bytes_per_step for rate in rates]),
+        middle([rate.memory_mb for rate in rates]),
+    )
+
+
+def _waiting(bench: Bench, console: Console) -> dict[str, object]:
+    found = waiting.measure(bench)
+    console.print(
+        f"500 sessions x 5 steps, each waiting 1 s on HTTP, two processes: {found.seconds:.1f} s, "
+        f"[bold]{found.of_ideal:.2f}[/] of the ideal {found.ideal_s:g} s, {found.memory_mb:.0f} MB"
+    )
+    return {**asdict(found), "of_ideal": found.of_ideal}
+
+
+def _machine() -> str:
+    load = os.getloadavg()[0]
+    return f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, Python {platform.python_version()}, load {load:.1f}"
+
+
+if __name__ == "__main__":
+    main()
