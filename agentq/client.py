@@ -455,13 +455,8 @@ class AsyncClient:
             return AsyncSession(
                 await asyncio.to_thread(lambda: self._client.start(agent, tenant=tenant, input=input, **more))
             )
-        run_sync = getattr(connection, "run_sync", None)
-        if run_sync is not None:
-            raise InvalidInput(
-                "SQLAlchemy's async connections are joined by their driver connection: pass "
-                "(await connection.get_raw_connection()).driver_connection"
-            )
-        return await self._start_on(connection, agent, tenant=tenant, input=input, **more)
+        joined = await async_driver_connection(connection)
+        return await self._start_on(joined, agent, tenant=tenant, input=input, **more)
 
     async def _start_on(self, connection: Any, agent: str, *, tenant: str, input: Input, **more: Any) -> AsyncSession:
         from agentq.store import sessions
@@ -551,6 +546,28 @@ def driver_connection(connection: Any) -> Connection:
         raise InvalidInput(
             f"connection= takes a psycopg connection, or a SQLAlchemy connection or session on the psycopg driver, "
             f"not {type(connection).__module__}.{type(connection).__qualname__}"
+        )
+    return found
+
+
+async def async_driver_connection(connection: Any) -> Any:
+    """
+    The psycopg `AsyncConnection` beneath what the caller has.
+
+    Raises:
+        InvalidInput: there is none.
+    """
+    import psycopg
+
+    found = connection
+    if hasattr(found, "get_bind") and hasattr(found, "connection"):  # SQLAlchemy AsyncSession
+        found = await found.connection()
+    if hasattr(found, "get_raw_connection"):  # SQLAlchemy AsyncConnection
+        found = getattr(await found.get_raw_connection(), "driver_connection", None)
+    if not isinstance(found, psycopg.AsyncConnection):
+        raise InvalidInput(
+            "connection= takes a psycopg AsyncConnection, or SQLAlchemy's AsyncConnection or AsyncSession on the "
+            f"psycopg driver, not {type(connection).__module__}.{type(connection).__qualname__}"
         )
     return found
 

@@ -23,7 +23,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal, assert_never
 
@@ -132,10 +132,8 @@ class Attempt:
             return
         self.connection = None
         stack, self._transaction = self._transaction, ExitStack()
-        try:
+        with suppress(_Rollback, StoreUnavailable):
             stack.__exit__(_Rollback, _Rollback(), None)
-        except (_Rollback, StoreUnavailable):
-            pass
 
 
 class _Rollback(Exception):

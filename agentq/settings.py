@@ -158,8 +158,9 @@ def _from_file(environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _from_address_file(data_dir: Path, known: Mapping[str, Any]) -> dict[str, Any]:
-    """Addresses of a running `agentq up`, unless servers of one's own are named."""
-    if known.get("database_url") or known.get("broker_url"):
+    """Addresses of a running `agentq up`. A server that is named elsewhere is not looked up here, nor its owner."""
+    named = {name for name in ("database_url", "broker_url") if known.get(name)}
+    if len(named) == 2:
         return {}
     path = data_dir / ADDRESS_FILE
     try:
@@ -167,8 +168,8 @@ def _from_address_file(data_dir: Path, known: Mapping[str, Any]) -> dict[str, An
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{path} cannot be read ({error}): stop `agentq up`, remove the file, start it again"
-        ) from None
-    wanted = ("database_url", "admin_database_url", "broker_url", "flower_port", "flower_basic_auth")
+        raise ConfigError(f"{path} cannot be read ({error}): stop `agentq up`, remove it, start again") from None
+    wanted = {"database_url", "admin_database_url", "broker_url", "flower_port", "flower_basic_auth"} - named
+    if "database_url" in named:
+        wanted.discard("admin_database_url")
     return {name: addresses[name] for name in wanted if name in addresses and name not in known}

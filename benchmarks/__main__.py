@@ -128,8 +128,8 @@ def _waiting(bench: Bench, console: Console) -> dict[str, object]:
 
 
 def _machine() -> str:
-    load = os.getloadavg()[0]
-    return f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, Python {platform.python_version()}, load {load:.1f}"
+    system = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
+    return f"{os.cpu_count()} cores, {system}, load {os.getloadavg()[0]:.1f}"
 
 
 if __name__ == "__main__":

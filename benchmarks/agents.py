@@ -27,6 +27,8 @@ def hop(state: Chain) -> Next | Done:
 
 
 waiting = Agent("bench-wait", state=Chain)
+
+
 async def fetch(url: str) -> bytes:
     """
     One GET on a connection of its own.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 import uuid
@@ -40,7 +41,9 @@ class Latency:
 class Bench:
     """One set of servers; each method is one round of one contender."""
 
-    def __init__(self, env: dict[str, str], log: Path, *, sessions: int, steps: int, processes: int, threads: int) -> None:
+    def __init__(
+        self, env: dict[str, str], log: Path, *, sessions: int, steps: int, processes: int, threads: int
+    ) -> None:
         self.env = environment(env)
         self.log = log
         self.sessions, self.steps = sessions, steps
@@ -179,5 +182,5 @@ class Bench:
 
 
 def _latency(starts: list[float]) -> Latency:
-    gaps = sorted((later - earlier) * 1000 for earlier, later in zip(starts, starts[1:], strict=False))
+    gaps = sorted((later - earlier) * 1000 for earlier, later in itertools.pairwise(starts))
     return Latency(statistics.median(gaps), gaps[int(len(gaps) * 0.99) - 1])

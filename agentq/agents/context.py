@@ -275,8 +275,8 @@ class _ContextBase:
 
     def _unknown(self, call: _Call) -> UnknownEffect:
         return UnknownEffect(
-            f"whether {call.name} happened is not known: the call was cut off. It is not repeated, because it is declared "
-            "neither idempotent=True nor with a check=; look at the other side",
+            f"whether {call.name} happened is not known: the call was cut off. It is not repeated, because it is "
+            "declared neither idempotent=True nor with a check=; look at the other side",
             call.key,
         )
 

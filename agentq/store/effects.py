@@ -46,7 +46,7 @@ class Effects:
         return EffectClaim(cast(EffectState, row[0]), row[1], row[2])
 
     def take_over(self, claim: Granted, key: str, *, calling: bool) -> bool:
-        """Own an effect that a dead attempt left pending. False: this attempt lost its fence, or it is no longer pending."""
+        """Own an effect that a dead attempt left pending. False: the fence is lost, or another step was quicker."""
         parameters = _fenced(claim, key) | {"token": claim.token, "calling": calling}
         return bool(self.store.query(SQL["take_over_effect"], parameters)[0][0])
 

@@ -39,7 +39,13 @@ class Operators:
             if not run(connection, SQL["add_tenant"], parameters):
                 return False
             record(
-                connection, operator, name, "tenant add", name, reason, {"concurrency": concurrency, "weight": weight}
+                connection,
+                operator=operator,
+                tenant=name,
+                action="tenant add",
+                target=name,
+                reason=reason,
+                detail={"concurrency": concurrency, "weight": weight},
             )
             return True
 
@@ -64,7 +70,15 @@ class Operators:
             if not run(connection, SQL["change_tenant"], change | {"name": name}):
                 raise UnknownTenant(name)
             given = {field: value for field, value in change.items() if value is not None}
-            record(connection, operator, name, "tenant set", name, reason, given)
+            record(
+                connection,
+                operator=operator,
+                tenant=name,
+                action="tenant set",
+                target=name,
+                reason=reason,
+                detail=given,
+            )
 
     def tenants(self) -> list[TenantRow]:
         """Every tenant, by name."""
@@ -82,7 +96,15 @@ class Operators:
     ) -> None:
         """Leave the row that says who did what, when and why."""
         with self.store.transaction(ALL_TENANTS) as connection:
-            record(connection, operator, tenant, action, target, reason, detail)
+            record(
+                connection,
+                operator=operator,
+                tenant=tenant,
+                action=action,
+                target=target,
+                reason=reason,
+                detail=detail,
+            )
 
     def refuse_submission(self, *, tenant: str | None, reason: str, body: bytes) -> int:
         """Keep a submission that was not understood, with the reason; its number."""
@@ -96,6 +118,7 @@ class Operators:
 
 def record(
     connection: Connection,
+    *,
     operator: str,
     tenant: str | None,
     action: str,
