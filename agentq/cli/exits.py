@@ -88,7 +88,7 @@ def debugging() -> bool:
 class Guarded(click.Group):
     """The root group: the one place where errors become messages and exit codes."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(self.commands)  # in the order of use, not of the alphabet
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import socket
+from typing import TYPE_CHECKING
+
 import click
 
+from agentq.cli.exits import FAILED
 from agentq.cli.output import json_option, print_json, print_table, span
 from agentq.cli.reach import client
+
+if TYPE_CHECKING:
+    from agentq.store.workers import WorkerRow
 
 
 @click.group()
@@ -14,16 +21,25 @@ def fleet() -> None:
 
 
 @fleet.command()
+@click.option("--here", is_flag=True, help="Only this host's; exit code 1 when there is none, as a health check wants.")
 @json_option
-def ls(as_json: bool) -> None:
+def ls(here: bool, as_json: bool) -> None:
     """List the worker processes that live now, as Postgres knows them."""
     from agentq.store.workers import Workers
 
     with client() as connected:
         found = Workers(connected.sessions.store).present()
+    if here:
+        found = [row for row in found if row.host == socket.gethostname()]
     if as_json:
         print_json(found)
-        return
+    else:
+        _show(found)
+    if here and not found:
+        raise click.exceptions.Exit(FAILED)
+
+
+def _show(found: list[WorkerRow]) -> None:
     print_table(
         ("GROUP", "HOST", "PID", "ROLE", "STATE", "SINCE", "LAST HEARD", "RELEASE", "SERVES"),
         (

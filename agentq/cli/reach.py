@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from agentq.cli.exits import UNAVAILABLE, Problem
-from agentq.errors import ConfigError, InvalidInput, StoreUnavailable, UnknownSession
+from agentq.cli.exits import NOT_FOUND, UNAVAILABLE, Problem
+from agentq.errors import ConfigError, InvalidInput, StoreUnavailable
 from agentq.settings import Settings, load
 
 if TYPE_CHECKING:
@@ -102,12 +102,12 @@ def resolve(client: Client, text: str, tenant: str | None) -> tuple[str, uuid.UU
     The session whose id begins so.
 
     Raises:
-        UnknownSession: there is none.
+        Problem: there is none.
         InvalidInput: there are several, or it is no beginning of an id.
     """
     found = client.sessions.find(text, tenant)
     if not found:
-        raise UnknownSession(tenant or "any", text)
+        raise Problem(f"no session{f' of tenant {tenant}' if tenant else ''} begins with {text}", NOT_FOUND)
     if len(found) > 1:
         some = ", ".join(str(session_id) for _, session_id in found)
         raise InvalidInput(f"several sessions begin with {text}: {some}; give more digits, or --tenant")

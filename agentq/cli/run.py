@@ -68,6 +68,8 @@ def worker(group: str, concurrency: int | None, loglevel: str | None) -> None:
     arguments += ["--hostname", f"{group}-{os.getpid()}@%h"]
     if group == "quarantine":
         app.amqp.queues.add(declared(QUARANTINE))
+        # Celery takes `--pool prefork` for its own default and prefers the pool of its configuration.
+        app.conf.worker_pool = "prefork"
         arguments += ["--queues", QUARANTINE, "--pool", "prefork"]
         arguments += ["--concurrency", str(concurrency or settings.quarantine_processes)]
     else:
