@@ -123,6 +123,7 @@ class Runtime:
             classify=classify,
             ambiguous=ambiguous,
             payload_max_bytes=settings.payload_max_bytes,
+            patience_s=settings.settle_patience_s,
         )
         return Engine(
             ledger=self.ledger,

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, Literal, ParamSpec, TypeVar, cast
 
 from pydantic import TypeAdapter
 from pydantic.errors import PydanticSchemaGenerationError
@@ -30,7 +30,7 @@ from agentq.errors import FenceLost, KeyConflict, Permanent, Stopped, Transient,
 from agentq.payload import bounded, canonical, decode, encode, fingerprint
 from agentq.store.effects import EffectClaim, Effects
 from agentq.store.ledger import Ledger
-from agentq.store.pool import Connection, Store
+from agentq.store.pool import Connection, Store, persist
 from agentq.verdicts import Extras, Failure, Usage
 
 P = ParamSpec("P")
@@ -50,6 +50,7 @@ class Means:
     classify: Callable[[BaseException], Failure]
     ambiguous: Callable[[BaseException], bool]
     payload_max_bytes: int
+    patience_s: float = 120.0
 
 
 class History:
@@ -246,7 +247,7 @@ class _ContextBase:
     def _store_result(self, call: _Call, value: Any) -> Any:
         engine.probe("effect_called")
         result = bounded(f"the result of {call.name}", encode(value), self._means.payload_max_bytes)
-        if not self._means.effects.settle(self._attempt.claim, call.key, "done", result=result):
+        if not self._settle_effect(call, "done", result=result):
             raise self._fence_lost()
         engine.probe("effect_stored")
         # Read back even now, so that a recalled result is no different from a fresh one.
@@ -263,10 +264,19 @@ class _ContextBase:
             return  # stopped from outside: the effect stays pending
         failure = self._means.classify(error)
         if call.declared.idempotent or not self._means.ambiguous(error):
-            self._means.effects.settle(self._attempt.claim, call.key, "failed", failure=failure)
+            self._settle_effect(call, "failed", failure=failure)
         elif call.declared.check is None:
-            self._means.effects.settle(self._attempt.claim, call.key, "unknown", failure=failure)
+            self._settle_effect(call, "unknown", failure=failure)
             raise self._unknown(call) from error
+
+    def _settle_effect(self, call: _Call, state: Literal["done", "failed", "unknown"], **end: Any) -> bool:
+        """Store what the call came to. It happened, so a Postgres that is away is waited for."""
+        return persist(
+            lambda: self._means.effects.settle(self._attempt.claim, call.key, state, **end),
+            patience_s=self._means.patience_s,
+            what=f"effect {call.key}",
+            give_up=lambda: self._attempt.stopped in ("fenced", "draining"),
+        )
 
     def _take_over(self, call: _Call, *, calling: bool) -> None:
         if not self._means.effects.take_over(self._attempt.claim, call.key, calling=calling):
