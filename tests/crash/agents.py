@@ -13,7 +13,7 @@ import psycopg
 from pydantic import BaseModel
 
 import agentq
-from agentq import Agent, Context, Done, Next, effect
+from agentq import Agent, Branch, Child, Context, Done, Next, Sleep, Spawn, effect
 from tests.crash.service import ask
 
 PORT = int(os.environ.get("CRASH_SERVICE", "0"))
@@ -89,6 +89,52 @@ def go(state: Walk, ctx: Context) -> Next | Done:
     state.trail.append(ctx.call(EFFECTS[state.kind], what, state.pause_s))
     state.n += 1
     return Next(go, state) if state.n < state.steps else Done(state.trail)
+
+
+class Fan(BaseModel):
+    """A session that fans out, joins, and adds up."""
+
+    width: int = 5
+    pause_s: float = 0.0
+
+
+fan = Agent("fan", state=Fan, version=1)
+
+
+@fan.step(start=True)
+def spread(state: Fan, ctx: Context) -> Spawn:
+    began(ctx)
+    branches = [Branch(part, args={"n": n}) for n in range(state.width)]
+    children = [Child("walk", input={"steps": 2, "pause_s": state.pause_s}) for _ in range(2)]
+    return Spawn([*branches, *children], then=gather, state=state)
+
+
+@fan.step(retries=10)
+def part(state: Fan, ctx: Context, n: int) -> Next:
+    began(ctx)
+    ctx.call(repeatable, f"{ctx.session_id}:{n}", state.pause_s)
+    ctx.messages.append({"part": n})
+    return Next(rest, state, args={"n": n})
+
+
+@fan.step(retries=10)
+def rest(state: Fan, ctx: Context, n: int) -> Sleep | Done:
+    began(ctx)
+    return Sleep("0.1s", then=last, state=state, args={"n": n})
+
+
+@fan.step(retries=10)
+def last(state: Fan, ctx: Context, n: int) -> Done:
+    began(ctx)
+    return Done(n)
+
+
+@fan.step(retries=10)
+def gather(state: Fan, ctx: Context) -> Done:
+    began(ctx)
+    assert all(result.ok for result in ctx.results)
+    values = [result.value for result in ctx.results]
+    return Done({"parts": values[: state.width], "children": len(values[state.width :]), "said": len(ctx.messages)})
 
 
 class Deed(BaseModel):

@@ -112,6 +112,7 @@ if share := float(os.environ.get("CRASH_LOSE", "0")):
 if os.environ.get("CRASH_QUARANTINE"):
     app.amqp.queues.add(declared(QUARANTINE))
     app.amqp.queues.select([QUARANTINE])  # as `agentq worker --group quarantine` does
+    app.conf.worker_pool = "prefork"  # Celery takes `-P prefork` for "not given"
 
 if os.environ.get("CRASH_DEAF"):
     # Nobody tells the steps of a zombie: only the fence in Postgres stands between it and the ledger.

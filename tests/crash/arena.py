@@ -187,9 +187,12 @@ class Arena:
     def ready(self, *workers: Worker, timeout_s: float = 40.0) -> None:
         """Wait until these workers consume."""
         for worker in workers:
-            wait_until(
-                lambda w=worker: b" ready." in w.log.read_bytes() or not w.alive, timeout_s, f"{worker.name} is ready"
-            )
+            sign = b"Started consuming from agentq.t." if worker.name.startswith("worker") else b" ready."
+
+            def begun(worker: Worker = worker, sign: bytes = sign) -> bool:
+                return sign in worker.log.read_bytes() or not worker.alive
+
+            wait_until(begun, timeout_s, f"{worker.name} is ready")
             assert worker.alive, worker.log.read_text()[-3000:]
 
     def crew(self, count: int, **how: Any) -> list[Worker]:
@@ -198,6 +201,18 @@ class Arena:
         fresh = [self.start(**how) for _ in range(count - len(alive))]
         self.ready(*fresh)
         return alive + fresh
+
+    def outlive_the_start_of_postgres(self) -> None:
+        """Nobody is taken for dead while Postgres itself has been up for less than a lease."""
+        with self.admin() as connection:
+            wait_until(
+                lambda: connection.execute(
+                    "select clock_timestamp() - pg_postmaster_start_time() > make_interval(secs => %s)",
+                    (self.settings.lease_s,),
+                ).fetchone()[0],
+                self.settings.lease_s + 5,
+                "Postgres has been up for a lease",
+            )
 
     def dismiss(self) -> None:
         """Kill all workers and wait until Postgres has forgotten them."""
@@ -224,6 +239,10 @@ class Arena:
     def deeds(self, what: str, count: int = 1, **state: Any) -> list[Session]:
         items = [({"what": what, **state}, str(uuid.uuid4())) for _ in range(count)]
         return self.client.start_many("deed", tenant=TENANT, items=items)
+
+    def fans(self, count: int, **state: Any) -> list[Session]:
+        items = [(state, str(uuid.uuid4())) for _ in range(count)]
+        return self.client.start_many("fan", tenant=TENANT, items=items)
 
     def wait(self, sessions: list[Session], timeout_s: float = 60.0) -> Counter[str]:
         """The states in which they ended; a stuck one shows where its steps stand."""

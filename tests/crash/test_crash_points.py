@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import time
 
 import pytest
 
-from tests.crash.arena import Arena, wait_until
+from tests.crash.arena import ROOT, TENANT, Arena, wait_until
 
 pytestmark = pytest.mark.crash
 
@@ -88,3 +91,42 @@ def test_a_worker_killed_at(arena: Arena, point: str, count: int) -> None:
         f"\n{point}: {in_flight} in flight, {history.repeated_runs} runs and {history.repeated_calls} calls repeated, "
         f"{unknown} unknown, {sum(map(len, sessions.values()))} sessions ended {ended_s:.1f} s after"
     )
+
+
+@pytest.mark.parametrize("point", ["settled", "ran", "claimed"])
+def test_a_worker_killed_among_branches(arena: Arena, point: str) -> None:
+    """Fan-out, timers, children, joins and appended messages: each join wakes once, with every branch's result."""
+    arena.crew(2, threads=THREADS)
+    arena.order(point, 40)
+    sessions = arena.fans(8, pause_s=0.05)
+    try:
+        wait_until(arena.deaths, 30, f"a death at {point}")
+    except AssertionError as e:
+        raise AssertionError(str(e) + arena.describe() + str(list(arena.orders.iterdir())))
+    assert arena.wait(sessions, 60) == {"done": 8}
+    for session in sessions:
+        assert session.view().result == {"parts": [0, 1, 2, 3, 4], "children": 2, "said": 5}
+    history = arena.assert_nothing_recorded_ran_again()
+    assert history.repeated_runs <= THREADS
+
+
+PRODUCER = """
+import os, signal, sys
+from agentq.client import Client
+Client._admit = lambda self, tenant: os.kill(os.getpid(), signal.SIGKILL)
+with Client.from_env() as client:
+    client.start("walk", tenant="acme", input={}, key=sys.argv[1])
+"""
+
+
+def test_a_producer_killed_between_commit_and_publish(arena: Arena) -> None:
+    """The session was accepted when it was committed; nobody needs to start it again, and doing so finds it."""
+    arena.crew(1, threads=THREADS)
+    done = subprocess.run(
+        [sys.executable, "-c", PRODUCER, "ticket-1"], cwd=ROOT, env=arena.environment(), timeout=30, check=False
+    )
+    assert done.returncode == -signal.SIGKILL
+    session = arena.client.start("walk", tenant=TENANT, input={}, key="ticket-1")
+    assert not session.created
+    assert arena.wait([session], 10) == {"done": 1}
+    arena.assert_done([session])

@@ -102,17 +102,24 @@ def _away(arena: Arena) -> None:
 @pytest.mark.parametrize("fault", [_fast, _killed, _away], ids=["restarted", "killed", "away"])
 def test_postgres(arena: Arena, fault: Callable[[Arena], None]) -> None:
     """Postgres is restarted, killed or away under load: every session ends, no worker is taken for dead."""
-    sessions = _load(arena, pause_s=0.1)
+    sessions = _load(arena, sessions=20, pause_s=0.1)
+    delicate = arena.walks("undeclared", 20, steps=10, pause_s=0.1)
     workers = [w.pid for w in arena.workers if w.alive]
     time.sleep(0.7)
     assert _unfinished(arena) > 0
     fault(arena)
     began = time.monotonic()
-    _judge(arena, sessions, began, f"Postgres {fault.__name__.strip('_')}")
+    states = arena.wait(delicate)
+    _judge(arena, sessions, began, f"Postgres {fault.__name__.strip('_')}, of 20 undeclared {states['failed']} unknown")
     assert [w.pid for w in arena.workers if w.alive] == workers
     assert {step.crashes for session in sessions for step in session.steps()} == {0}
+    history = arena.history()
     # Calls in flight while Postgres was gone may be repeated, under their key; no more than there were threads.
-    assert arena.history().repeated_calls <= 2 * 8
+    assert history.repeated_calls <= 2 * 8
+    # Unknown is only a call whose claim may have been written without an answer: none that returned.
+    assert states["failed"] <= 2
+    assert {view.failure["kind"] for s in delicate if (view := s.view()).failure} <= {"unknown"}
+    assert not [key for key, n in history.calls.items() if n > 1 and key.split(":")[1] in {s.id for s in delicate}]
 
 
 def test_answers_get_lost(lonely: Arena) -> None:
