@@ -78,9 +78,10 @@ class Refund:
 class Interference:
     """What was done to the fleet in the middle, and what became of it."""
 
-    in_flight: int = 0
+    in_hand: int = 0
     ran_again: int = 0
-    lost_messages: int = 0
+    unsent: int = 0
+    found_again: int = 0
 
 
 def sessions(expected: Iterable[Expected], ended: Iterable[Ended], repeated: int) -> Check:
@@ -174,13 +175,18 @@ def judgement(expected: Iterable[Expected], ended: Iterable[Ended]) -> Check:
 def interference(what: Interference) -> Check:
     """The faults really hit something, and what they hit ran again: else this run shows nothing."""
     wrong = []
-    if not what.in_flight:
-        wrong.append("the killed worker had no step in hand")
-    if what.ran_again < what.in_flight:
-        wrong.append(f"{what.in_flight - what.ran_again} of its steps did not run again")
-    if not what.lost_messages:
-        wrong.append("the emptied broker held no message")
-    figures = f"{what.in_flight} steps lost their worker, {what.lost_messages} messages lost, all ran again"
+    if not what.in_hand:
+        wrong.append("no worker with a step in hand was killed")
+    if what.ran_again < what.in_hand:
+        wrong.append(f"{what.in_hand - what.ran_again} steps of the killed worker did not run again")
+    if not what.unsent:
+        wrong.append("no broker with messages in it was emptied")
+    if what.found_again < what.unsent:
+        wrong.append(f"{what.unsent - what.found_again} steps whose message was lost did not run")
+    figures = (
+        f"{what.ran_again} of {what.in_hand} steps of the killed worker ran again, "
+        f"{what.found_again} of {what.unsent} steps ran whose message the broker had"
+    )
     return _check("the kill and the empty broker hit work, and all of it went on", wrong, figures)
 
 

@@ -8,66 +8,86 @@ import time
 from dataclasses import dataclass
 
 import redis
-from kombu import Connection
 
-from agentq.demo.observe import InHand, Observer
+from agentq.broker.connection import connect, is_redis
+from agentq.demo.observe import Observer, Steps
 from agentq.settings import Settings
 
 
 @dataclass
-class Killed:
-    """A worker killed by SIGKILL, and how long its steps took to come back."""
+class Blow:
+    """What was done to the fleet, the steps that it hit, and how long they took to come back."""
 
-    pid: int
-    had: InHand
+    what: str
+    hit: Steps
     at: float
+    begun: int = 0
     begun_s: float | None = None
     ended_s: float | None = None
-    ran_again: int = 0
 
     @property
     def over(self) -> bool:
-        """Whether each of its steps has run again to its end."""
+        """Whether each of the steps has run to its end."""
         return self.ended_s is not None
 
-    def look(self, observer: Observer) -> None:
-        """Note how far its steps have come."""
+    def look(self, observer: Observer) -> bool:
+        """Note how far the steps have come; whether the last of them has just begun again."""
         if self.over:
-            return
-        begun, ended = observer.since(self.had.steps, self.had.fences)
-        self.ran_again = begun
-        now = time.monotonic() - self.at
-        if self.begun_s is None and begun == len(self.had.steps):
+            return False
+        self.begun, ended = observer.since(self.hit)
+        now, had_begun = time.monotonic() - self.at, self.begun_s is not None
+        if self.begun == len(self.hit) and not had_begun:
             self.begun_s = now
-        if ended == len(self.had.steps):
+        if ended == len(self.hit):
             self.ended_s = now
+        return self.begun_s is not None and not had_begun
 
 
-def kill_busiest(observer: Observer, ours: set[int], at_least: int) -> Killed | None:
+def kill_busiest(observer: Observer, ours: set[int], at_least: int) -> Blow | None:
     """SIGKILL the one of our worker processes with the most steps in hand; None: none has enough of them."""
-    in_hand = {pid: found for pid, found in observer.in_hand().items() if pid in ours}
-    if not in_hand:
-        return None
-    pid = max(in_hand, key=lambda each: len(in_hand[each].steps))
-    if len(in_hand[pid].steps) < at_least:
+    in_hand = {pid: steps for pid, steps in observer.in_hand().items() if pid in ours}
+    pid = max(in_hand, key=lambda each: len(in_hand[each]), default=None)
+    if pid is None or len(in_hand[pid]) < at_least:
         return None
     at = time.monotonic()
     os.kill(pid, signal.SIGKILL)
-    return Killed(pid, in_hand[pid], at)
+    return Blow(f"SIGKILL to worker process {pid}, with {len(in_hand[pid])} steps in hand", in_hand[pid], at)
 
 
-def empty_broker(settings: Settings, queues: list[str], *, embedded: bool) -> str:
+def empty_broker(
+    observer: Observer, settings: Settings, queues: list[str], *, embedded: bool, at_least: int
+) -> Blow | None:
     """
-    Lose every message that the broker holds; what was done, for people.
+    Lose every message that the broker holds; None: it holds too few.
 
     The embedded Valkey gets a FLUSHALL. A broker of one's own may serve others too: there only agentq's keys
     or queues are emptied.
     """
-    if not settings.broker_url.startswith(("redis", "unix", "valkey")):
-        with Connection(settings.broker_url) as connection:
-            channel = connection.channel()
-            lost = sum(channel.queue_purge(queue) for queue in queues)
-        return f"purged {len(queues)} queues, {lost} messages"
+    waiting = observer.waiting()
+    messages = _depth(settings, queues)
+    if messages < at_least or not len(waiting):
+        return None
+    at = time.monotonic()
+    how = _empty(settings, queues, embedded=embedded)
+    return Blow(f"{how}: the broker forgets {messages} messages of {len(waiting)} steps", waiting, at)
+
+
+def _depth(settings: Settings, queues: list[str]) -> int:
+    """How many messages the broker itself says it has."""
+    if is_redis(settings.broker_url):
+        with redis.Redis.from_url(settings.broker_url) as broker:
+            return sum(int(broker.llen(f"{settings.key_prefix}{queue}")) for queue in queues)
+    with connect(settings) as connection:
+        channel = connection.default_channel
+        return sum(channel.queue_declare(queue=queue, passive=True).message_count for queue in queues)
+
+
+def _empty(settings: Settings, queues: list[str], *, embedded: bool) -> str:
+    if not is_redis(settings.broker_url):
+        with connect(settings) as connection:
+            for queue in queues:
+                connection.default_channel.queue_purge(queue)
+        return f"{len(queues)} queues purged"
     with redis.Redis.from_url(settings.broker_url) as broker:
         if embedded:
             broker.flushall()
@@ -75,4 +95,4 @@ def empty_broker(settings: Settings, queues: list[str], *, embedded: bool) -> st
         keys = list(broker.scan_iter(match=f"{settings.key_prefix}*", count=1000))
         if keys:
             broker.delete(*keys)
-        return f"deleted {len(keys)} keys below {settings.key_prefix!r}"
+        return f"{len(keys)} keys below {settings.key_prefix!r} deleted"

@@ -24,12 +24,15 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class InHand:
-    """The steps that one process has in hand, with their fences."""
+class Steps:
+    """Some steps, with their fences at that moment."""
 
     sessions: list[uuid.UUID]
     steps: list[uuid.UUID]
     fences: list[int]
+
+    def __len__(self) -> int:
+        return len(self.steps)
 
 
 @dataclass(frozen=True)
@@ -56,22 +59,22 @@ class Observer:
         """How far each tenant's tickets are."""
         return [Progress(*row) for row in self._ask("progress")]
 
-    def in_hand(self) -> dict[int, InHand]:
+    def in_hand(self) -> dict[int, Steps]:
         """Per worker process: the steps it has in hand."""
-        return {row[0]: InHand(*row[1:]) for row in self._ask("in_hand")}
+        return {row[0]: Steps(*row[1:]) for row in self._ask("in_hand")}
 
     def uptime_s(self) -> float:
         """How long Postgres has been up."""
         return float(self._ask("uptime")[0][0])
 
-    def since(self, steps: list[uuid.UUID], fences: list[int]) -> tuple[int, int]:
-        """Of these steps: how many have begun again, and how many have ended."""
-        [(begun, ended)] = self._ask("since", steps=steps, fences=fences)
+    def since(self, steps: Steps) -> tuple[int, int]:
+        """Of these steps: how many have begun since, and how many have ended."""
+        [(begun, ended)] = self._ask("since", steps=steps.steps, fences=steps.fences)
         return begun, ended
 
-    def waiting(self) -> int:
-        """Steps whose message is with the broker."""
-        return int(self._ask("waiting")[0][0])
+    def waiting(self) -> Steps:
+        """Steps whose message is with the broker and not yet claimed."""
+        return Steps(*self._ask("waiting")[0])
 
     def ended(self) -> list[Ended]:
         """How each session of the run ended, or stands."""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from agentq.broker.queues import tenant_queue
 from agentq.client import Client
 from agentq.demo import checks, faults
 from agentq.demo.observe import Observer, Progress, Totals
@@ -30,7 +31,7 @@ WORKERS = 2
 # Fewer threads than the tenants may admit, so that the broker holds messages when it is emptied.
 THREADS = 6
 CONCURRENCY = 8
-KILL_AFTER, FLUSH_AFTER = 0.12, 0.4  # shares of the tickets that have ended
+EMPTY_AFTER, KILL_AFTER, KILL_ANYWAY = 0.12, 0.3, 0.6  # shares of the tickets that have ended
 PATIENCE_S = 150.0
 LOOK_EVERY_S = 0.1
 
@@ -81,80 +82,72 @@ class Act:
     fleet: Fleet
     observer: Observer
     began: float = field(default_factory=time.monotonic)
-    killed: faults.Killed | None = None
-    lost_messages: int = 0
-    flushed_at: float | None = None
+    emptied: faults.Blow | None = None
+    killed: faults.Blow | None = None
     took_s: float = 0.0
 
     def play(self) -> None:
-        """Watch the tickets end; on the way kill a worker and empty the broker."""
+        """Watch the tickets end; on the way empty the broker and kill a worker."""
         with self.screen:
             while True:
                 tenants = self.observer.progress()
                 ended, tickets = sum(t.ended for t in tenants), sum(t.tickets for t in tenants)
                 self.took_s = time.monotonic() - self.began
-                self._look_at_killed()
+                self._look()
                 self.screen.follow(tenants, self.took_s, self._note())
-                if (ended == tickets and self._settled) or self.took_s > PATIENCE_S:
+                if (ended == tickets and all(blow.over for blow in self._blows)) or self.took_s > PATIENCE_S:
                     return
                 self._interfere(ended / max(tickets, 1))
                 time.sleep(LOOK_EVERY_S)
 
     @property
-    def _settled(self) -> bool:
-        return self.killed is None or self.killed.over
+    def _blows(self) -> list[faults.Blow]:
+        return [blow for blow in (self.emptied, self.killed) if blow]
 
     def _interfere(self, share: float) -> None:
-        if self.killed is None and share >= KILL_AFTER and self._deaths_are_noticed():
-            # Wait for a moment in which it hurts; late in the run any moment will do.
-            self._kill(at_least=4 if share < 0.5 else 1)
-        elif self.flushed_at is None and share >= FLUSH_AFTER and self.killed and self.killed.begun_s is not None:
-            self._flush(at_least=4 if share < 0.7 else 1)
+        """Strike when it hurts; late in the run any moment will do."""
+        if any(blow.begun_s is None for blow in self._blows):
+            return  # one after the other, so that each recovery is its own
+        if self.emptied is None and share >= EMPTY_AFTER:
+            self.emptied = self._say(self._empty(at_least=6 if share < 0.4 else 1))
+        elif self.killed is None and (share >= KILL_ANYWAY or (share >= KILL_AFTER and self._deaths_are_noticed())):
+            self.killed = self._say(faults.kill_busiest(self.observer, self._pids(), at_least=4 if share < 0.7 else 1))
+
+    def _empty(self, at_least: int) -> faults.Blow | None:
+        embedded = self.fleet.stack.valkey in self.fleet.stack.servers
+        queues = [tenant_queue(tenant) for tenant in TENANTS]
+        return faults.empty_broker(self.observer, self.fleet.settings, queues, embedded=embedded, at_least=at_least)
 
     def _deaths_are_noticed(self) -> bool:
         """Whether Postgres has been up for a lease; before that only the lease itself tells of a death."""
         return self.observer.uptime_s() > self.fleet.settings.lease_s + 1
 
-    def _kill(self, at_least: int) -> None:
-        ours = {
+    def _pids(self) -> set[int]:
+        """Our worker processes: none but ours is killed."""
+        return {
             pid
             for name, child in self.fleet.children.items()
             if name.startswith("worker") and child.pid is not None
             for pid in (child.pid, *processes.descendants(child.pid))
         }
-        self.killed = faults.kill_busiest(self.observer, ours, at_least)
-        if self.killed:
-            steps = len(self.killed.had.steps)
-            self.screen.say(
-                f"⚡ {self._clock()} SIGKILL to worker process {self.killed.pid}, with {steps} steps in hand",
-                "bold yellow",
-            )
 
-    def _flush(self, at_least: int) -> None:
-        waiting = self.observer.waiting()
-        if waiting < at_least:
-            return
-        embedded = self.fleet.stack.valkey in self.fleet.stack.servers
-        queues = [f"agentq.t.{tenant}" for tenant in TENANTS]
-        what = faults.empty_broker(self.fleet.settings, queues, embedded=embedded)
-        self.flushed_at, self.lost_messages = time.monotonic(), waiting
-        self.screen.say(f"⚡ {self._clock()} {what}: the broker forgets {waiting} messages", "bold yellow")
+    def _say(self, blow: faults.Blow | None) -> faults.Blow | None:
+        if blow:
+            self.screen.say(f"⚡ {self.took_s:5.1f} s  {blow.what}", "bold yellow")
+        return blow
 
-    def _look_at_killed(self) -> None:
-        if self.killed is None or self.killed.over:
-            return
-        before = self.killed.begun_s
-        self.killed.look(self.observer)
-        if before is None and self.killed.begun_s is not None:
-            steps = len(self.killed.had.steps)
-            self.screen.say(f"  {self._clock()} all {steps} run again, {self.killed.begun_s:.1f} s after the kill")
-
-    def _clock(self) -> str:
-        return f"{self.took_s:5.1f} s"
+    def _look(self) -> None:
+        for blow in self._blows:
+            if blow.look(self.observer):
+                self.screen.say(
+                    f"  {self.took_s:5.1f} s  all {len(blow.hit)} steps run again, after {blow.begun_s:.1f} s"
+                )
 
     def _note(self) -> str:
         if self.killed and self.killed.begun_s is None:
-            return "(steps of the killed worker are taken back)"
+            return "(taking back the killed worker's steps)"
+        if self.emptied and self.emptied.begun_s is None:
+            return "(missing the lost messages)"
         return ""
 
 
@@ -200,16 +193,17 @@ def _compare(act: Act, before: dict[str, str], repeated: int) -> bool:
     by_rules = endpoint() is None
     # A model may judge otherwise than we do; what it decided must still happen exactly once.
     wanted = {(e.tenant, *e.refund) for e in expected if e.refund} if by_rules else checks.granted(ended)
-    killed = act.killed
+    killed, emptied = act.killed, act.emptied
     found = [
         checks.sessions(expected, ended, repeated),
         checks.answers(expected, ended, stage.messages()),
         checks.refunds(wanted, made, requests),
         checks.interference(
             checks.Interference(
-                in_flight=len(killed.had.steps) if killed else 0,
-                ran_again=killed.ran_again if killed else 0,
-                lost_messages=act.lost_messages,
+                in_hand=len(killed.hit) if killed else 0,
+                ran_again=killed.begun if killed else 0,
+                unsent=len(emptied.hit) if emptied else 0,
+                found_again=emptied.begun if emptied else 0,
             )
         ),
     ]
@@ -225,15 +219,14 @@ def _compare(act: Act, before: dict[str, str], repeated: int) -> bool:
 
 
 def _figures(act: Act, totals: Totals) -> None:
-    say, killed = act.screen.say, act.killed
-    say("")
+    say = act.screen.say
     rate = totals.steps / act.took_s
+    say("")
     say(f"  {totals.steps} steps in {act.took_s:.1f} s: {rate:.1f} steps/s, bound by the slow servers outside")
-    if killed:
-        begun = f"{killed.begun_s:.1f} s" if killed.begun_s is not None else "never"
-        ended = f"{killed.ended_s:.1f} s" if killed.ended_s is not None else "never"
-        steps = len(killed.had.steps)
-        say(f"  recovery from SIGKILL: its {steps} steps ran again after {begun}, had ended after {ended}")
+    if act.killed:
+        say(f"  recovery from SIGKILL: the worker's {len(act.killed.hit)} steps {_recovery(act.killed)}")
+    if act.emptied:
+        say(f"  recovery from the empty broker: the {len(act.emptied.hit)} steps it had {_recovery(act.emptied)}")
     say(
         f"  {totals.crashes} attempts lost with the worker, {totals.retries} retries of attempts that failed, "
         f"{totals.calls_repeated} calls made again under the same key"
@@ -243,6 +236,11 @@ def _figures(act: Act, totals: Totals) -> None:
         return
     cost = f"${totals.cost_micros / 1e6:.4f}" if totals.cost_micros else "price unknown (set AGENTQ_DEMO_PRICES)"
     say(f"  cost: {totals.tokens_in:,} tokens in, {totals.tokens_out:,} out, {cost}")
+
+
+def _recovery(blow: faults.Blow) -> str:
+    begun = f"ran after {blow.begun_s:.1f} s" if blow.begun_s is not None else "never ran"
+    return begun + (f", had ended after {blow.ended_s:.1f} s" if blow.ended_s is not None else ", have not ended")
 
 
 def _introduce(screen: Screen, stage: Stage) -> None:
@@ -276,7 +274,7 @@ def _farewell(screen: Screen, act: Act, prefix: str, *, stay: bool) -> None:
 
 
 def _commands(act: Act, *, stay: bool) -> list[str]:
-    survivor = act.killed.had.sessions[0] if act.killed else "ID"
+    survivor = act.killed.hit.sessions[0] if act.killed else "ID"
     # The desk needs its servers, which are gone when nothing is left running.
     last = (
         "start support-desk --tenant lumen --wait --input "

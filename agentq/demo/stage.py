@@ -25,8 +25,8 @@ KEYS = "demo-"
 KEPT_RUNS = 3
 START_TIMEOUT_S = 30.0
 # Slow enough to see the middle, and bad enough to need retries.
-PAYMENTS_TEMPER = ("--latency", "0.8-3.2", "--fail", "0.08", "--slow", "0.03", "--slow-s", "8")
-MAIL_TEMPER = ("--latency", "0.8-3.2", "--fail", "0.06", "--slow", "0.02", "--slow-s", "8")
+PAYMENTS_TEMPER = ("--latency", "1-4", "--fail", "0.08", "--slow", "0.03", "--slow-s", "8")
+MAIL_TEMPER = ("--latency", "1-4", "--fail", "0.06", "--slow", "0.02", "--slow-s", "8")
 _PRIVATE = ("AGENTQ_", "DESK_", "OPENAI_")
 
 

@@ -44,7 +44,7 @@ def test_a_good_run_passes():
         checks.refunds(WANTED, MADE, REQUESTS),
         checks.addresses(EXPECTED, {"A-1": "x", "A-2": "old"}, {"A-1": "x", "A-2": "new street"}),
         checks.judgement(EXPECTED, ENDED),
-        checks.interference(Interference(in_flight=4, ran_again=4, lost_messages=3)),
+        checks.interference(Interference(in_hand=4, ran_again=4, unsent=3, found_again=3)),
     ):
         assert check.ok, check
         assert check.wrong == ()
@@ -121,9 +121,9 @@ def test_another_decision_is_seen():
     assert check.figures == "4 of 5"
 
 
-@pytest.mark.parametrize("missed", [{"in_flight": 0}, {"ran_again": 3}, {"lost_messages": 0}])
+@pytest.mark.parametrize("missed", [{"in_hand": 0}, {"ran_again": 3}, {"unsent": 0}, {"found_again": 2}])
 def test_a_run_in_which_the_faults_hit_nothing_shows_nothing(missed):
-    facts = {"in_flight": 4, "ran_again": 4, "lost_messages": 3} | missed
+    facts = {"in_hand": 4, "ran_again": 4, "unsent": 3, "found_again": 3} | missed
     assert not checks.interference(Interference(**facts)).ok
 
 

@@ -32,7 +32,7 @@ select (count(*) filter (where l.fence > was.fence or l.settled_at is not null))
 
 -- name: waiting
 -- Steps of this run whose message is with the broker and not yet claimed.
-select count(*)::int
+select coalesce(array_agg(l.session_id), '{}'), coalesce(array_agg(l.step_id), '{}'), coalesce(array_agg(l.fence), '{}')
   from agentq.ledger_entry l
   join agentq.session s on s.tenant = l.tenant and s.session_id = l.session_id
  where l.state = 'queued' and starts_with(s.key, %(run)s);
