@@ -69,7 +69,7 @@ def empty_broker(
         return None
     at = time.monotonic()
     how = _empty(settings, queues, embedded=embedded)
-    return Blow(f"{how}: the broker forgets {messages} messages of {len(waiting)} steps", waiting, at)
+    return Blow(f"{how}: the broker forgets {messages} messages", waiting, at)
 
 
 def _depth(settings: Settings, queues: list[str]) -> int:

@@ -139,9 +139,7 @@ class Act:
     def _look(self) -> None:
         for blow in self._blows:
             if blow.look(self.observer):
-                self.screen.say(
-                    f"  {self.took_s:5.1f} s  all {len(blow.hit)} steps run again, after {blow.begun_s:.1f} s"
-                )
+                self.screen.say(f"  {self.took_s:5.1f} s  all {len(blow.hit)} steps run, {blow.begun_s:.1f} s later")
 
     def _note(self) -> str:
         if self.killed and self.killed.begun_s is None:
