@@ -74,8 +74,11 @@ class Attempt:
         limit_s = claim.timeout_s if claim.remaining_s is None else min(claim.timeout_s, claim.remaining_s)
         self.deadline = self.began + max(limit_s, 0.0)
         self.stopped: StopReason | None = None
+        self.answered = False  # the step has returned, and only its settlement is left
         self.connection: Connection | None = None
         self._transaction = ExitStack()
+        self._transaction_lock = threading.RLock()
+        self._over = False
         self._listeners: list[Callable[[], object]] = []
         self._lock = threading.Lock()
 
@@ -108,7 +111,7 @@ class Attempt:
             case "cancelled":
                 raise SessionCancelled(f"session {self.claim.ref.session_id} has ended")
             case "fenced" | "draining":
-                raise FenceLost(str(self.claim.ref.session_id), str(self.claim.ref.step_id), self.claim.fence)
+                raise self._lost()
             case _:
                 if self.stopped == "timeout" or time.monotonic() > self.deadline:
                     raise DeadlineExceeded(
@@ -116,24 +119,56 @@ class Attempt:
                     )
 
     def open_transaction(self, store: Store) -> Connection:
-        """The connection whose writes commit with this attempt's settlement, or not at all."""
-        if self.connection is None:
-            self.connection = self._transaction.enter_context(store.transaction(self.claim.ref.tenant))
-        return self.connection
+        """
+        The connection whose writes commit with this attempt's settlement, or not at all.
+
+        Raises:
+            FenceLost: the attempt is over; only a coroutine that outlived it can ask then.
+        """
+        with self._transaction_lock:
+            if self._over:
+                raise self._lost()
+            if self.connection is None:
+                self.connection = self._transaction.enter_context(store.transaction(self.claim.ref.tenant))
+            return self.connection
+
+    @contextmanager
+    def keep_open(self, connection: Connection) -> Iterator[None]:
+        """
+        Keep the transaction as it is within the block.
+
+        Raises:
+            FenceLost: it is over, and its connection may serve another tenant by now.
+        """
+        with self._transaction_lock:
+            if self.connection is not connection:
+                raise self._lost()
+            yield
 
     def commit(self) -> None:
         """Commit what `open_transaction` began."""
-        self.connection = None
-        self._transaction.close()
+        with self._transaction_lock:
+            self.connection = None
+            self._transaction.close()
 
     def rollback(self) -> None:
         """Undo what `open_transaction` began."""
-        if self.connection is None:
-            return
-        self.connection = None
-        stack, self._transaction = self._transaction, ExitStack()
-        with suppress(_Rollback, StoreUnavailable):
-            stack.__exit__(_Rollback, _Rollback(), None)
+        with self._transaction_lock:
+            if self.connection is None:
+                return
+            self.connection = None
+            stack, self._transaction = self._transaction, ExitStack()
+            with suppress(_Rollback, StoreUnavailable):
+                stack.__exit__(_Rollback, _Rollback(), None)
+
+    def end(self) -> None:
+        """Undo what was not committed; nothing is opened any more."""
+        with self._transaction_lock:
+            self._over = True
+            self.rollback()
+
+    def _lost(self) -> FenceLost:
+        return FenceLost(str(self.claim.ref.session_id), str(self.claim.ref.step_id), self.claim.fence)
 
 
 class _Rollback(Exception):
@@ -168,7 +203,7 @@ class InFlight:
         try:
             yield attempt
         finally:
-            attempt.rollback()
+            attempt.end()
             with self._idle:
                 if self._attempts.get(claim.ref.step_id) is attempt:
                     del self._attempts[claim.ref.step_id]
@@ -266,6 +301,7 @@ class Engine:
         probe("claimed")
         with self.in_flight.running(claim) as attempt:
             outcome = self.act(attempt)  # returns, never raises
+            attempt.answered = True
             probe("ran")
             verdict, settled = self._end(attempt, outcome)
         probe("settled")

@@ -157,8 +157,8 @@ class Heart:
     def _stop_overdue(self) -> None:
         now = time.monotonic()
         for attempt in self._in_flight.attempts():
-            if now <= attempt.deadline:
-                continue
+            if now <= attempt.deadline or attempt.answered:
+                continue  # an answer that waits for Postgres is not late
             attempt.stop("timeout")
             if now > attempt.deadline + _GRACE_S and self._engine is not None:
                 log.error(

@@ -50,6 +50,9 @@ class Act:
         try:
             return self._attempt(attempt)
         except SessionCancelled:
+            if attempt.stopped != "cancelled":
+                # Cancelled as it would be, the step would leave a session that goes on without any.
+                return Broke(Failure("permanent", "SessionCancelled", "the step raised it, but its session goes on"))
             return Interrupted("cancelled")
         except FenceLost as error:
             if attempt.stopped not in ("fenced", "draining"):

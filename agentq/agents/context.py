@@ -7,7 +7,7 @@ import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Literal, ParamSpec, TypeVar, cast
 
@@ -116,6 +116,7 @@ class _ContextBase:
         self._attempt = attempt
         self._means = means
         self._calls = 0
+        self._claimed: set[str] = set()
         self._usage = Usage()
         self._results: tuple[BranchResult, ...] | None = None
         self.tenant: str = claim.ref.tenant
@@ -202,14 +203,24 @@ class _ContextBase:
         return _Call(key, name, declared, function, args, kwargs, fingerprint(name.encode(), arguments), adapter)
 
     def _claim(self, call: _Call) -> EffectClaim:
-        found = self._means.effects.claim(
-            self._attempt.claim,
-            call.key,
-            name=call.name,
-            args_hash=call.hash,
-            # Only a call that may be repeated need not be known after a crash of the database.
-            durable=not call.declared.idempotent,
+        found = persist(
+            lambda: self._means.effects.claim(
+                self._attempt.claim,
+                call.key,
+                name=call.name,
+                args_hash=call.hash,
+                # Only a call that may be repeated need not be known after a crash of the database.
+                durable=not call.declared.idempotent,
+            ),
+            patience_s=self._means.patience_s,
+            what=f"effect {call.key}",
+            give_up=lambda: self._attempt.stopped is not None,
         )
+        if found.state == "mine":
+            # Pending under this very attempt: its call went out earlier in this step and nobody knows how it
+            # ended, or only the answer to the claim was lost and nothing went out.
+            found = replace(found, state="pending" if call.key in self._claimed else "fresh")
+        self._claimed.add(call.key)
         engine.probe("effect_claimed")
         return found
 
@@ -238,7 +249,7 @@ class _ContextBase:
                 raise Transient(f"effect {call.key!r} is being performed by another step now", retry_after_s=1.0)
             case "conflict":
                 raise KeyConflict("effect key", call.key)
-            case "superseded":
+            case "superseded" | "mine":
                 raise self._fence_lost()
 
     def _asks_first(self, call: _Call, found: EffectClaim) -> bool:
@@ -317,16 +328,16 @@ class Context(_ContextBase):
         token = performing(call.key)
         try:
             if self._asks_first(call, found):
-                answer = cast(Callable[..., Any], call.declared.check)(*args, **kwargs)
+                # A question that fails says nothing: the effect stays pending, to be asked about again.
+                answer = _wait_for(cast(Callable[..., Any], call.declared.check)(*args, **kwargs))
                 if answer is not None:
                     return cast(R, self._store_result(call, answer))
                 self._take_over(call, calling=True)
-            value: Any = function(*args, **kwargs)
-            if inspect.isawaitable(value):
-                value = loop.submit(_finish(value)).result()
-        except BaseException as error:
-            self._store_error(call, error)
-            raise
+            try:
+                value: Any = _wait_for(function(*args, **kwargs))
+            except BaseException as error:
+                self._store_error(call, error)
+                raise
         finally:
             done_performing(token)
         return cast(R, self._store_result(call, value))
@@ -345,7 +356,8 @@ class Context(_ContextBase):
 class AsyncTransaction:
     """The step's transaction for `async def` steps: statements run in a thread, one after another."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, attempt: Attempt, connection: Connection) -> None:
+        self._attempt = attempt
         self._connection = connection
         self._turn = asyncio.Lock()
 
@@ -355,38 +367,51 @@ class AsyncTransaction:
             return await asyncio.to_thread(self._execute, query, parameters)
 
     def _execute(self, query: Any, parameters: Any) -> list[tuple[Any, ...]]:
-        cursor = self._connection.execute(query, parameters)
-        return cursor.fetchall() if cursor.description else []
+        # A coroutine may outlive its attempt, and the connection then serves somebody else.
+        with self._attempt.keep_open(self._connection):
+            cursor = self._connection.execute(query, parameters)
+            return cursor.fetchall() if cursor.description else []
 
 
 class AsyncContext(_ContextBase):
     """The context of an `async def` step; `call` is awaited, whatever kind of function it is given."""
+
+    def __init__(self, attempt: Attempt, means: Means) -> None:
+        super().__init__(attempt, means)
+        self._turns: dict[str, asyncio.Lock] = {}
 
     async def call(
         self, function: Callable[P, Awaitable[R]] | Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
     ) -> R:
         """As `Context.call`. A plain function runs in a thread, so that it does not hold up the loop."""
         call = self._prepare(function, args, kwargs)
+        # One key asked for twice side by side: the second waits, and recalls what the first was told.
+        async with self._turns.setdefault(call.key, asyncio.Lock()):
+            return cast(R, await self._perform(call))
+
+    async def _perform(self, call: _Call) -> Any:
         found = await asyncio.to_thread(self._claim, call)
         known = await asyncio.to_thread(self._decide, call, found)
         if known is not None:
-            return cast(R, known.value)
+            return known.value
         token = performing(call.key)
         try:
             if self._asks_first(call, found):
-                answer = await _run(cast(Callable[..., Any], call.declared.check), args, kwargs)
+                # A question that fails says nothing: the effect stays pending, to be asked about again.
+                answer = await _run(cast(Callable[..., Any], call.declared.check), call.args, call.kwargs)
                 if answer is not None:
-                    return cast(R, await asyncio.to_thread(self._store_result, call, answer))
+                    return await asyncio.to_thread(self._store_result, call, answer)
                 await asyncio.to_thread(self._take_over, call, calling=True)
-            value = await _run(function, args, kwargs)
-        except asyncio.CancelledError:
-            raise  # stopped from outside: the effect stays pending, its outcome unknown
-        except BaseException as error:
-            await asyncio.to_thread(self._store_error, call, error)
-            raise
+            try:
+                value = await _run(call.function, call.args, call.kwargs)
+            except asyncio.CancelledError:
+                raise  # stopped from outside: the effect stays pending, its outcome unknown
+            except BaseException as error:
+                await asyncio.to_thread(self._store_error, call, error)
+                raise
         finally:
             done_performing(token)
-        return cast(R, await asyncio.to_thread(self._store_result, call, value))
+        return await asyncio.to_thread(self._store_result, call, value)
 
     async def progress_async(self, text: str, **data: Any) -> None:
         """As `progress`, without holding up the loop."""
@@ -397,7 +422,7 @@ class AsyncContext(_ContextBase):
         """As `Context.transaction`, for `async with`."""
         self.check()
         connection = await asyncio.to_thread(self._attempt.open_transaction, self._means.store)
-        yield AsyncTransaction(connection)
+        yield AsyncTransaction(self._attempt, connection)
 
 
 async def _run(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -405,6 +430,10 @@ async def _run(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
         return await function(*args, **kwargs)
     value = await asyncio.to_thread(function, *args, **kwargs)  # carries the effect key along
     return await value if inspect.isawaitable(value) else value
+
+
+def _wait_for(value: Any) -> Any:
+    return loop.submit(_finish(value)).result() if inspect.isawaitable(value) else value
 
 
 async def _finish(awaitable: Awaitable[R]) -> R:

@@ -13,7 +13,7 @@ from agentq.verdicts import Failure, Granted
 
 SQL = load("effects")
 
-EffectState = Literal["fresh", "again", "done", "pending", "held", "unknown", "conflict", "superseded"]
+EffectState = Literal["fresh", "again", "done", "pending", "mine", "held", "unknown", "conflict", "superseded"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +22,9 @@ class EffectClaim:
     What is known of an effect before its call.
 
     fresh: never tried. again: its last call failed. done: `result` is stored. pending: an attempt
-    died between claim and result. held: another step is calling now. unknown: waits for a person.
-    conflict: the key was used with other arguments. superseded: this attempt lost its fence.
+    died between claim and result. mine: pending under this very attempt. held: another step is
+    calling now. unknown: waits for a person. conflict: the key was used with other arguments.
+    superseded: this attempt lost its fence.
     """
 
     state: EffectState

@@ -598,7 +598,7 @@ end $$;
 
 
 -- Claim an effect before its call goes out. Only the attempt that holds the step's fence may.
--- outcome: fresh | again | done | pending | held | unknown | conflict | superseded
+-- outcome: fresh | again | done | pending | mine | held | unknown | conflict | superseded
 -- A claim that is not idempotent waits for the disk (`p_durable`): after a crash it must be known.
 create or replace function agentq.claim_effect(
     p_tenant text, p_key text, p_session uuid, p_step uuid, p_fence int, p_token bigint, p_name text, p_hash bytea,
@@ -621,6 +621,9 @@ begin
     select * into strict f from agentq.effect e where e.tenant = p_tenant and e.effect_key = p_key for no key update;
     if f.args_hash <> p_hash then
         return query select 'conflict', null::bytea, null::jsonb; return;
+    end if;
+    if f.state = 'pending' and (f.session_id, f.step_id, f.fence) = (p_session, p_step, p_fence) then
+        return query select 'mine', null::bytea, null::jsonb; return;
     end if;
     if f.state = 'pending' and (f.session_id, f.step_id) <> (p_session, p_step) and exists (
         select from agentq.ledger_entry l
