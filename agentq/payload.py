@@ -90,7 +90,7 @@ def choose(before: tuple[bytes, ...] | None, after: bytes) -> tuple[Literal["ful
     if len(after) < WHOLE_BELOW_BYTES:
         return "full", after
     old, new = from_json(fold(before)), from_json(after)
-    if old == new:
+    if _same(old, new):
         return "same", None
     change = to_json(_difference(old, new)) if isinstance(old, dict) and isinstance(new, dict) else after
     if sum(map(len, before[1:])) + len(change) < len(before[0]):
@@ -104,14 +104,23 @@ def _difference(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     if gone := [name for name in old if name not in new]:
         change["drop"] = gone
     for name, value in new.items():
-        if name in old and old[name] == value:
+        if name in old and _same(old[name], value):
             continue
         before = old.get(name)
-        if type(before) is type(value) and isinstance(value, list | str) and before and value[: len(before)] == before:
+        if type(before) is type(value) and isinstance(value, list | str) and before and _begins(value, before):
             change.setdefault("grow", {})[name] = value[len(before) :]
         else:
             change.setdefault("set", {})[name] = value
     return change
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Alike as JSON. Not `==`, for which 1, 1.0 and true are the same, and so are two orders of keys."""
+    return to_json(one) == to_json(other)
+
+
+def _begins(value: Any, before: Any) -> bool:
+    return value.startswith(before) if isinstance(value, str) else _same(value[: len(before)], before)
 
 
 def _apply(state: dict[str, Any], change: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import traceback
 from collections.abc import Callable
@@ -31,6 +32,7 @@ _PERMANENT: tuple[type[BaseException], ...] = (
 _TRANSIENT: tuple[type[BaseException], ...] = (Transient, StoreUnavailable, ConnectionError, TimeoutError)
 
 _MESSAGE_MAX = 2000
+_RETRY_AFTER_MAX_S = 30 * 86400.0
 
 
 def classify(error: BaseException) -> Failure:
@@ -38,10 +40,25 @@ def classify(error: BaseException) -> Failure:
     return Failure(
         kind=_kind(error),
         type=type(error).__name__,
-        message=str(error)[:_MESSAGE_MAX],
-        retry_after_s=getattr(error, "retry_after_s", None) if isinstance(error, Transient) else None,
+        message=_message(error),
+        retry_after_s=_retry_after_s(error),
         where=_where(error),
     )
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)[:_MESSAGE_MAX]
+    except Exception:
+        return "its message cannot be shown"
+
+
+def _retry_after_s(error: BaseException) -> float | None:
+    """When the other side wants to be asked again; what is no time, or one beyond a month, is no floor."""
+    wanted = getattr(error, "retry_after_s", None) if isinstance(error, Transient) else None
+    if isinstance(wanted, bool) or not isinstance(wanted, int | float) or not 0 <= wanted < math.inf:
+        return None
+    return min(float(wanted), _RETRY_AFTER_MAX_S)
 
 
 def _kind(error: BaseException) -> FailureKind:

@@ -85,7 +85,7 @@ class Store:
                 yield connection
         except (PoolTimeout, PoolClosed) as error:
             raise StoreUnavailable(f"no Postgres connection: {error}") from error
-        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+        except (psycopg.OperationalError, psycopg.InterfaceError, psycopg.errors.ReadOnlySqlTransaction) as error:
             raise StoreUnavailable(_first_line(error)) from error
 
     @contextmanager
