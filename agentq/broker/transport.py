@@ -90,6 +90,10 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             self._kept_client = self._create_client()
         yield self._kept_client
 
+    def _has_queue(self, queue: str, **_: Any) -> bool:
+        """Whether the list exists. kombu asks with EXISTS, to which its key prefix is not added."""
+        return bool(self._size(queue))
+
     def _create_client(self, asynchronous: bool = False) -> Any:
         client = super()._create_client(asynchronous=asynchronous)
         if asynchronous:

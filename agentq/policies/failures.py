@@ -87,6 +87,8 @@ _NOT_SENT_NAMES = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "N
 
 def ambiguous(error: BaseException) -> bool:
     """Whether a call that raised this may nevertheless have happened."""
+    if isinstance(error, UnknownEffect):
+        return True
     names = {ancestor.__name__ for ancestor in type(error).__mro__}
     if isinstance(error, _NOT_SENT) or names & _NOT_SENT_NAMES:
         return False

@@ -526,15 +526,21 @@ end $$;
 
 
 -- Processes that died: their liveness lock is free, or their lease is over, at two looks with no
--- heartbeat between. Nobody is taken for dead while Postgres itself has been up for less than a lease.
+-- heartbeat between.
 create or replace function agentq.look_for_dead(p_lease_s double precision, p_look_s double precision)
 returns setof uuid language plpgsql as $$
 declare
     v_now timestamptz := agentq.now();
     w record; v_free boolean;
 begin
-    if clock_timestamp() - pg_postmaster_start_time() < make_interval(secs => p_lease_s) then return; end if;
-    for w in select * from agentq.worker where state in ('live', 'draining') order by worker_id for update skip locked loop
+    for w in
+        select * from agentq.worker
+         where state in ('live', 'draining')
+           -- A restart took everybody's lock: whoever has not been heard since gets a lease to come back.
+           and (seen_at > pg_postmaster_start_time()
+                or clock_timestamp() > pg_postmaster_start_time() + make_interval(secs => p_lease_s))
+         order by worker_id for update skip locked
+    loop
         v_free := pg_try_advisory_lock(w.lock_key);
         if v_free then perform pg_advisory_unlock(w.lock_key); end if;
         if v_free or w.lease_until < v_now then
