@@ -17,12 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
 
 from agentq import Client
 from agentq.client import Session
 from agentq.embedded.stack import Stack
 from agentq.settings import Settings, load
 from agentq.store import migrate
+
+# The thorough profile: longer outages, more kills, and every variation. Without it this folder takes three minutes.
+LONG = bool(os.environ.get("AGENTQ_TEST_LONG"))
+thorough = pytest.mark.skipif(not LONG, reason="set AGENTQ_TEST_LONG=1")
 
 ROOT = Path(__file__).resolve().parents[2]
 TENANT = "acme"
@@ -226,6 +231,14 @@ class Arena:
         """The next process that passes this point for the count-th time dies there."""
         (self.orders / "order.new").write_text(f"{point}:{count}")
         (self.orders / "order.new").rename(self.orders / "order")
+
+    def await_deaths(self, count: int, point: str, timeout_s: float = 30.0) -> None:
+        """Wait until so many processes have died of orders."""
+        try:
+            wait_until(lambda: len(self.deaths()) >= count, timeout_s, f"death {count} at {point}")
+        except AssertionError as error:
+            left = [path.name for path in self.orders.iterdir()]
+            raise AssertionError(f"{error}, orders {left}\n{self.describe()}") from None
 
     def deaths(self) -> list[dict[str, Any]]:
         return [json.loads(path.read_text()) for path in sorted(self.orders.glob("died-*"))]

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.crash.arena import ROOT, TENANT, Arena, wait_until
+from tests.crash.arena import ROOT, TENANT, Arena
 
 pytestmark = pytest.mark.crash
 
@@ -55,14 +55,15 @@ def test_a_worker_killed_at(arena: Arena, point: str, count: int) -> None:
         for kind, number in (("repeatable", 10), ("checked", 6), ("undeclared", 6))
     }
     if point == "took_back":
-        wait_until(arena.deaths, 20, "the first death")
+        arena.await_deaths(1, "claimed")
         arena.order(point)
     if point == "republished":
         time.sleep(0.3)
         arena.stack.valkey.wipe()
     began = time.monotonic()
     expected_deaths = 2 if point == "took_back" else 1
-    wait_until(lambda: len(arena.deaths()) == expected_deaths, 30, f"a death at {point}")
+    arena.await_deaths(expected_deaths, point)
+    arena.start(threads=THREADS)  # for the next test; it comes too late for this one
     for kind, group in sessions.items():
         states = arena.wait(group)
         if kind != "undeclared":
@@ -99,10 +100,8 @@ def test_a_worker_killed_among_branches(arena: Arena, point: str) -> None:
     arena.crew(2, threads=THREADS)
     arena.order(point, 40)
     sessions = arena.fans(8, pause_s=0.05)
-    try:
-        wait_until(arena.deaths, 30, f"a death at {point}")
-    except AssertionError as e:
-        raise AssertionError(str(e) + arena.describe() + str(list(arena.orders.iterdir())))
+    arena.await_deaths(1, point)
+    arena.start(threads=THREADS)
     assert arena.wait(sessions, 60) == {"done": 8}
     for session in sessions:
         assert session.view().result == {"parts": [0, 1, 2, 3, 4], "children": 2, "said": 5}

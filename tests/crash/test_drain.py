@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tests.crash.arena import Arena, wait_until
+from tests.crash.arena import Arena, thorough, wait_until
 
 pytestmark = pytest.mark.crash
 
@@ -50,6 +50,7 @@ def test_a_step_longer_than_the_grace_is_handed_back_uncounted(lonely: Arena) ->
     lonely.assert_nothing_recorded_ran_again()
 
 
+@thorough
 def test_a_quarantined_step_is_not_buried_by_a_deploy(lonely: Arena) -> None:
     """A suspect that runs when its prefork worker is told to stop ends there, or comes back uncounted."""
     worker = lonely.start(quarantine=True, AGENTQ_DRAIN_S="1")

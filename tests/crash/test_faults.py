@@ -13,11 +13,10 @@ import pytest
 import redis
 
 from agentq.client import Session
-from tests.crash.arena import Arena
+from tests.crash.arena import LONG, Arena, thorough
 
 pytestmark = pytest.mark.crash
 
-LONG = bool(os.environ.get("AGENTQ_TEST_LONG"))
 SEED = int(os.environ.get("AGENTQ_TEST_SEED", "0")) or random.SystemRandom().randrange(1, 2**31)
 OUTAGE_S = 20.0 if LONG else 6.0
 
@@ -62,7 +61,7 @@ def test_flushall_at_random(arena: Arena) -> None:
     assert arena.history().repeated_runs == 0
 
 
-@pytest.mark.parametrize("wiped", [False, True], ids=["with its data", "wiped"])
+@pytest.mark.parametrize("wiped", [pytest.param(False, marks=thorough), True], ids=["with its data", "wiped"])
 def test_broker_down(arena: Arena, wiped: bool) -> None:
     """The broker is killed and comes back later: every session ends soon after, without a restart of any worker."""
     sessions = _load(arena)
@@ -99,7 +98,11 @@ def _away(arena: Arena) -> None:
     arena.stack.postgres.start(same_port=True)
 
 
-@pytest.mark.parametrize("fault", [_fast, _killed, _away], ids=["restarted", "killed", "away"])
+@pytest.mark.parametrize(
+    "fault",
+    [pytest.param(_fast, marks=thorough), _killed, pytest.param(_away, marks=thorough)],
+    ids=lambda fault: fault.__name__,
+)
 def test_postgres(arena: Arena, fault: Callable[[Arena], None]) -> None:
     """Postgres is restarted, killed or away under load: every session ends, no worker is taken for dead."""
     sessions = _load(arena, sessions=20, pause_s=0.1)
@@ -128,6 +131,9 @@ def test_answers_get_lost(lonely: Arena) -> None:
     sessions = lonely.walks("repeatable", 30, steps=6) + lonely.walks("checked", 15, steps=6)
     began = time.monotonic()
     _judge(lonely, sessions, began, "5 % of answers lost", timeout_s=60)
+    lost = sum(worker.log.read_bytes().count(b"a test lost the ") for worker in lonely.workers)
+    assert lost > 20, "too few answers were lost"
+    print(f"{lost} losses were noticed")
     lonely.dismiss()
 
 
@@ -157,11 +163,11 @@ def _meddling(arena: Arena, meddle: Callable[[redis.Redis, bytes], int]) -> Iter
 _DRAW = random.Random(SEED)
 
 
-def _delete(client: redis.Redis, key: bytes) -> int:
+def _deleted(client: redis.Redis, key: bytes) -> int:
     return int(client.lpop(key) is not None) if _DRAW.random() < 0.2 else 0
 
 
-def _duplicate(client: redis.Redis, key: bytes) -> int:
+def _duplicated(client: redis.Redis, key: bytes) -> int:
     items = client.lrange(key, 0, 20)
     if not items or client.llen(key) > 300:
         return 0
@@ -169,7 +175,7 @@ def _duplicate(client: redis.Redis, key: bytes) -> int:
     return 2 * len(items)
 
 
-def _reorder(client: redis.Redis, key: bytes) -> int:
+def _reordered(client: redis.Redis, key: bytes) -> int:
     with client.pipeline() as pipe:
         pipe.lrange(key, 0, -1)
         pipe.delete(key)
@@ -180,7 +186,7 @@ def _reorder(client: redis.Redis, key: bytes) -> int:
     return len(items)
 
 
-@pytest.mark.parametrize("meddle", [_delete, _duplicate, _reorder], ids=["deleted", "duplicated", "reordered"])
+@pytest.mark.parametrize("meddle", [_deleted, _duplicated, _reordered], ids=lambda f: f.__name__)
 def test_messages_are(arena: Arena, meddle: Callable[[redis.Redis, bytes], int]) -> None:
     """Messages vanish, come three times or in another order: time is lost, nothing else."""
     with _meddling(arena, meddle) as changed:
@@ -188,5 +194,5 @@ def test_messages_are(arena: Arena, meddle: Callable[[redis.Redis, bytes], int])
         began = time.monotonic()
         assert arena.wait(sessions, 90) == {"done": 60}
     assert changed() > 0, "no message was touched"
-    _judge(arena, sessions, began, f"{changed()} messages {meddle.__name__.strip('_')}d")
+    _judge(arena, sessions, began, f"{changed()} messages {meddle.__name__.strip('_')}")
     assert arena.history().repeated_runs == 0

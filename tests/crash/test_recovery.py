@@ -8,11 +8,10 @@ import time
 
 import pytest
 
-from tests.crash.arena import Arena, wait_until
+from tests.crash.arena import LONG, Arena, thorough, wait_until
 
 pytestmark = pytest.mark.crash
 
-LONG = bool(os.environ.get("AGENTQ_TEST_LONG"))
 KILLS = 20 if LONG else 3
 STEPS = 100
 
@@ -34,13 +33,14 @@ def test_steps_of_a_killed_worker_run_again_within_five_seconds(lonely: Arena) -
         sessions = lonely.deeds("sleep", STEPS, seconds=5.0)
         wait_until(lambda: len(lonely.history().runs) == STEPS, 10, "all steps run")
         time.sleep(draw.uniform(0, 1))  # anywhere between two rounds of the relays
-        victim = draw.choice(workers)
+        # Not every worker got a share: one with free threads may take all before the next asks.
+        busy = {runs[0]["pid"] for runs in lonely.history().runs.values()}
+        victim = draw.choice([worker for worker in workers if worker.pid in busy])
         victim.kill()
         killed_at = time.time()
         assert lonely.wait(sessions, 40) == {"done": STEPS}
         runs = lonely.assert_nothing_recorded_ran_again().runs
         hit = [runs for runs in runs.values() if runs[0]["pid"] == victim.pid]
-        assert hit, "the victim had no step"
         assert all(len(runs) == 2 for runs in hit)
         delays += [runs[1]["at"] - killed_at for runs in hit]
     p50, p99 = _percentile(delays, 0.5), _percentile(delays, 0.99)
@@ -51,6 +51,7 @@ def test_steps_of_a_killed_worker_run_again_within_five_seconds(lonely: Arena) -
     assert p99 <= 5.0, f"{sorted(round(d, 1) for d in delays)}\n{lonely.describe()}"
 
 
+@thorough
 def test_walking_sessions_move_again_within_five_seconds(lonely: Arena) -> None:
     """A worker killed under a stream of short steps: also what it had fetched and not claimed moves again."""
     lonely.outlive_the_start_of_postgres()
