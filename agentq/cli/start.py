@@ -62,6 +62,8 @@ def start(
         if not wait:
             _tell_started(session, as_json)
             return
+        if not as_json:
+            note(f"session {session.id} {'started' if session.created else 'had been started'}")
         view = await_end(session, timeout, show=not as_json)
     _tell_ended(session, view, as_json)
 

@@ -1,0 +1,75 @@
+"""`agentq tenant`."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.cli.conftest import Cli
+from tests.conftest import TENANTS
+
+
+def new() -> str:
+    return f"{TENANTS}cli-{secrets.token_hex(3)}"
+
+
+def listed(cli: Cli, name: str) -> dict[str, Any]:
+    [row] = [row for row in cli.json("tenant", "ls") if row["name"] == name]
+    return dict(row)
+
+
+def test_adding_once(cli: Cli) -> None:
+    """
+    The second time changes nothing, and a dry run adds nothing.
+    """
+    name = new()
+    assert cli.json("tenant", "add", name, "--dry-run")["added"] is True
+    assert name not in cli.ok("tenant", "ls")
+    assert cli.json("tenant", "add", name, "--concurrency", "7", "--weight", "2")["added"] is True
+    assert cli.json("tenant", "add", name, "--concurrency", "9")["added"] is False
+    row = listed(cli, name)
+    assert (row["concurrency"], row["weight"], row["state"]) == (7, 2, "active")
+    assert "already" in cli.ok("tenant", "add", name)
+
+
+def test_changing(cli: Cli, tenant: str, admin: psycopg.Connection[Any]) -> None:
+    """
+    What is given changes, the rest stays; who and why is kept.
+    """
+    before = listed(cli, tenant)
+    dry = cli.json("tenant", "set", tenant, "--state", "paused", "--reason", "angry", "--dry-run")
+    assert dry["changed"] == {"state": ["active", "paused"]}
+    assert listed(cli, tenant) == before
+    said = cli.ok("tenant", "set", tenant, "--state", "paused", "--concurrency", "3", "--reason", "angry")
+    assert "active → paused" in said
+    row = listed(cli, tenant)
+    assert (row["state"], row["concurrency"], row["weight"]) == ("paused", 3, before["weight"])
+    found = admin.execute(
+        "select operator, reason from agentq.operator_action where tenant = %s and action = 'tenant set'", (tenant,)
+    ).fetchall()
+    assert found == [("tester", "angry")]
+    assert "nothing changed" in cli("tenant", "set", tenant, "--state", "paused", "--reason", "x").stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "arguments", "says"),
+    [
+        (2, ("add", "Not A Name"), "a-z"),
+        (2, ("add", "x" * 64), "1 to 63"),
+        (2, ("add", "ok", "--concurrency", "0"), "0"),
+        (2, ("add", "ok", "--weight", "0"), "above 0"),
+        (2, ("add", "ok", "--weight", "nan"), "above 0"),
+        (2, ("add",), "NAME"),
+        (4, ("set", "nobody-here", "--weight", "2", "--reason", "x"), "no tenant"),
+        (2, ("set", "ok", "--weight", "2"), "--reason"),
+        (2, ("set", "ok", "--weight", "2", "--reason", ""), "--reason"),
+        (2, ("set", "ok", "--reason", "x"), "nothing to change"),
+        (2, ("set", "ok", "--state", "gone", "--reason", "x"), "gone"),
+        (2, ("set", "ok", "--weight", "1001", "--reason", "x"), "1000"),
+    ],
+)
+def test_what_is_refused(cli: Cli, code: int, arguments: tuple[str, ...], says: str) -> None:
+    assert says in cli.refused(code, "tenant", *arguments)

@@ -1,0 +1,99 @@
+"""What the README says runs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agentq import Next
+from agentq.cli import main
+from agentq.settings import PREFIX, Settings
+from tests.conftest import Servers
+from tests.support.fleet import Fleet
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def block(language: str, containing: str) -> str:
+    """The code block of that language with that text in it."""
+    found = [text for text in re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL) if containing in text]
+    assert len(found) == 1, containing
+    return str(found[0])
+
+
+def test_the_first_agent_runs(
+    settings: Settings, servers: Servers, tenant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    The agent of the README, on a real worker, started by the README's own lines, gives what it promises.
+    """
+    (tmp_path / "readme_refunds.py").write_text(block("python", "Agent("), "utf-8")
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    own = settings.model_copy(update={"agents": ("readme_refunds",)})
+    with Fleet(own, tmp_path) as fleet:
+        fleet.worker(concurrency=2, PYTHONPATH=path)
+        client = block("python", "Client.from_env()").replace("acme", tenant)
+        ran = subprocess.run(
+            [sys.executable, "-c", client],
+            env=fleet.environment(PYTHONPATH=path),
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=90,
+        )
+        assert (ran.returncode, ran.stdout) == (0, "A1: 12.50 paid back\n"), ran.stderr
+        [line] = [line for line in block("sh", "agentq start refunds").splitlines() if "start refunds" in line]
+        words = shlex.split(line.replace("acme", tenant))
+        again = subprocess.run(
+            [sys.executable, "-m", *words],
+            env=fleet.environment(PYTHONPATH=path),
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=90,
+        )
+        # The same key: the session that the client had started.
+        assert (again.returncode, again.stdout) == (0, "A1: 12.50 paid back\n"), again.stderr
+
+
+def test_its_steps_are_functions() -> None:
+    """
+    As the text says, a step returns what happens next.
+    """
+    names: dict[str, object] = {"__name__": "readme_steps"}
+    exec(block("python", "Agent("), names)
+    assert names["Next"] is Next
+
+
+OPERATING = README.partition("\n## Operating")[2].split("```")[1].strip().splitlines()
+
+
+@pytest.mark.parametrize("line", OPERATING)
+def test_every_command_that_it_names_exists(line: str) -> None:
+    for command in line.split("   ", maxsplit=1)[0].split(","):
+        if not command.strip().startswith("agentq "):
+            continue
+        noun, *rest = command.strip().removeprefix("agentq ").split()
+        found = main.commands[noun]
+        for verb in rest[0].split("|") if rest and hasattr(found, "commands") else ():
+            assert verb in found.commands  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"AGENTQ_([A-Z_]+)", README))))
+def test_every_variable_that_it_names_exists(name: str) -> None:
+    known = {field.upper() for field in Settings.model_fields} | {"OPERATOR", "CONFIG", ""}
+    assert name in known, PREFIX + name
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))
+def test_every_file_that_it_names_exists(path: str) -> None:
+    assert (ROOT / path).exists()
