@@ -39,8 +39,8 @@ _count = itertools.count()
 # A run must not pick up the settings of whoever started it, apart from the servers.
 _OWN = {name: os.environ.get(name, "") for name in ("AGENTQ_DATABASE_URL", "AGENTQ_BROKER_URL")}
 _OWN_ADMIN = os.environ.get("AGENTQ_ADMIN_DATABASE_URL") or _OWN["AGENTQ_DATABASE_URL"]
-for _name in [name for name in os.environ if name.startswith("AGENTQ_")]:
-    del os.environ[_name]
+for _name in [*Settings.model_fields, "config", "operator"]:
+    os.environ.pop(f"AGENTQ_{_name.upper()}", None)
 
 
 @dataclass(frozen=True)

@@ -249,9 +249,6 @@ def test_an_attempt_that_died_within_its_call(
     I5 after a crash between call and result: repeated, asked, or left to a person, as was declared.
     """
 
-    class Crash(BaseException):
-        """What a SIGKILL leaves: the call was made, nothing was written."""
-
     def pay() -> str:
         answer = outside.pay()
         if len(outside.calls) == 1:
@@ -271,17 +268,14 @@ def test_an_attempt_that_died_within_its_call(
     paying(registry, effect(**options[declared])(pay) if options[declared] else pay, is_async=is_async)
     fleet = local()
     session = start(client, tenant)
-    original = fleet.engine.ledger
-    assert original is fleet.ledger
+    effects = fleet.engine.act._means.effects  # type: ignore[attr-defined]
+    settle, late = effects.settle, iter([lambda *args, **kwargs: False])  # the dead write nothing
 
-    def forget(*args: Any, **kwargs: Any) -> bool:
-        """The dead write nothing, whatever the store would let them."""
-        return False
+    def settle_once_dead(*args: Any, **kwargs: Any) -> bool:
+        answer: bool = next(late, settle)(*args, **kwargs)
+        return answer
 
-    settle = fleet.engine.act._means.effects.settle  # type: ignore[attr-defined]
-    calls = iter([forget])
-    fleet.engine.act._means.effects.settle = lambda *a, **k: next(calls, settle)(*a, **k)  # type: ignore[attr-defined]
-
+    effects.settle = settle_once_dead
     if declared == "nothing":
         with pytest.raises(UnknownEffect):
             fleet.drain(session)

@@ -1,0 +1,231 @@
+"""The relay: what is missing is sent again, what was lost is taken back, what is over is ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import psycopg
+import pytest
+
+from agentq.errors import BrokerUnavailable
+from agentq.relay import Relay
+from agentq.store.workers import Workers
+from agentq.verdicts import Wake
+from tests.support.hands import Hands, step
+
+
+class Broker:
+    """A publisher that keeps what it is given, and loses what it is told to lose."""
+
+    def __init__(self, tenant: str) -> None:
+        self.tenant = tenant
+        self.queues: dict[str, list[Wake]] = {}
+        self.down = False
+
+    def send(self, wakes: Iterable[Wake]) -> None:
+        for wake in wakes:
+            if wake.tenant == self.tenant and not self.down:
+                name = "agentq.quarantine" if wake.quarantine else f"agentq.t.{wake.tenant}"
+                self.queues.setdefault(name, []).append(wake)
+
+    def depth(self, name: str) -> int:
+        if self.down:
+            raise BrokerUnavailable("down")
+        return len(self.queues.get(name, []))
+
+    @property
+    def mine(self) -> list[Wake]:
+        return self.queues.setdefault(f"agentq.t.{self.tenant}", [])
+
+
+@pytest.fixture
+def broker(tenant: str) -> Broker:
+    return Broker(tenant)
+
+
+@pytest.fixture
+def relay(hands: Hands, broker: Broker) -> Relay:
+    return Relay(
+        ledger=hands.ledger,
+        workers=Workers(hands.store),
+        publisher=broker,  # type: ignore[arg-type]
+        follow_tenants=lambda names: None,
+        interval_s=0.1,
+        batch=500,
+        lease_s=1.0,
+        look_s=0.0,
+        stale_s=10.0,
+    )
+
+
+def age(admin: psycopg.Connection[Any], hands: Hands, seconds: float = 60.0) -> None:
+    """Let time pass since everything was sent."""
+    admin.execute(
+        "update agentq.ledger_entry set queued_at = queued_at - make_interval(secs => %s)"
+        " where tenant = %s and state = 'queued'",
+        (seconds, hands.tenant),
+    )
+
+
+def test_what_nobody_sent_is_admitted_and_sent(hands: Hands, relay: Relay, broker: Broker) -> None:
+    """
+    A producer that died after its commit, or that joined somebody's transaction, leaves the sending to the relay.
+    """
+    refs = {hands.start().step_id for _ in range(3)}
+    relay.admit_due()
+    assert {wake.step_id for wake in broker.mine} == refs
+    relay.admit_due()
+    assert len(broker.mine) == 3
+
+
+def test_only_as_many_as_are_missing_are_sent_again(
+    hands: Hands, relay: Relay, broker: Broker, admin: psycopg.Connection[Any]
+) -> None:
+    """
+    Ten steps are queued, four messages are lost: four are sent again, and a queue that is merely slow gets none.
+    """
+    for _ in range(10):
+        hands.start()
+    relay.admit_due()
+    age(admin, hands)
+    relay.find_missing()
+    assert len(broker.mine) == 10
+
+    del broker.mine[:4]
+    relay.find_missing()
+    assert len(broker.mine) == 10
+    relay.find_missing()
+    assert len(broker.mine) == 10
+
+
+def test_a_wiped_broker_is_filled_again(
+    hands: Hands, relay: Relay, broker: Broker, admin: psycopg.Connection[Any]
+) -> None:
+    """
+    I4: after a FLUSHALL every queued step is sent again, and nothing that is finished.
+    """
+    done = hands.start()
+    relay.admit_due()
+    hands.settle(hands.claim(done), "end")
+    refs = {hands.start().step_id for _ in range(5)}
+    relay.admit_due()
+    broker.queues.clear()
+    age(admin, hands)
+    relay.find_missing()
+    assert {wake.step_id for wake in broker.mine} == refs
+
+
+def test_young_messages_are_not_missed(hands: Hands, relay: Relay, broker: Broker) -> None:
+    """
+    A message on its way is not missing yet.
+    """
+    hands.start()
+    relay.admit_due()
+    broker.queues.clear()
+    relay.find_missing()
+    assert broker.mine == []
+
+
+def test_a_broker_that_is_down_costs_only_time(
+    hands: Hands, relay: Relay, broker: Broker, admin: psycopg.Connection[Any]
+) -> None:
+    """
+    What could not be sent stays queued in the ledger, and is sent once the broker is back.
+    """
+    ref = hands.start()
+    broker.down = True
+    relay.admit_due()
+    age(admin, hands)
+    with pytest.raises(BrokerUnavailable):
+        relay.find_missing()
+    broker.down = False
+    age(admin, hands, 600)
+    relay.find_missing()
+    assert [wake.step_id for wake in broker.mine] == [ref.step_id]
+
+
+def test_suspects_are_missed_in_quarantine(
+    hands: Hands, relay: Relay, broker: Broker, admin: psycopg.Connection[Any]
+) -> None:
+    """
+    A suspect's message is looked for, and sent again, in its own queue.
+    """
+    ref = hands.start()
+    hands.admit()
+    admin.execute("update agentq.ledger_entry set quarantine = true where step_id = %s", (ref.step_id,))
+    age(admin, hands)
+    relay.find_missing()
+    assert broker.mine == []
+    assert [wake.step_id for wake in broker.queues["agentq.quarantine"]] == [ref.step_id]
+
+
+def test_a_dead_workers_steps_are_sent_again(
+    hands: Hands, relay: Relay, broker: Broker, admin: psycopg.Connection[Any]
+) -> None:
+    """
+    Found, taken back and published within one round.
+    """
+    ref = hands.start()
+    hands.admit()
+    worker = hands.register()
+    hands.claim(ref, worker=worker)
+    admin.execute("update agentq.worker set state='dead', stopped_at=agentq.now() where worker_id=%s", (worker,))
+    relay.take_back_lost()
+    assert [wake.step_id for wake in broker.mine] == [ref.step_id]
+    assert hands.claim(ref).attempt == 1
+
+
+def test_a_sessions_deadline_is_kept_without_any_worker(
+    hands: Hands, relay: Relay, admin: psycopg.Connection[Any]
+) -> None:
+    """
+    I7: a session that nobody serves ends at its deadline all the same.
+    """
+    ref = hands.start(deadline_s=0.0)
+    relay.end_overdue()
+    session = hands.session(ref)
+    assert (session["state"], session["failure"]["kind"]) == ("failed", "deadline")
+    assert hands.entry(ref)["state"] == "cancelled"
+
+
+def test_a_child_past_its_deadline_wakes_its_parent(hands: Hands, relay: Relay, broker: Broker) -> None:
+    """
+    A parent that collects goes on with the child's failure.
+    """
+    claim = hands.begin()
+    join = step("join", fan=1, collect=True)
+    child = hands.child(join, 0)
+    hands.follow(claim, join, children=[child])
+    hands.rows(
+        "update agentq.session set deadline_at = agentq.now() where session_id = %s returning 1", child.session_id
+    )
+    relay.end_overdue()
+    relay.admit_due()
+    assert join.step_id in {wake.step_id for wake in broker.mine}
+
+
+def test_a_paused_tenant_is_neither_admitted_nor_listened_to(
+    hands: Hands, relay: Relay, broker: Broker, admin: psycopg.Connection[Any]
+) -> None:
+    """
+    Its queue is left out of what workers follow; an active one's is in.
+    """
+    hands.start()
+    assert hands.tenant in Workers(hands.store).tenant_names()
+    admin.execute("update agentq.tenant set state = 'paused' where name = %s", (hands.tenant,))
+    assert hands.tenant not in Workers(hands.store).tenant_names()
+    relay.admit_due()
+    assert broker.mine == []
+
+
+def test_a_round_does_everything_and_may_be_repeated(hands: Hands, relay: Relay, broker: Broker) -> None:
+    """
+    A second round finds nothing left to do.
+    """
+    hands.start()
+    relay.round()
+    before = hands.everything()
+    relay.round()
+    assert hands.everything() == before
+    assert len(broker.mine) == 1

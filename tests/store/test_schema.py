@@ -1,0 +1,351 @@
+"""The schema: migrations equal the metadata, impossible rows are refused, tenants do not see each other."""
+
+from __future__ import annotations
+
+import types
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from agentq.embedded import Stack
+from agentq.errors import ConfigError, StoreUnavailable
+from agentq.store import migrate
+from agentq.store.pool import Store, name_tenant
+from agentq.store.schema import TENANT_TABLES, metadata
+from tests.support.hands import Hands, at_once, step
+
+# ── migrations ───────────────────────────────────────────────────────────────
+
+
+def test_migrations_make_what_the_metadata_says(servers: Any) -> None:
+    """
+    After every migration, the tables in Postgres are the tables in `schema.py`, to the last index.
+    """
+    status = migrate.check(servers.admin_url)
+    assert status.differences == ()
+    assert status.pending == ()
+    assert status.ready
+    assert status.current == status.head
+
+
+def test_check_constraints_are_those_of_the_metadata(admin: psycopg.Connection[Any]) -> None:
+    """
+    Alembic does not compare check constraints, so this does: by name, for every table.
+    """
+    for table in metadata.sorted_tables:
+        rows = admin.execute(
+            "select conname from pg_constraint where contype = 'c' and conrelid = %s::regclass", (table.fullname,)
+        ).fetchall()
+        declared = {str(c.name) for c in table.constraints if type(c).__name__ == "CheckConstraint"}
+        assert {row[0] for row in rows} == declared
+
+
+def test_an_alteration_by_hand_is_found(servers: Any, admin: psycopg.Connection[Any]) -> None:
+    """
+    `db check` tells what somebody changed in the database itself.
+    """
+    admin.execute("alter table agentq.refused_submission add column extra text")
+    try:
+        status = migrate.check(servers.admin_url)
+        assert not status.ready
+        assert "extra" in status.differences[0]
+    finally:
+        admin.execute("alter table agentq.refused_submission drop column extra")
+
+
+def test_upgrading_again_changes_nothing(servers: Any) -> None:
+    """
+    A second upgrade, or four at once from four machines, finds nothing to do.
+    """
+    assert at_once(*[lambda: migrate.upgrade(servers.admin_url)] * 4) == [[], [], [], []]
+
+
+@pytest.fixture
+def scratch(stack: Stack) -> Iterator[str]:
+    """A database of its own, not migrated."""
+    name = f"scratch_{uuid.uuid4().hex[:8]}"
+    with stack.postgres._connect("postgres") as superuser:
+        superuser.execute(f"create database {name} owner agentq_owner")
+    yield stack.postgres._url("agentq_owner", name)
+    with stack.postgres._connect("postgres") as superuser:
+        superuser.execute(f"drop database {name} with (force)")
+
+
+def test_a_deploy_has_two_phases(scratch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Before the deploy, the migrations stop ahead of the first that must wait for the old release to be gone.
+    """
+    pending = migrate._pending
+
+    class Later:
+        revision = "0099_later"
+        module = types.SimpleNamespace(phase="after")
+
+    ran: list[str] = []
+    monkeypatch.setattr(migrate, "_pending", lambda connection: [*pending(connection), Later()])
+    monkeypatch.setattr(migrate.command, "upgrade", lambda config, revision: ran.append(revision))
+    assert migrate.upgrade(scratch, phase="before") == ["0001_ledger"]
+    assert ran == ["0001_ledger"]
+    monkeypatch.setattr(migrate, "_pending", lambda connection: [Later()])
+    assert migrate.upgrade(scratch, phase="before") == []
+
+
+def test_a_schema_that_was_never_made_is_not_ready(scratch: str) -> None:
+    """
+    Checking a fresh database tells what is missing, and makes nothing.
+    """
+    status = migrate.check(scratch)
+    assert (status.ready, status.current) == (False, None)
+    assert status.pending
+    with psycopg.connect(scratch) as connection:
+        assert connection.execute("select to_regclass('agentq.session')").fetchone() == (None,)
+
+
+def test_the_fleets_role_may_not_migrate(stack: Stack, scratch: str) -> None:
+    """
+    The fleet cannot change its own tables, and the error names the setting that helps.
+    """
+    migrate.upgrade(scratch, fleet_role="agentq_fleet")
+    with stack.postgres._connect(scratch.rpartition("/")[2]) as superuser:
+        superuser.execute(f"grant connect on database {scratch.rpartition('/')[2]} to agentq_fleet")
+    fleet = stack.postgres._url("agentq_fleet", scratch.rpartition("/")[2])
+    with pytest.raises(ConfigError, match="AGENTQ_ADMIN_DATABASE_URL"):
+        migrate.upgrade(fleet)
+
+
+def test_a_postgres_that_is_not_there_is_said_to_be_away() -> None:
+    """
+    No stack trace of three libraries: one error, one line.
+    """
+    with pytest.raises(StoreUnavailable, match="cannot be reached"):
+        migrate.upgrade("postgresql://nobody@127.0.0.1:9/none?connect_timeout=1")
+
+
+def test_the_fleet_can_change_neither_record_nor_table(store: Store, tenant: str) -> None:
+    """
+    What operators did is written and read, never altered; and no table is the fleet's to drop.
+    """
+    for statement in (
+        "delete from agentq.operator_action",
+        "update agentq.operator_action set reason = ''",
+        "drop table agentq.message",
+        "alter table agentq.session disable row level security",
+        "update agentq.schema_version set version_num = ''",
+    ):
+        with store.transaction(tenant) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
+            connection.execute(statement)
+
+
+# ── impossible rows ──────────────────────────────────────────────────────────
+
+IMPOSSIBLE = {
+    "tenant": [
+        ("name", "name = 'Not A Name'"),
+        ("state", "state = 'asleep'"),
+        ("concurrency", "concurrency = 0"),
+        ("weight", "weight = 0"),
+    ],
+    "session": [
+        ("agent", "agent = 'Robot!'"),
+        ("agent_version", "agent_version = 0"),
+        ("state", "state = 'asleep'"),
+        ("ended", "ended_at = now()"),
+        ("ended", "state = 'failed', failure = '{}'"),
+        ("result", "result = 'x'"),
+        ("result", "state = 'done', ended_at = now()"),
+        ("failure", "failure = '{}'"),
+        ("failure", "state = 'failed', ended_at = now()"),
+        ("parent", "parent_session = gen_random_uuid(), parent_branch = 0"),
+        ("branch", "parent_session = gen_random_uuid(), parent_join = gen_random_uuid()"),
+    ],
+    "ledger_entry": [
+        ("state", "state = 'asleep'"),
+        ("worker", "worker = gen_random_uuid()"),
+        ("worker", "state = 'running', fence_token = 1"),
+        ("token", "fence_token = 1"),
+        ("token", "state = 'running', worker = gen_random_uuid()"),
+        ("settled", "settled_at = now()"),
+        ("settled", "state = 'done'"),
+        ("queued", "state = 'queued', queued_at = null"),
+        ("waiting", "state = 'waiting'"),
+        ("dead", "state = 'dead', settled_at = now()"),
+        ("waits_for", "waits_for = 1"),
+        ("waits_for", "fan = 1, waits_for = -1"),
+        ("branch", "join_step = null"),
+        ("branch", "branch = null"),
+        ("attempt", "attempt = 1"),
+        ("attempt", "attempt = -1"),
+        ("counts", "attempts_max = 0"),
+        ("counts", "seq = -1"),
+        ("counts", "crashes = -1"),
+    ],
+    "checkpoint": [
+        ("kind", "kind = 'half'"),
+        ("state", "state = null"),
+        ("state", "kind = 'same'"),
+        ("parent", "parent = gen_random_uuid()"),
+        ("parent", "kind = 'delta'"),
+        ("usage", "cost_micros = -1"),
+        ("usage", "tokens_in = -1"),
+        ("usage", "tokens_out = -1"),
+    ],
+    "branch": [
+        ("state", "state = 'ajar'"),
+        ("result", "result = 'x'"),
+        ("result", "state = 'done'"),
+        ("failure", "failure = '{}'"),
+        ("failure", "state = 'failed'"),
+    ],
+    "message": [("seq", "seq = 0")],
+    "effect": [
+        ("state", "state = 'maybe', settled_at = now()"),
+        ("result", "result = 'x'"),
+        ("result", "state = 'done', settled_at = now()"),
+        ("settled", "settled_at = now()"),
+        ("settled", "state = 'unknown', failure = '{}'"),
+        ("failure", "state = 'unknown', settled_at = now()"),
+        ("failure", "state = 'failed', settled_at = now()"),
+        ("calls", "calls = 0"),
+    ],
+    "worker": [
+        ("state", "state = 'asleep'"),
+        ("role", "role = 'boss'"),
+        ("stopped", "state = 'dead'"),
+        ("stopped", "stopped_at = now()"),
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def filled(store: Store, admin: psycopg.Connection[Any]) -> Iterator[Hands]:
+    """A tenant with a row in every table."""
+    from tests.conftest import _new_tenant
+
+    hands = Hands(store, _new_tenant(admin))
+    fill(hands)
+    yield hands
+    hands.close()
+
+
+def fill(hands: Hands) -> None:
+    """A row in every tenant table."""
+    from agentq.store.effects import Effects
+    from agentq.verdicts import Extras
+
+    claim = hands.begin()
+    Effects(hands.store).claim(claim, "k", name="pay", args_hash=b"h", durable=False)
+    join = step("join", fan=1)
+    arm = step("arm", join_step=join.step_id, branch=0)
+    hands.settle(claim, "next", steps=(join, arm), extras=Extras(messages=((b"1", "me"),)))
+    hands.ledger.add_event(claim.ref, "progress", b"{}")
+
+
+def test_every_check_constraint_has_an_impossible_row() -> None:
+    """
+    A constraint that is added gets its impossible row here.
+    """
+    for table in metadata.sorted_tables:
+        declared = {str(c.name) for c in table.constraints if type(c).__name__ == "CheckConstraint"}
+        assert {f"{table.name}_{name}" for name, _ in IMPOSSIBLE.get(table.name, [])} == declared, table.name
+
+
+@pytest.mark.parametrize(
+    ("table", "constraint", "change"),
+    [(table, name, change) for table, rows in IMPOSSIBLE.items() for name, change in rows],
+)
+def test_the_database_refuses_the_impossible(
+    filled: Hands, admin: psycopg.Connection[Any], table: str, constraint: str, change: str
+) -> None:
+    """
+    Whatever code does wrong, such a row cannot be.
+    """
+    where = {
+        "tenant": f"name = '{filled.tenant}'",
+        "worker": f"worker_id = '{filled.worker}'",
+        "ledger_entry": f"tenant = '{filled.tenant}' and name = 'arm'",
+    }.get(table, f"tenant = '{filled.tenant}'")
+    with pytest.raises(psycopg.errors.CheckViolation) as raised, admin.transaction():
+        admin.execute(f"update agentq.{table} set {change} where {where}")
+    assert raised.value.diag.constraint_name == f"{table}_{constraint}"
+
+
+# ── row security ─────────────────────────────────────────────────────────────
+
+TABLES = [table.name for table in TENANT_TABLES]
+
+
+def test_every_table_with_a_tenant_is_guarded() -> None:
+    """
+    I8: a table that gets a tenant column gets row security; those open to the fleet are named here.
+    """
+    with_tenant = {table.name for table in metadata.sorted_tables if "tenant" in table.c}
+    assert with_tenant - set(TABLES) == {"operator_action", "refused_submission"}
+
+
+def visible(connection: psycopg.Connection[Any], table: str) -> set[str]:
+    return {row[0] for row in connection.execute(f"select tenant from agentq.{table}").fetchall()}
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_tenant_sees_its_own_rows_only(filled: Hands, store: Store, other_tenant: str, table: str) -> None:
+    """
+    I8: who names tenant A sees A's rows, who names B sees none of them, who names nobody sees nothing.
+    """
+    with store.transaction(filled.tenant) as connection:
+        assert visible(connection, table) == {filled.tenant}
+    with store.transaction(other_tenant) as connection:
+        assert visible(connection, table) == set()
+    with store.connection() as connection:
+        assert visible(connection, table) == set()
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_tenant_changes_its_own_rows_only(filled: Hands, store: Store, other_tenant: str, table: str) -> None:
+    """
+    I8: updates and deletes do not reach another tenant's rows, and no row moves to another tenant.
+    """
+    with store.transaction(other_tenant) as connection:
+        assert connection.execute(f"delete from agentq.{table}").rowcount == 0
+        assert connection.execute(f"update agentq.{table} set tenant = tenant").rowcount == 0
+    with store.transaction(filled.tenant) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
+        connection.execute(f"update agentq.{table} set tenant = %s", (other_tenant,))
+
+
+def test_the_name_of_a_tenant_ends_with_its_transaction(filled: Hands, store: Store) -> None:
+    """
+    A pooled connection does not remember whose rows it saw last.
+    """
+    with store.connection() as connection:
+        with connection.transaction():
+            name_tenant(connection, filled.tenant)
+            assert visible(connection, "session") == {filled.tenant}
+        assert visible(connection, "session") == set()
+
+
+def test_the_fleets_role_does_not_escape_row_security(servers: Any, stack: Stack) -> None:
+    """
+    `db check` says when the fleet connects as a role to which row security means nothing.
+    """
+    assert not migrate.check(stack.postgres.url).bypasses_row_security
+    assert migrate.check(stack.postgres._url("postgres")).bypasses_row_security
+
+
+def test_the_sql_of_the_packages_needs_no_tenant_in_python() -> None:
+    """
+    House rule: no SQL in Python outside migrations and the pool's own naming of the tenant.
+    """
+    root = Path(migrate.__file__).parents[1]
+    allowed = {"store/pool.py", "store/migrate.py", "store/ledger.py"}
+    for path in root.rglob("*.py"):
+        name = path.relative_to(root).as_posix()
+        if name in allowed or "/migrations/" in name:
+            continue
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+            text = line.strip().lower()
+            assert not text.startswith(('"select ', '"update agentq', '"insert into', '"delete from')), (
+                f"{name}:{number}"
+            )
