@@ -193,11 +193,11 @@ class LocalFleet:
 
     def _wait(self, tenant: str) -> bool:
         """Go to where something happens next: a deadline passes, or a timer is due."""
-        for _, _, wake in self.ledger.expire_sessions(100):
-            self._send([wake] if wake is not None else [])
+        if self.ledger.expire_sessions(100):
+            return True
         [(due_s,)] = self.store.query_as(tenant, SQL["next_due"], {"tenant": tenant})
         if due_s is None:
-            return bool(self.sent)
+            return False
         if 0 < due_s < 0.05:
             time.sleep(due_s)  # nearer than a new connection
         elif due_s > 0:
