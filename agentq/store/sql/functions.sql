@@ -34,13 +34,16 @@ begin
         update agentq.tenant set shedding = false where name = p_tenant and shedding;
     end if;
     return query
+        -- Materialized: as a plain subquery the planner may run it once for each row of `e`, and each
+        -- time it locks the next rows, past the limit.
+        with due as materialized (
+            select session_id, step_id from agentq.ledger_entry
+             where tenant = p_tenant and state = 'ready' and due_at <= v_now
+             order by priority, due_at
+             limit least(greatest(v_cap - v_admitted, 0), p_max)
+               for update skip locked)
         update agentq.ledger_entry e set state = 'queued', queued_at = v_now, dispatches = 0
-          from (select tenant, session_id, step_id from agentq.ledger_entry
-                 where tenant = p_tenant and state = 'ready' and due_at <= v_now
-                 order by priority, due_at
-                 limit least(greatest(v_cap - v_admitted, 0), p_max)
-                   for update skip locked) due
-         where (e.tenant, e.session_id, e.step_id) = (due.tenant, due.session_id, due.step_id)
+          from due where e.tenant = p_tenant and e.session_id = due.session_id and e.step_id = due.step_id
         returning agentq.wake(e.session_id, e.step_id, e.name, e.quarantine, e.fence);
 end $$;
 
@@ -68,11 +71,12 @@ begin
     if not exists (select from agentq.tenant where name = p_tenant and state <> 'paused' and not shedding) then
         return null;
     end if;
+    with due as materialized (  -- see admit
+        select session_id, step_id from agentq.ledger_entry
+         where tenant = p_tenant and state = 'ready' and due_at <= p_now
+         order by priority, due_at limit 1 for update skip locked)
     update agentq.ledger_entry e set state = 'queued', queued_at = p_now, dispatches = 0
-      from (select tenant, session_id, step_id from agentq.ledger_entry
-             where tenant = p_tenant and state = 'ready' and due_at <= p_now
-             order by priority, due_at limit 1 for update skip locked) due
-     where (e.tenant, e.session_id, e.step_id) = (due.tenant, due.session_id, due.step_id)
+      from due where e.tenant = p_tenant and e.session_id = due.session_id and e.step_id = due.step_id
     returning agentq.wake(e.session_id, e.step_id, e.name, e.quarantine, e.fence) into v_wake;
     return v_wake;
 end $$;

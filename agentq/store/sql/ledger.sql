@@ -34,14 +34,15 @@ select tenant, quarantine, count(*),
  group by tenant, quarantine;
 
 -- name: republish
--- Mark missing messages as sent again and return them.
+-- Mark missing messages as sent again and return them. Materialized for the reason that `admit` gives.
+with old as materialized (
+    select session_id, step_id from agentq.ledger_entry
+     where state = 'queued' and tenant = %(tenant)s and quarantine = %(quarantine)s
+       and queued_at < agentq.now() - make_interval(secs => %(age_s)s * 2 ^ least(dispatches, 6))
+     order by queued_at limit %(max)s for update skip locked)
 update agentq.ledger_entry e
    set queued_at = agentq.now(), dispatches = least(e.dispatches + 1, 1000)
-  from (select tenant, session_id, step_id from agentq.ledger_entry
-         where state = 'queued' and tenant = %(tenant)s and quarantine = %(quarantine)s
-           and queued_at < agentq.now() - make_interval(secs => %(age_s)s * 2 ^ least(dispatches, 6))
-         order by queued_at limit %(max)s for update skip locked) old
- where (e.tenant, e.session_id, e.step_id) = (old.tenant, old.session_id, old.step_id)
+  from old where e.tenant = %(tenant)s and e.session_id = old.session_id and e.step_id = old.step_id
 returning agentq.wake(e.session_id, e.step_id, e.name, e.quarantine, e.fence);
 
 -- name: take_back

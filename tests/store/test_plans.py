@@ -1,0 +1,64 @@
+"""What must hold whatever plan Postgres chooses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from agentq.embedded import Stack
+from agentq.store.migrate import upgrade
+
+ROWS = """
+insert into agentq.session (tenant, session_id, agent, agent_version, input, input_hash)
+select 't', gen_random_uuid(), 'a', 1, '{}', 'h' from generate_series(1, %s);
+"""
+ENTRIES = """
+insert into agentq.ledger_entry (tenant, session_id, step_id, seq, name, state, attempts_max, timeout_s)
+select 't', session_id, gen_random_uuid(), 0, 's', 'ready', 1, 1 from agentq.session s
+ where not exists (select from agentq.ledger_entry e where e.session_id = s.session_id);
+"""
+
+
+@pytest.fixture(scope="module")
+def misled(tmp_path_factory: pytest.TempPathFactory) -> psycopg.Connection:
+    """A database whose statistics say one row where there are six, as after a burst."""
+    folder: Path = tmp_path_factory.mktemp("misled")
+    with Stack(folder / "data") as stack:
+        url = stack.addresses["admin_database_url"]
+        upgrade(url, fleet_role="agentq_fleet")
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("select set_config('agentq.tenant', '*', false)")
+            connection.execute("insert into agentq.tenant (name, concurrency) values ('t', 1)")
+            connection.execute(ROWS, (1,))
+            connection.execute(ENTRIES)
+            connection.execute("analyze agentq.ledger_entry")
+            connection.execute(ROWS, (5,))
+            connection.execute(ENTRIES)
+            yield connection
+
+
+@pytest.mark.parametrize("without", [(), ("enable_hashjoin", "enable_mergejoin"), ("enable_seqscan",)])
+@pytest.mark.parametrize(
+    ("statement", "rows"),
+    [("select agentq.admit('t', 100)", 1), ("select agentq.hand_on_slot('t', agentq.now())", 1)],
+)
+def test_a_limit_holds_in_every_plan(
+    misled: psycopg.Connection, statement: str, rows: int, without: tuple[str, ...]
+) -> None:
+    """
+    A locking subquery with a limit is run once, not once for each row it is joined to.
+
+    As a plain subquery, Postgres joined it from the other side: admission went past the tenant's cap,
+    and a settlement that handed on its slot failed with "query returned more than one row".
+    """
+    with misled.transaction(force_rollback=True):
+        for setting in without:
+            misled.execute(f"set local {setting} = off")
+        misled.execute("select set_config('agentq.tenant', 't', true)")
+        woken = [row[0] for row in misled.execute(statement).fetchall() if row[0] is not None]
+        admitted = misled.execute("select count(*) from agentq.ledger_entry where state = 'queued'").fetchone()
+
+    assert len(woken) == rows
+    assert admitted == (rows,)
