@@ -20,6 +20,8 @@ Row = Sequence[Cell]
 
 json_option: Callable[[F], F] = click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else.")
 
+_FOLDING = {"WHY", "NOTE", "REASON", "SERVES", "KEY"}
+
 _STYLES = {
     "done": "green",
     "active": "green",
@@ -75,9 +77,7 @@ def print_table(headings: Sequence[str], rows: Iterable[Row], *, empty: str) -> 
     cells = [[_text(cell) for cell in row] for row in rows]
     if not cells:
         note(empty)
-    elif sys.stdout.isatty():
-        _rich_table(headings, cells)
-    else:
+    elif not (sys.stdout.isatty() and _rich_table(headings, cells)):
         widths = [max(len(row[column]) for row in [headings, *cells]) for column in range(len(headings))]
         for row in [headings, *cells]:
             click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -103,8 +103,12 @@ def note(text: str) -> None:
 
 
 def when(moment: datetime | None) -> str:
-    """A time, to the second, in the reader's zone."""
-    return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S") if moment else ""
+    """A time, to the second, in the reader's zone; today's without the date."""
+    if moment is None:
+        return ""
+    local = moment.astimezone()
+    today = local.date() == datetime.now(local.tzinfo).date()
+    return local.strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M:%S")
 
 
 def span(seconds: float | None) -> str:
@@ -139,7 +143,7 @@ def _text(cell: Cell) -> str:
         case None:
             return ""
         case datetime():
-            return when(cell)
+            return when(cell) if sys.stdout.isatty() else cell.astimezone().strftime("%Y-%m-%d %H:%M:%S")
         case float():
             return f"{cell:g}"
         case _:
@@ -151,15 +155,24 @@ def _styled(text: str) -> str:
     return click.style(text, fg=_STYLES[text]) if text in _STYLES else text
 
 
-def _rich_table(headings: Sequence[str], cells: list[list[str]]) -> None:
-    from rich import box
+def _rich_table(headings: Sequence[str], cells: list[list[str]]) -> bool:
+    """Print a table where the terminal is wide enough for it; texts are folded, ids and states never broken."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for name in headings:
-        table.add_column(name, overflow="fold")
+    console = Console()
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    used = [column for column in range(len(headings)) if any(row[column] for row in cells)]
+    needed = 0
+    for column in used:
+        width = max(len(headings[column]), *(len(row[column]) for row in cells))
+        folds = headings[column] in _FOLDING
+        needed += min(width, 24) + 2 if folds else width + 2
+        table.add_column(headings[column], overflow="fold", no_wrap=not folds)
+    if needed > console.width + 2:
+        return False
     for row in cells:
-        table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
-    Console().print(table)
+        table.add_row(*(Text(row[column], style=_STYLES.get(row[column], "")) for column in used))
+    console.print(table)
+    return True
