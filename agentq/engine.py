@@ -361,7 +361,7 @@ class Engine:
             return Superseded(claim.fence), None
         settlement = self._conclude(claim, outcome)
         try:
-            settled = self._settle(attempt, settlement)
+            settlement, settled = self._settle(attempt, settlement)
         except FenceLost as lost:
             log.warning("%s; its result was thrown away", lost)
             return Superseded(claim.fence), None
@@ -370,12 +370,13 @@ class Engine:
             return Deferred("store_unavailable"), None
         return Carried(settlement.closing), settled
 
-    def _settle(self, attempt: Attempt, settlement: Settlement) -> Settled:
+    def _settle(self, attempt: Attempt, settlement: Settlement) -> tuple[Settlement, Settled]:
+        """Write the settlement, or the failure that it turned into."""
         if attempt.connection is not None and settlement.closing in ("next", "end", "fail"):
             try:
                 settled = self.ledger.settle(attempt.claim, settlement, on=attempt.connection)
                 attempt.commit()
-                return settled
+                return settlement, settled
             except StoreUnavailable as error:
                 # The step's own writes cannot be repeated from here; if they did commit, the fence says so.
                 failure = Failure("transient", "StoreUnavailable", str(error))
@@ -386,11 +387,12 @@ class Engine:
                 settlement = self._refused(attempt.claim, error)
         attempt.rollback()
         try:
-            return self._persist(attempt, settlement)
+            return settlement, self._persist(attempt, settlement)
         except (FenceLost, StoreUnavailable):
             raise
         except Exception as error:
-            return self._persist(attempt, self._refused(attempt.claim, error))
+            settlement = self._refused(attempt.claim, error)
+            return settlement, self._persist(attempt, settlement)
 
     def _persist(self, attempt: Attempt, settlement: Settlement) -> Settled:
         return persist(

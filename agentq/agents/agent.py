@@ -18,6 +18,8 @@ from agentq.step import valid_name
 StateT = TypeVar("StateT", bound=BaseModel)
 Function = Callable[..., Any]
 
+_RETRIES_MAX = 10_000
+
 
 class Step:
     """
@@ -33,6 +35,8 @@ class Step:
         self.function = function
         self.name = valid_name("step", function.__name__.lower())
         self.start = start
+        if retries is not None and (isinstance(retries, bool) or not 0 <= retries <= _RETRIES_MAX):
+            raise ConfigError(f"retries of step {self.name!r} is a whole number from 0 to {_RETRIES_MAX:,}")
         self.retries = retries
         self.timeout_s = timeout_s
         self.is_async = inspect.iscoroutinefunction(function)

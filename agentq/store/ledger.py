@@ -12,7 +12,7 @@ from psycopg.types.json import Jsonb
 
 from agentq.errors import FenceLost
 from agentq.step import StepRef
-from agentq.store.pool import ALL_TENANTS, Connection, Row, Store, run
+from agentq.store.pool import ALL_TENANTS, Connection, Row, Store, driver_errors, run
 from agentq.store.queries import load
 from agentq.verdicts import Failure, Granted, NewChild, NewStep, NotGranted, Settled, Settlement, Wake
 
@@ -93,9 +93,14 @@ class Ledger:
 
         Raises:
             FenceLost: a newer attempt owns the step; nothing was written.
+            StoreUnavailable: Postgres did not answer, or the connection broke.
         """
         parameters = _settle_parameters(claim, settlement)
-        rows = run(on, SQL["settle"], parameters) if on else self.store.query(SQL["settle"], parameters)
+        if on is None:
+            rows = self.store.query(SQL["settle"], parameters)
+        else:
+            with driver_errors():
+                rows = run(on, SQL["settle"], parameters)
         closed, session_state, next_queued, dispatch, more = rows[0]
         if not closed:
             raise FenceLost(str(claim.ref.session_id), str(claim.ref.step_id), claim.fence)

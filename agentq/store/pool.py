@@ -81,12 +81,10 @@ class Store:
             StoreUnavailable: Postgres is away, or the connection broke within the block.
         """
         try:
-            with self._pool.connection() as connection:
+            with driver_errors(), self._pool.connection() as connection:
                 yield connection
         except (PoolTimeout, PoolClosed) as error:
             raise StoreUnavailable(f"no Postgres connection: {error}") from error
-        except (psycopg.OperationalError, psycopg.InterfaceError, psycopg.errors.ReadOnlySqlTransaction) as error:
-            raise StoreUnavailable(_first_line(error)) from error
 
     @contextmanager
     def transaction(self, tenant: str) -> Iterator[Connection]:
@@ -104,6 +102,22 @@ class Store:
         """One statement that sees one tenant's rows."""
         with self.transaction(tenant) as connection:
             return run(connection, sql, parameters)
+
+
+@contextmanager
+def driver_errors() -> Iterator[None]:
+    """
+    The driver's errors that mean that Postgres is away, or became a replica, as ours.
+
+    Raises:
+        StoreUnavailable: one of them was raised within the block.
+    """
+    try:
+        yield
+    except (PoolTimeout, PoolClosed):
+        raise
+    except (psycopg.OperationalError, psycopg.InterfaceError, psycopg.errors.ReadOnlySqlTransaction) as error:
+        raise StoreUnavailable(_first_line(error)) from error
 
 
 def name_tenant(connection: Connection, tenant: str) -> None:
