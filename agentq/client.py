@@ -39,6 +39,7 @@ ENDED = frozenset({"done", "failed", "cancelled"})
 _POLL_FIRST_S, _POLL_LAST_S = 0.02, 0.5
 _ADMIT_MAX = 500
 _BULK = 1000
+_EVENTS_OVERLAP = 1000
 
 
 @dataclass(frozen=True)
@@ -489,6 +490,7 @@ class _Feed:
         self._client = client
         self._ref = StepRef(tenant, session_id, session_id)
         self._seen: set[uuid.UUID] = set()
+        self._seen_events: set[int] = set()
         self._after = 0
         self._news = False
         self.ended = False
@@ -521,9 +523,12 @@ class _Feed:
             yield Event("step", settled_at, name, data | ({"failure": failure} if failure else {}))
 
     def _progress(self) -> Iterator[Event]:
-        for event_id, _, kind, body, at in self._client.sessions.events(
-            self._ref.tenant, self._ref.session_id, self._after
-        ):
+        # With an overlap: what was numbered first may be committed last.
+        after = max(self._after - _EVENTS_OVERLAP, 0)
+        for event_id, _, kind, body, at in self._client.sessions.events(self._ref.tenant, self._ref.session_id, after):
+            if event_id in self._seen_events:
+                continue
+            self._seen_events.add(event_id)
             self._after = max(self._after, event_id)
             yield Event(kind, at, None, decode(body))
 
@@ -541,6 +546,8 @@ def driver_connection(connection: Any) -> Connection:
     if hasattr(found, "get_bind") and hasattr(found, "connection"):  # SQLAlchemy Session
         found = found.connection()
     if hasattr(found, "connection") and not isinstance(found, psycopg.Connection):  # SQLAlchemy Connection
+        if hasattr(found, "in_transaction") and not found.in_transaction():
+            found.begin()  # or its commit would do nothing: it does not see what runs on the driver's connection
         found = getattr(found.connection, "driver_connection", None)
     if not isinstance(found, psycopg.Connection):
         raise InvalidInput(
@@ -563,6 +570,8 @@ async def async_driver_connection(connection: Any) -> Any:
     if hasattr(found, "get_bind") and hasattr(found, "connection"):  # SQLAlchemy AsyncSession
         found = await found.connection()
     if hasattr(found, "get_raw_connection"):  # SQLAlchemy AsyncConnection
+        if not found.in_transaction():
+            await found.begin()  # or its commit would do nothing: it does not see what runs beneath it
         found = getattr(await found.get_raw_connection(), "driver_connection", None)
     if not isinstance(found, psycopg.AsyncConnection):
         raise InvalidInput(

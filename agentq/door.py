@@ -11,7 +11,7 @@ from agentq.agents.act import Planner, input_hash
 from agentq.agents.registry import Registry
 from agentq.agents.returns import Duration, seconds
 from agentq.errors import InvalidInput
-from agentq.payload import bounded
+from agentq.payload import bounded, storable
 from agentq.settings import Settings
 from agentq.step import new_id, valid_name
 from agentq.store.sessions import NewSession
@@ -56,6 +56,8 @@ class Door:
             raise InvalidInput(f"the input of a session is a mapping or a state model, not {type(input).__name__}")
         if isinstance(priority, bool) or not isinstance(priority, int) or not 0 <= priority <= 9:
             raise InvalidInput("priority is a whole number from 0 (first) to 9")
+        if version is not None and (isinstance(version, bool) or not isinstance(version, int)):
+            raise InvalidInput("version is a whole number, or left out for the newest")
         found = self._registry.find(agent, version)
         data = bounded("the input", found.admit(input), self._max_bytes)
         first = self._plan.first_step(found)
@@ -79,6 +81,6 @@ class Door:
 def _valid_key(key: str | None) -> str | None:
     if key is None:
         return None
-    if not isinstance(key, str) or not 0 < len(key) <= KEY_MAX or "\x00" in key:
+    if not isinstance(key, str) or not 0 < len(key) <= KEY_MAX or storable(key) != key:
         raise InvalidInput(f"a session key is text of 1 to {KEY_MAX} characters")
     return key

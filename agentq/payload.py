@@ -50,6 +50,11 @@ def bounded(what: str, data: bytes, max_bytes: int) -> bytes:
     return data
 
 
+def storable(text: str) -> str:
+    """The text without what a text column refuses: zero characters and halves of surrogate pairs."""
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+
+
 def fingerprint(*parts: bytes) -> bytes:
     """A digest that tells whether two requests mean the same."""
     digest = hashlib.blake2b(digest_size=16)

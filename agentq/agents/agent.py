@@ -184,7 +184,10 @@ class Agent(Generic[StateT]):
             )
         except ValidationError as error:
             raise InvalidState(self.name, problems(error)) from None
-        return encode(state)
+        try:
+            return encode(state)
+        except TypeError as error:  # half a surrogate pair, or a field of a type without a JSON form
+            raise InvalidState(self.name, str(error)) from None
 
     def read(self, state: bytes) -> StateT:
         """

@@ -9,6 +9,7 @@ from typing import Any
 from psycopg.types.json import Jsonb
 
 from agentq.errors import UnknownTenant
+from agentq.payload import storable
 from agentq.store.pool import ALL_TENANTS, Connection, Row, Store, run
 from agentq.store.queries import load
 
@@ -135,7 +136,7 @@ def record(
             "tenant": tenant,
             "action": action,
             "target": target,
-            "reason": reason,
+            "reason": storable(reason),
             "detail": Jsonb(detail) if detail is not None else None,
         },
     )
