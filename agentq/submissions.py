@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 from typing import Any
@@ -14,7 +15,7 @@ from agentq.broker.queues import SUBMIT_DEAD
 from agentq.door import Door
 from agentq.engine import InFlight
 from agentq.errors import BrokerUnavailable, InvalidInput, StoreUnavailable
-from agentq.payload import encode
+from agentq.payload import encode, storable
 from agentq.settings import Settings
 from agentq.store.ledger import Ledger
 from agentq.store.operators import Operators
@@ -62,6 +63,9 @@ class Submissions:
                 self._pause.wait(pause_s)
                 pause_s = min(pause_s * 2, 2.0)
                 continue
+            except Exception as error:
+                # Nonsense of a shape that nobody thought of. Raised on, it would be acknowledged and lost.
+                reason = f"{type(error).__name__}: {error}"
             if self.keep(_as_bytes(args, submission), reason, tenant=submission.get("tenant")):
                 return
             if self._in_flight.draining:
@@ -77,11 +81,10 @@ class Submissions:
         log.error("refused: %s", reason)
         kept = True
         number: int | None = None
+        reason = storable(reason)[:4000]
         try:
-            name = tenant if isinstance(tenant, str) else None
-            number = self._operators.refuse_submission(
-                tenant=name, reason=reason.replace("\x00", "")[:4000], body=body[: self._max_bytes]
-            )
+            name = storable(tenant)[:200] if isinstance(tenant, str) else None
+            number = self._operators.refuse_submission(tenant=name, reason=reason, body=body[: self._max_bytes])
         except StoreUnavailable as error:
             kept = False
             log.error("a refused submission could not be stored: %s", error)
@@ -107,4 +110,8 @@ class Submissions:
 
 
 def _as_bytes(args: tuple[Any, ...], submission: dict[str, Any]) -> bytes:
-    return encode({"args": list(args), "kwargs": submission})
+    whole = {"args": list(args), "kwargs": submission}
+    try:
+        return encode(whole)
+    except TypeError:  # half a surrogate pair somewhere: shown as an escape
+        return json.dumps(whole, default=repr).encode("ascii")
