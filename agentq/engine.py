@@ -44,6 +44,7 @@ from agentq.verdicts import (
     Interrupted,
     NotGranted,
     Outcome,
+    Postponed,
     Proceeded,
     Settled,
     Settlement,
@@ -170,6 +171,12 @@ class Attempt:
     def _lost(self) -> FenceLost:
         return FenceLost(str(self.claim.ref.session_id), str(self.claim.ref.step_id), self.claim.fence)
 
+    def cut_transaction(self) -> None:
+        """From another thread: end a transaction whose step does not, so that its row locks go."""
+        connection = self.connection
+        if connection is not None:
+            connection.close()
+
 
 class _Rollback(Exception):
     """Leaves a transaction block so that it rolls back."""
@@ -212,6 +219,12 @@ class InFlight:
     def attempts(self) -> list[Attempt]:
         with self._lock:
             return list(self._attempts.values())
+
+    def holds(self, ref: StepRef, token: int) -> bool:
+        """Whether this very claim is being worked on here."""
+        with self._lock:
+            attempt = self._attempts.get(ref.step_id)
+            return attempt is not None and attempt.claim.token == token
 
     def forget(self, attempt: Attempt) -> None:
         """Stop counting an attempt that was settled over its head."""
@@ -322,6 +335,7 @@ class Engine:
             settled = self.ledger.settle(attempt.claim, self._conclude(attempt.claim, Broke(failure)))
         except FenceLost:
             settled = None
+        attempt.cut_transaction()
         self.in_flight.forget(attempt)
         if settled is not None:
             self._dispatch(attempt.claim.ref.tenant, settled)
@@ -429,6 +443,8 @@ class Engine:
                         return Settlement("retry", delay_s=delay_s, failure=failure)
                     case Bury():
                         return Settlement("dead", failure=failure)
+            case Postponed(delay_s):
+                return Settlement("postpone", delay_s=delay_s)
             case Interrupted():
                 return Settlement("cancelled")
         assert_never(outcome)

@@ -19,7 +19,8 @@ Errors: split by what the one who catches them must do.
     │  └─ UnknownEffect        it may have happened: reconcile first
     ├─ Stopped                 raised inside a step that must not go on
     │  ├─ SessionCancelled     somebody cancelled the session
-    │  └─ DeadlineExceeded     the step's or the session's time is up
+    │  ├─ DeadlineExceeded     the step's or the session's time is up
+    │  └─ NotNow               it comes back later; the attempt does not count
     ├─ FenceLost               a newer attempt owns the step: nothing was written
     ├─ SessionFailed           what `wait(...).result` raises for a session that failed
     ├─ WaitTimeout             the session goes on; the caller stopped waiting
@@ -174,6 +175,17 @@ class SessionCancelled(Stopped):
 
 class DeadlineExceeded(Stopped):
     """The step's timeout or the session's deadline is over."""
+
+
+class NotNow(Stopped):
+    """The step comes back after `delay_s` seconds, and the attempt does not count."""
+
+    def __init__(self, message: str, delay_s: float) -> None:
+        super().__init__(message, delay_s)
+        self.delay_s = delay_s
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class FenceLost(AgentqError):

@@ -19,6 +19,7 @@ log = logging.getLogger("agentq.heart")
 # A step gets this long after its deadline to notice it by itself.
 _GRACE_S = 1.0
 _TICK_S = 0.5
+_ROLL_CALL_S = 10.0
 
 
 class Heart:
@@ -48,6 +49,7 @@ class Heart:
         self._lease_s = lease_s
         self._registration = self._register()
         self._engine: Engine | None = None
+        self._next_roll_call = 0.0
         self._ending = threading.Event()
         self._wanted = threading.Event()
         self._thread = threading.Thread(target=self._run, name="agentq-heart", daemon=True)
@@ -126,6 +128,7 @@ class Heart:
             self._registration = self._register()
             self._registration.beat(self._lease_s)
         self._disown_doubts()
+        self._disown_strangers()
         self._stop_ended()
 
     def _disown_doubts(self) -> None:
@@ -142,6 +145,20 @@ class Heart:
                 raise
             doubts.pop()
             if wake is not None:
+                self._engine.send([wake])
+
+    def _disown_strangers(self) -> None:
+        """
+        Give back what the ledger says is ours and nobody here works on.
+
+        A claim may be committed after its caller gave up on it, when Postgres was slow rather than away.
+        """
+        if self._engine is None or time.monotonic() < self._next_roll_call:
+            return
+        self._next_roll_call = time.monotonic() + _ROLL_CALL_S
+        for ref, token in self._workers.claimed(self.worker_id, age_s=_ROLL_CALL_S):
+            if not self._in_flight.holds(ref, token) and (wake := self._engine.ledger.disown(ref, token)):
+                log.warning("step %s was claimed here and forgotten; it is given back", ref.step_id)
                 self._engine.send([wake])
 
     def _stop_ended(self) -> None:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import socket
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -60,7 +64,9 @@ class Runtime:
         self.heart: Heart | None = None
         self.engine: Engine | None = None
         self.relay: Relay | None = None
-        self._followed: list[str] | None = None
+        # Of a prefork parent: the pids of its children, which run the steps.
+        self.children: Callable[[], list[int]] | None = None
+        self.killed_children = False
 
     def carry(self, ref: StepRef) -> Verdict:
         """Carry one delivery; see `agentq.engine`."""
@@ -96,13 +102,37 @@ class Runtime:
         self.in_flight.draining = True
         if self.heart is not None:
             self.heart.drain()
-        if not self.in_flight.wait_idle(self.settings.drain_s):
+        if self.children is not None:
+            self._drain_children(self.children())
+        elif not self.in_flight.wait_idle(self.settings.drain_s):
             attempts = self.in_flight.attempts()
             log.warning("the grace of %g s is over: %s steps are handed back", self.settings.drain_s, len(attempts))
             for attempt in attempts:
                 if self.engine is not None:
                     self.engine.hand_back(attempt)
         self.publisher.flush()
+
+    def _drain_children(self, pids: list[int]) -> None:
+        """
+        The same for prefork children, from outside: Celery would wait for them for ever.
+
+        Their steps are disowned first, so that killing them counts as nobody's crash.
+        """
+        workers = self.workers.of_pids(socket.gethostname(), pids)
+        deadline = time.monotonic() + self.settings.drain_s
+        while held := [claim for worker in workers for claim in self.workers.claimed(worker)]:
+            if time.monotonic() < deadline:
+                time.sleep(0.2)
+                continue
+            log.warning("the grace of %g s is over: %s steps are handed back", self.settings.drain_s, len(held))
+            for ref, token in held:
+                wake = self.ledger.disown(ref, token)
+                self.publisher.send([wake] if wake is not None else [])
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            self.killed_children = True
+            return
 
     def end(self) -> None:
         """Stop the threads and say goodbye to Postgres."""
@@ -194,8 +224,13 @@ def drain(pid: int) -> None:
     found = _runtimes.get(pid)
     if found is None:
         return
-    found.drain()
-    if found.in_flight.wait_idle(_EXIT_SLACK_S):
+    try:
+        found.drain()
+    except StoreUnavailable as error:
+        log.warning("drained without Postgres, which takes the steps back later: %s", error)
+    if found.killed_children:
+        time.sleep(_EXIT_SLACK_S)  # Celery mostly notices by itself that its children are gone
+    elif found.in_flight.wait_idle(_EXIT_SLACK_S):
         return
     log.warning("steps that do not stop are left behind; they have lost their fence")
     try:

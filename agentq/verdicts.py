@@ -219,12 +219,19 @@ class Interrupted:
     reason: Literal["cancelled", "fenced", "draining"]
 
 
-Outcome = Proceeded | Finished | GaveUp | Broke | Interrupted
+@dataclass(frozen=True, slots=True)
+class Postponed:
+    """Not now, through no fault of the step: it comes back later, and the attempt does not count."""
+
+    delay_s: float
+
+
+Outcome = Proceeded | Finished | GaveUp | Broke | Interrupted | Postponed
 
 
 # ── a settlement ─────────────────────────────────────────────────────────────
 
-Closing = Literal["next", "end", "fail", "retry", "dead", "release", "cancelled"]
+Closing = Literal["next", "end", "fail", "retry", "postpone", "dead", "release", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +265,7 @@ class Settled:
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """The attempt was settled: next, end, fail, retry, dead, release or cancelled."""
+    """The attempt was settled: next, end, fail, retry, postpone, dead, release or cancelled."""
 
     closing: Closing
 

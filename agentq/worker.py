@@ -48,11 +48,13 @@ class RuntimeStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self.group = "default"
 
     def start(self, worker: Any) -> None:
-        from agentq.runtime import begin
+        from agentq.runtime import begin, runtime
 
         self.group = group_of(worker.app)
         forks = worker.pool_cls.__module__.endswith("prefork")
         begin(group=self.group, steps=not forks, relay=True)
+        if forks:
+            runtime().children = lambda: list(worker.pool.info.get("processes", ()))
 
     def stop(self, worker: Any) -> None:
         """

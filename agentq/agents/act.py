@@ -17,7 +17,7 @@ from agentq.agents.context import AsyncContext, Context, Means
 from agentq.agents.registry import Registry
 from agentq.agents.returns import Branch, Child, Done, Fail, Next, Sleep, Spawn, seconds
 from agentq.engine import Attempt
-from agentq.errors import DeadlineExceeded, FenceLost, Permanent, SessionCancelled
+from agentq.errors import DeadlineExceeded, FenceLost, NotNow, Permanent, SessionCancelled
 from agentq.payload import bounded, canonical, decode, encode, fingerprint, fold
 from agentq.step import new_id
 from agentq.verdicts import (
@@ -30,6 +30,7 @@ from agentq.verdicts import (
     NewChild,
     NewStep,
     Outcome,
+    Postponed,
     Proceeded,
 )
 
@@ -59,6 +60,8 @@ class Act:
                 # Only an effect said so. Without the fence the settlement is refused; with it, it must be made.
                 return Broke(Failure("transient", "FenceLost", str(error)))
             return Interrupted("draining" if attempt.stopped == "draining" else "fenced")
+        except NotNow as error:
+            return Postponed(error.delay_s)
         except DeadlineExceeded as error:
             return Broke(Failure("timeout", "DeadlineExceeded", str(error)))
         except (SystemExit, KeyboardInterrupt) as error:

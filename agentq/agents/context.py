@@ -26,7 +26,7 @@ from agentq.agents.effects import (
 )
 from agentq.agents.returns import BranchResult
 from agentq.engine import Attempt
-from agentq.errors import FenceLost, KeyConflict, Permanent, Stopped, Transient, UnknownEffect
+from agentq.errors import FenceLost, KeyConflict, NotNow, Permanent, Stopped, UnknownEffect
 from agentq.payload import bounded, canonical, decode, encode, fingerprint
 from agentq.store.effects import EffectClaim, Effects
 from agentq.store.ledger import Ledger
@@ -246,7 +246,7 @@ class _ContextBase:
             case "unknown":
                 raise self._unknown(call)
             case "held":
-                raise Transient(f"effect {call.key!r} is being performed by another step now", retry_after_s=1.0)
+                raise NotNow(f"effect {call.key!r} is being performed by another step now", delay_s=1.0)
             case "conflict":
                 raise KeyConflict("effect key", call.key)
             case "superseded" | "mine":
@@ -292,7 +292,7 @@ class _ContextBase:
     def _take_over(self, call: _Call, *, calling: bool) -> None:
         if not self._means.effects.take_over(self._attempt.claim, call.key, calling=calling):
             # Another step was quicker, or this attempt lost its fence, which its settlement then finds out.
-            raise Transient(f"effect {call.key!r} is being performed by another step now", retry_after_s=1.0)
+            raise NotNow(f"effect {call.key!r} is being performed by another step now", delay_s=1.0)
 
     def _unknown(self, call: _Call) -> UnknownEffect:
         return UnknownEffect(
@@ -347,7 +347,8 @@ class Context(_ContextBase):
         """
         A psycopg connection whose writes commit with this step's checkpoint, exactly once, or not at all.
 
-        Held until the step returns, so open it late. An exception in the step undoes the writes.
+        Held until the step returns, so open it late: after a minute without a statement Postgres ends it.
+        An exception in the step undoes the writes.
         """
         self.check()
         yield self._attempt.open_transaction(self._means.store)

@@ -49,7 +49,8 @@ class Store:
             "prepare_threshold": 1,  # a handful of statements, each run thousands of times
             "application_name": name[:60],
             "options": f"-c statement_timeout={int(statement_timeout_s * 1000)} "
-            "-c idle_in_transaction_session_timeout=0",
+            # A stopped process must not keep row locks for ever.
+            "-c idle_in_transaction_session_timeout=60000",
         }
         self._pool: ConnectionPool[Connection] = ConnectionPool(
             url,

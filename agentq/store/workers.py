@@ -11,6 +11,7 @@ from typing import Any, Literal
 import psycopg
 
 from agentq.errors import StoreUnavailable
+from agentq.step import StepRef
 from agentq.store.pool import ALL_TENANTS, Connection, Store, run
 from agentq.store.queries import load
 
@@ -63,6 +64,15 @@ class Workers:
         """Which of these sessions have ended: their running steps should stop."""
         parameters = {"tenants": [tenant for tenant, _ in sessions], "sessions": [session for _, session in sessions]}
         return {row[0] for row in self.store.query_as(ALL_TENANTS, SQL["ended_sessions"], parameters)}
+
+    def claimed(self, worker: uuid.UUID, age_s: float = 0.0) -> list[tuple[StepRef, int]]:
+        """The steps that a process holds by the ledger for at least that long, each with its claim's token."""
+        rows = self.store.query_as(ALL_TENANTS, SQL["claimed"], {"worker": worker, "age_s": age_s})
+        return [(StepRef(tenant, session, step), token) for tenant, session, step, token in rows]
+
+    def of_pids(self, host: str, pids: list[int]) -> list[uuid.UUID]:
+        """The present workers among these processes of a host."""
+        return [row[0] for row in self.store.query(SQL["of_pids"], {"host": host, "pids": pids})]
 
 
 class Registration:

@@ -71,6 +71,24 @@ def test_a_quarantined_step_is_not_buried_by_a_deploy(lonely: Arena) -> None:
     assert session.steps()[0].crashes == 2
 
 
+def test_a_prefork_child_that_outlives_the_grace_is_handed_back_uncounted(lonely: Arena) -> None:
+    """The parent disowns its child's step before it kills the child: nobody's crash, and nothing is buried."""
+    first = lonely.start(quarantine=True, AGENTQ_DRAIN_S="1")
+    [session] = lonely.deeds("sleep_once", 1, seconds=60.0)
+    with lonely.admin() as connection:
+        connection.execute("select set_config('agentq.tenant', '*', false)")
+        connection.execute("update agentq.ledger_entry set quarantine = true, crashes = 2")
+    lonely.ready(first)
+    wait_until(lambda: _running(lonely) == 1, 20, "it runs in quarantine")
+    first.send(signal.SIGTERM)
+    lonely.start(quarantine=True)
+
+    assert lonely.wait([session], 30) == {"done": 1}
+    [step] = session.steps()
+    assert (step.fence, step.attempt, step.crashes) == (2, 1, 2)
+    wait_until(lambda: not first.alive, 20, "the worker has left")
+
+
 def test_a_rolling_restart_repeats_nothing(lonely: Arena) -> None:
     """Two workers replaced one after the other under load: no failed session, no repeated call or run."""
     workers = lonely.crew(2, AGENTQ_DRAIN_S="10")

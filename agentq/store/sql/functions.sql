@@ -318,7 +318,7 @@ end $$;
 
 -- Record a step's end and post what follows, in one transaction.
 --
--- verdict: next | end | fail | retry | dead | release | cancelled
+-- verdict: next | end | fail | retry | postpone | dead | release | cancelled
 -- `closed` is false when a newer attempt owns the step: nothing was written.
 -- The step that simply follows comes as plain arguments (`p_next`), because that is nearly every
 -- settlement; timers, branches, children, messages and usage come in `p_plan`.
@@ -351,12 +351,13 @@ begin
     update agentq.ledger_entry l
        set state = case p_verdict when 'dead' then 'dead' when 'cancelled' then 'cancelled'
                                   when 'retry' then case v_session when 'paused' then 'held' else 'ready' end
+                                  when 'postpone' then case v_session when 'paused' then 'held' else 'ready' end
                                   when 'release' then case v_session when 'paused' then 'held' else 'queued' end
                                   else 'done' end,
-           settled_at = case when p_verdict in ('retry', 'release') then null else v_now end,
-           due_at = case when p_verdict = 'retry' then v_now + make_interval(secs => p_delay_s) else l.due_at end,
+           settled_at = case when p_verdict in ('retry', 'postpone', 'release') then null else v_now end,
+           due_at = case when p_verdict in ('retry', 'postpone') then v_now + make_interval(secs => p_delay_s) else l.due_at end,
            queued_at = case when p_verdict = 'release' then v_now else l.queued_at end,
-           attempt = case when p_verdict = 'release' then l.attempt - 1 else l.attempt end,
+           attempt = case when p_verdict in ('release', 'postpone') then l.attempt - 1 else l.attempt end,
            failure = coalesce(p_failure, l.failure), worker = null, fence_token = null
      where l.tenant = p_tenant and l.session_id = p_session and l.step_id = p_step
        and l.state = 'running' and l.fence = p_fence and l.fence_token = p_token

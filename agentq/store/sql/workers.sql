@@ -25,6 +25,17 @@ select s.session_id from agentq.session s
     on s.tenant = mine.tenant and s.session_id = mine.session_id
  where s.state not in ('running', 'paused');
 
+-- name: claimed
+-- What a process holds by the ledger, claims of the last seconds left out: they may not have arrived yet.
+select tenant, session_id, step_id, fence_token from agentq.ledger_entry
+ where state = 'running' and worker = %(worker)s
+   and started_at <= agentq.now() - make_interval(secs => %(age_s)s);
+
+-- name: of_pids
+-- The worker rows of other processes on this host.
+select worker_id from agentq.worker
+ where host = %(host)s and pid = any (%(pids)s::int[]) and state in ('live', 'draining');
+
 -- name: drain
 update agentq.worker set state = 'draining' where worker_id = %(worker)s and state = 'live';
 
