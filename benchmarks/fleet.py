@@ -28,7 +28,7 @@ def servers(data_dir: Path) -> Iterator[dict[str, str]]:
         return
     with Stack(data_dir) as stack:
         upgrade(stack.addresses["admin_database_url"], fleet_role="agentq_fleet")
-        yield dict(os.environ) | stack.environment()
+        yield dict(os.environ) | stack.environment
 
 
 def environment(base: dict[str, str], **more: str) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import statistics
 import time
 import uuid
@@ -45,6 +46,7 @@ class Bench:
         self, env: dict[str, str], log: Path, *, sessions: int, steps: int, processes: int, threads: int
     ) -> None:
         self.env = environment(env)
+        os.environ.update(self.env)  # the bare application is imported here too, to send the first tasks
         self.log = log
         self.sessions, self.steps = sessions, steps
         self.processes, self.threads = processes, threads
