@@ -4,26 +4,32 @@ agentq runs AI agents in production as a fleet of Celery workers: every step dur
 What stands in `__all__` is the public interface; the rest may change.
 """
 
-from agentq.agents.agent import Agent, Step
-from agentq.agents.context import AsyncContext, AsyncTransaction, Context
-from agentq.agents.effects import effect, idempotency_key
-from agentq.agents.returns import Branch, BranchResult, Child, Done, Fail, Next, Sleep, Spawn
-from agentq.client import AsyncClient, AsyncSession, Client, Event, Session, SessionView
-from agentq.errors import (
-    AgentqError,
-    ConfigError,
-    DeadlineExceeded,
-    InvalidInput,
-    KeyConflict,
-    Permanent,
-    Semantic,
-    SessionCancelled,
-    SessionFailed,
-    StoreUnavailable,
-    Transient,
-    UnknownEffect,
-    WaitTimeout,
-)
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agentq.agents.agent import Agent, Step
+    from agentq.agents.context import AsyncContext, AsyncTransaction, Context
+    from agentq.agents.effects import effect, idempotency_key
+    from agentq.agents.returns import Branch, BranchResult, Child, Done, Fail, Next, Sleep, Spawn
+    from agentq.client import AsyncClient, AsyncSession, Client, Event, Session, SessionView
+    from agentq.errors import (
+        AgentqError,
+        ConfigError,
+        DeadlineExceeded,
+        InvalidInput,
+        KeyConflict,
+        Permanent,
+        Semantic,
+        SessionCancelled,
+        SessionFailed,
+        StoreUnavailable,
+        Transient,
+        UnknownEffect,
+        WaitTimeout,
+    )
 
 __all__ = [
     # Agents and steps
@@ -66,3 +72,54 @@ __all__ = [
     "Permanent",
     "UnknownEffect",
 ]
+
+# Where each name lives. It is imported when it is first used, so that a command that needs none of
+# them starts in a fraction of the time.
+_HOMES = {
+    "Agent": "agentq.agents.agent",
+    "Step": "agentq.agents.agent",
+    "AsyncContext": "agentq.agents.context",
+    "AsyncTransaction": "agentq.agents.context",
+    "Context": "agentq.agents.context",
+    "effect": "agentq.agents.effects",
+    "idempotency_key": "agentq.agents.effects",
+    "Branch": "agentq.agents.returns",
+    "BranchResult": "agentq.agents.returns",
+    "Child": "agentq.agents.returns",
+    "Done": "agentq.agents.returns",
+    "Fail": "agentq.agents.returns",
+    "Next": "agentq.agents.returns",
+    "Sleep": "agentq.agents.returns",
+    "Spawn": "agentq.agents.returns",
+    "AsyncClient": "agentq.client",
+    "AsyncSession": "agentq.client",
+    "Client": "agentq.client",
+    "Event": "agentq.client",
+    "Session": "agentq.client",
+    "SessionView": "agentq.client",
+    "AgentqError": "agentq.errors",
+    "ConfigError": "agentq.errors",
+    "DeadlineExceeded": "agentq.errors",
+    "InvalidInput": "agentq.errors",
+    "KeyConflict": "agentq.errors",
+    "Permanent": "agentq.errors",
+    "Semantic": "agentq.errors",
+    "SessionCancelled": "agentq.errors",
+    "SessionFailed": "agentq.errors",
+    "StoreUnavailable": "agentq.errors",
+    "Transient": "agentq.errors",
+    "UnknownEffect": "agentq.errors",
+    "WaitTimeout": "agentq.errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'agentq' has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(home), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

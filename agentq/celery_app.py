@@ -16,7 +16,7 @@ from celery.signals import setup_logging
 
 from agentq.broker.connection import transport_options
 from agentq.broker.envelope import STEP_TASK, SUBMIT_TASK
-from agentq.broker.queues import SUBMIT, UNROUTED, declared
+from agentq.broker.queues import QUARANTINE, SUBMIT, UNROUTED, declared
 from agentq.broker.transport import BrokerConnection
 from agentq.errors import InvalidInput
 from agentq.settings import Settings, load
@@ -106,6 +106,16 @@ class AMQP(CeleryAMQP):  # type: ignore[misc]
 
     Connection = BrokerConnection
 
+    def Queues(self, *args: Any, **kwargs: Any) -> Any:
+        """
+        The fleet's queues. All are known, so that `-Q` may name them; a worker that names none reads
+        submissions, and the tenants' queues as they come.
+        """
+        queues = super().Queues(*args, **kwargs)
+        queues.add(declared(QUARANTINE))
+        queues.select([SUBMIT])
+        return queues
+
 
 app = Celery("agentq", set_as_current=False, amqp=AMQP)
 # A function, so that importing this module reads no environment and needs no server.
@@ -146,7 +156,12 @@ def _configure_logging(loglevel: Any = None, **_: Any) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(process)d %(name)s: %(message)s"))
     handler.addFilter(_hide_passwords)
-    logging.basicConfig(level=loglevel or load().log_level, handlers=[handler], force=True)
+    level = loglevel or load().log_level
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    if logging.getLogger().level >= logging.INFO:
+        # Two lines for each step; what became of it is in the ledger.
+        for name in ("celery.worker.strategy", "celery.app.trace"):
+            logging.getLogger(name).setLevel(logging.WARNING)
 
 
 _PASSWORD = re.compile(r"(://[^:/\s@]*:)[^@\s]+@")

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from agentq import engine
 from agentq.broker.publisher import Publisher
-from agentq.broker.queues import queue_for
+from agentq.broker.queues import SUBMIT, queue_for
 from agentq.errors import BrokerUnavailable, StoreUnavailable
 from agentq.store.ledger import Ledger
 from agentq.store.workers import Workers
@@ -145,3 +145,5 @@ class Relay:
             self._next_forget = time.monotonic() + _FORGET_S
             self._workers.forget()
         self.find_missing()
+        # A wiped broker has forgotten it, and foreign producers' submissions would be dropped silently.
+        self._publisher.declare(SUBMIT)

@@ -39,16 +39,21 @@ def environment(base: dict[str, str], **more: str) -> dict[str, str]:
 
 @contextmanager
 def celery_workers(app: str, env: dict[str, str], *, processes: int, threads: int, log: Path) -> Iterator[list[int]]:
-    """Celery worker processes of an app on the threads pool."""
+    """Worker processes of a plain Celery application on the threads pool."""
     arguments = ["-P", "threads", "-c", str(threads), "--without-gossip", "--without-mingle", "--loglevel", "WARNING"]
-    with _processes(
-        [
-            [sys.executable, "-m", "celery", "-A", app, "worker", *arguments, "-n", f"{app}-{number}@%h"]
-            for number in range(processes)
-        ],
-        env,
-        log,
-    ) as pids:
+    commands = [
+        [sys.executable, "-m", "celery", "-A", app, "worker", *arguments, "-n", f"{app}-{number}@%h"]
+        for number in range(processes)
+    ]
+    with _processes(commands, env, log) as pids:
+        yield pids
+
+
+@contextmanager
+def agentq_workers(env: dict[str, str], *, processes: int, threads: int, log: Path) -> Iterator[list[int]]:
+    """Worker processes as an agentq fleet runs them."""
+    command = [sys.executable, "-m", "agentq", "worker", "-c", str(threads), "--loglevel", "WARNING"]
+    with _processes([command] * processes, env, log) as pids:
         yield pids
 
 

@@ -15,7 +15,15 @@ import redis
 
 from agentq.agents.registry import load_agents
 from agentq.client import Client
-from benchmarks.fleet import celery_workers, environment, memory_mb, raw_workers, settings_of, wait_for_workers
+from benchmarks.fleet import (
+    agentq_workers,
+    celery_workers,
+    environment,
+    memory_mb,
+    raw_workers,
+    settings_of,
+    wait_for_workers,
+)
 from benchmarks.raw import QUEUE
 
 TENANTS = 3
@@ -62,9 +70,7 @@ class Bench:
         """agentq as shipped."""
         with (
             self.client() as client,
-            celery_workers(
-                "agentq.celery_app", self.env, processes=self.processes, threads=self.threads, log=self.log
-            ) as pids,
+            agentq_workers(self.env, processes=self.processes, threads=self.threads, log=self.log) as pids,
         ):
             for number in range(TENANTS):
                 client.tenants.add(f"bench-{number}", concurrency=100_000)

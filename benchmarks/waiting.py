@@ -7,7 +7,7 @@ import sys
 import time
 from dataclasses import dataclass
 
-from benchmarks.fleet import celery_workers, memory_mb, wait_for_workers
+from benchmarks.fleet import agentq_workers, memory_mb, wait_for_workers
 from benchmarks.hops import Bench
 
 
@@ -37,7 +37,7 @@ def measure(bench: Bench, *, sessions: int = 500, steps: int = 5, delay_s: float
     try:
         with (
             bench.client() as client,
-            celery_workers("agentq.celery_app", bench.env, processes=2, threads=threads, log=bench.log) as pids,
+            agentq_workers(bench.env, processes=2, threads=threads, log=bench.log) as pids,
         ):
             client.tenants.add("bench-wait", concurrency=sessions)
             wait_for_workers(client, 2)

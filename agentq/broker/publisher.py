@@ -13,7 +13,7 @@ from kombu import Connection, Producer
 from kombu.exceptions import KombuError
 
 from agentq.broker.envelope import step_message
-from agentq.broker.queues import queue_for
+from agentq.broker.queues import declared, queue_for
 from agentq.errors import BrokerUnavailable
 from agentq.verdicts import Wake
 
@@ -72,6 +72,20 @@ class Publisher:
             except self._gone() as error:
                 if str(getattr(error, "reply_code", "")) == "404":
                     return 0  # Redis has no empty lists: a queue without messages is not there
+                self._disconnect()
+                raise BrokerUnavailable(f"the broker did not answer: {error}") from error
+
+    def declare(self, name: str) -> None:
+        """
+        Bind a queue to its exchange again, for producers that are not agentq's.
+
+        Raises:
+            BrokerUnavailable: it did not answer.
+        """
+        with self._lock:
+            try:
+                declared(name).bind(self._ready().channel).declare()
+            except self._gone() as error:
                 self._disconnect()
                 raise BrokerUnavailable(f"the broker did not answer: {error}") from error
 

@@ -34,7 +34,9 @@ def queue_for(tenant: str, *, quarantine: bool) -> str:
 
 def declared(name: str) -> Queue:
     """
-    The queue as workers declare it: on the anonymous exchange, which has no bindings that a wiped
-    broker could forget.
+    The queue as workers declare it, on the exchange of its own name, where any Celery client looks for it.
+
+    agentq itself publishes past the exchange, by the queue's name alone: an exchange's bindings are
+    forgotten by a broker that is wiped, and what is sent to it then is dropped without a word.
     """
-    return Queue(name, Exchange(""), routing_key=name, durable=True)
+    return Queue(name, Exchange(name, type="direct"), routing_key=name, durable=True)

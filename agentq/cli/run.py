@@ -60,22 +60,27 @@ def worker(group: str, concurrency: int | None, loglevel: str | None) -> None:
     """Run one worker process (or prefork group) here until SIGTERM, which drains it."""
     settings = servers()
     import_agents(settings)  # before Celery, so that a mistake in them is one line
-    from agentq.broker.queues import QUARANTINE, declared
+    from celery.utils.nodenames import host_format
+
+    from agentq.broker.queues import QUARANTINE
     from agentq.celery_app import app
 
-    arguments = ["worker", "--without-gossip", "--without-mingle", "--loglevel", loglevel or settings.log_level]
-    # Two workers on one host must not share a name: Flower and remote control would take them for one.
-    arguments += ["--hostname", f"{group}-{os.getpid()}@%h"]
+    slots = settings.quarantine_processes if group == "quarantine" else settings.worker_threads
     if group == "quarantine":
-        app.amqp.queues.add(declared(QUARANTINE))
-        # Celery takes `--pool prefork` for its own default and prefers the pool of its configuration.
-        app.conf.worker_pool = "prefork"
-        arguments += ["--queues", QUARANTINE, "--pool", "prefork"]
-        arguments += ["--concurrency", str(concurrency or settings.quarantine_processes)]
-    else:
-        arguments += ["--pool", "threads", "--concurrency", str(concurrency or settings.worker_threads)]
+        app.amqp.queues.select([QUARANTINE])
     _quiet_root_warning()
-    app.worker_main(arguments)
+    # Not through Celery's own command: that loads every plugin it finds, Flower among them, into the worker.
+    running = app.Worker(
+        # Two workers on one host must not share a name: Flower and remote control would take them for one.
+        hostname=host_format(f"{group}-{os.getpid()}@%h"),
+        pool_cls="prefork" if group == "quarantine" else "threads",
+        concurrency=concurrency or slots,
+        loglevel=(loglevel or settings.log_level).upper(),
+        without_gossip=True,
+        without_mingle=True,
+    )
+    running.start()
+    raise click.exceptions.Exit(running.exitcode or 0)
 
 
 @click.command(short_help="Run Flower here.")

@@ -8,6 +8,7 @@ time: they replace themselves.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
+import psycopg
 import sqlalchemy as sa
 from alembic import command
 from alembic.autogenerate import compare_metadata
@@ -71,8 +73,7 @@ def upgrade(url: str, *, fleet_role: str | None = None, phase: Phase | None = No
         if ran:
             command.upgrade(_config(connection), ran[-1].revision)
         if len(ran) == len(pending):
-            for name in _APPLIED_EACH_TIME:
-                _apply(connection, name)
+            _replace_functions(connection)
         if fleet_role:
             _grant(connection, fleet_role)
         return [script.revision for script in ran]
@@ -89,7 +90,10 @@ def check(url: str) -> SchemaStatus:
         context = _context(connection)
         exists = sa.inspect(connection).has_table(_VERSION_TABLE, schema=SCHEMA)
         pending = _pending(connection)
-        differences = compare_metadata(context, metadata) if exists and not pending else []
+        differences = list(compare_metadata(context, metadata)) if exists and not pending else []
+        applied = connection.execute(sa.text(f"select obj_description(to_regnamespace('{SCHEMA}'), 'pg_namespace')"))
+        if exists and applied.scalar() != _functions_digest():
+            differences.append("the functions are those of another release: run `agentq db upgrade`")
         bypass = connection.execute(
             sa.text("select rolsuper or rolbypassrls from pg_roles where rolname = current_user")
         ).scalar_one()
@@ -184,6 +188,37 @@ def _apply(connection: sa.Connection, name: str) -> None:
     statement = files("agentq.store").joinpath("sql", name).read_text("utf-8")
     # The driver's own cursor: these files hold many statements, and percent signs of their own.
     connection.connection.cursor().execute(statement)
+
+
+def _replace_functions(connection: sa.Connection) -> None:
+    """
+    Put this release's functions and policies in place.
+
+    A function whose result has another shape cannot be replaced, only dropped. A release gives such a
+    function a new name, so that the one before it runs on; this serves whoever follows the branch.
+    """
+    for name in _APPLIED_EACH_TIME:
+        try:
+            with connection.begin_nested():
+                _apply(connection, name)
+        except psycopg.errors.InvalidFunctionDefinition:
+            for signature in connection.execute(sa.text(_OUR_FUNCTIONS), {"schema": SCHEMA}).scalars().all():
+                connection.execute(sa.text(f"drop function {signature}"))
+            _apply(connection, name)
+    connection.execute(sa.text(f"comment on schema {SCHEMA} is '{_functions_digest()}'"))
+
+
+# All but agentq.now(), on which column defaults stand.
+_OUR_FUNCTIONS = """
+    select oid::regprocedure::text from pg_proc
+     where pronamespace = to_regnamespace(:schema) and proname <> 'now'
+"""
+
+
+def _functions_digest() -> str:
+    """Tells one release's functions from another's."""
+    texts = "".join(files("agentq.store").joinpath("sql", name).read_text("utf-8") for name in _APPLIED_EACH_TIME)
+    return f"functions {hashlib.blake2b(texts.encode(), digest_size=8).hexdigest()}"
 
 
 def _grant(connection: sa.Connection, role: str) -> None:

@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import psycopg
+from psycopg import errors
 from psycopg.rows import tuple_row
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
-from agentq.errors import StoreUnavailable
+from agentq.errors import ConfigError, StoreUnavailable
 
 log = logging.getLogger("agentq.store")
 
@@ -96,12 +97,12 @@ class Store:
 
     def query(self, sql: str, parameters: dict[str, Any]) -> list[Row]:
         """One statement in its own transaction: a function that names its tenant itself."""
-        with self.connection() as connection:
+        with self.connection() as connection, _schema_errors():
             return run(connection, sql, parameters)
 
     def query_as(self, tenant: str, sql: str, parameters: dict[str, Any]) -> list[Row]:
         """One statement that sees one tenant's rows."""
-        with self.transaction(tenant) as connection:
+        with self.transaction(tenant) as connection, _schema_errors():
             return run(connection, sql, parameters)
 
 
@@ -119,6 +120,23 @@ def driver_errors() -> Iterator[None]:
         raise
     except (psycopg.OperationalError, psycopg.InterfaceError, psycopg.errors.ReadOnlySqlTransaction) as error:
         raise StoreUnavailable(_first_line(error)) from error
+
+
+@contextmanager
+def _schema_errors() -> Iterator[None]:
+    """A schema that this release cannot use is the operator's to mend, and says so."""
+    try:
+        yield
+    except (
+        errors.UndefinedTable,
+        errors.UndefinedFunction,
+        errors.UndefinedColumn,
+        errors.InvalidSchemaName,
+        errors.InsufficientPrivilege,
+    ) as error:
+        raise ConfigError(
+            f"the schema is missing or not this release's ({_first_line(error)}): run `agentq db upgrade`"
+        ) from error
 
 
 def name_tenant(connection: Connection, tenant: str) -> None:
