@@ -158,9 +158,8 @@ def test_an_error_that_the_step_swallows_does_not_leave_it_running(
 
     @agent.step(retries=0)
     def sell(state: State, ctx: Context) -> Done:
-        with ctx.transaction() as db:
-            with contextlib.suppress(psycopg.errors.DivisionByZero):
-                db.execute("select 1 / 0")
+        with ctx.transaction() as db, contextlib.suppress(psycopg.errors.DivisionByZero):
+            db.execute("select 1 / 0")
         return Done("as if nothing had happened")
 
     session = client.start("shop", tenant=tenant, input={})
