@@ -27,6 +27,7 @@ class Worker:
         self.process = process
         self.pid = process.pid
         self._log = log
+        self.dismissed = False
 
     @property
     def log(self) -> str:
@@ -99,6 +100,13 @@ class Fleet:
             until(lambda: not worker.alive or self._is_ready(worker), 30, "a worker that takes steps")
             assert worker.alive, worker.log
         return worker
+
+    def replace(self) -> None:
+        """Kill all workers and start one anew."""
+        for worker in self.workers:
+            worker.kill()
+            worker.dismissed = True
+        self.worker()
 
     def _is_ready(self, worker: Worker) -> bool:
         with psycopg.connect(self.settings.database_url, autocommit=True) as connection:

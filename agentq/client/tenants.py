@@ -1,0 +1,72 @@
+"""Tenants as producers and operators change them, and who is acting."""
+
+from __future__ import annotations
+
+import getpass
+import os
+
+from agentq.errors import InvalidInput
+from agentq.settings import Settings
+from agentq.step import valid_name
+from agentq.store.operators import Operators, TenantRow
+
+
+class Tenants:
+    """The tenant table, editable while the fleet runs."""
+
+    def __init__(self, operators: Operators, settings: Settings) -> None:
+        self._operators = operators
+        self._settings = settings
+
+    def add(self, name: str, *, concurrency: int | None = None, weight: float = 1.0, reason: str = "added") -> bool:
+        """Add a tenant; False when it was there already, unchanged. Workers listen to it within a second."""
+        valid_name("tenant", name)
+        cap = self._settings.tenant_concurrency if concurrency is None else concurrency
+        _check_limits(cap, weight)
+        return self._operators.add_tenant(name, concurrency=cap, weight=weight, operator=operator_name(), reason=reason)
+
+    def set(
+        self,
+        name: str,
+        *,
+        concurrency: int | None = None,
+        weight: float | None = None,
+        state: str | None = None,
+        reason: str,
+    ) -> None:
+        """
+        Change what is given: `state` is active, paused or draining.
+
+        Raises:
+            UnknownTenant, InvalidInput: there is none, or a value is out of range.
+        """
+        _check_limits(concurrency, weight)
+        if state not in (None, "active", "paused", "draining"):
+            raise InvalidInput(f"a tenant is active, paused or draining, not {state!r}")
+        self._operators.change_tenant(
+            valid_name("tenant", name),
+            concurrency=concurrency,
+            weight=weight,
+            state=state,
+            operator=operator_name(),
+            reason=reason,
+        )
+
+    def ls(self) -> list[TenantRow]:
+        """Every tenant, by name."""
+        return self._operators.tenants()
+
+
+def operator_name() -> str:
+    """Who acts, for the record: `AGENTQ_OPERATOR`, else the login name."""
+    try:
+        return os.environ.get("AGENTQ_OPERATOR") or getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
+
+
+def _check_limits(concurrency: int | None, weight: float | None) -> None:
+    if concurrency is not None and not 1 <= concurrency <= 100_000:
+        raise InvalidInput("concurrency is a whole number from 1 to 100,000")
+    if weight is not None and not 0 < weight <= 1000:
+        raise InvalidInput("weight is a number above 0, at most 1000")
