@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from celery import Celery
+from celery import Celery, Task
 from celery.app.amqp import AMQP as CeleryAMQP
 from celery.signals import setup_logging
 
@@ -140,7 +140,17 @@ def step(**ids: Any) -> None:
     runtime().carry(ref)
 
 
-@app.task(name=SUBMIT_TASK, acks_late=True, ignore_result=True)
+class Submit(Task):  # type: ignore[misc]
+    """Keeps a submission that failed before it came to the door, such as one with an argument named `self`."""
+
+    def on_failure(self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
+        """Celery's word that it did not return; it was acknowledged, so this is the last moment to keep it."""
+        from agentq.runtime import runtime
+
+        runtime().submissions.give_up(tuple(args), kwargs, exc)
+
+
+@app.task(name=SUBMIT_TASK, base=Submit, acks_late=True, ignore_result=True)
 def submit(*args: Any, **submission: Any) -> None:
     """The broker-only door: starts a session, or keeps the submission with the reason why not."""
     from agentq.runtime import runtime

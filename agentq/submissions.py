@@ -72,6 +72,10 @@ class Submissions:
                 raise Reject(reason, requeue=True)
             self._pause.wait(pause_s)
 
+    def give_up(self, args: tuple[Any, ...], submission: dict[str, Any], error: Exception) -> None:
+        """Keep a submission that could not even be taken."""
+        self.keep(_as_bytes(args, submission), f"{type(error).__name__}: {error}", tenant=submission.get("tenant"))
+
     def keep(self, body: bytes, reason: str, tenant: Any = None) -> bool:
         """
         Keep what was not understood: a row that decides, and a message in `agentq.submit.dead` for whoever watches.

@@ -129,7 +129,8 @@ def admin(servers: Servers) -> Iterator[psycopg.Connection[Any]]:
         yield connection
 
 
-def _new_tenant(admin: psycopg.Connection[Any], concurrency: int = 1000) -> str:
+def new_tenant(admin: psycopg.Connection[Any], concurrency: int = 1000) -> str:
+    """A tenant of this run."""
     name = f"{TENANTS}{next(_count)}"
     admin.execute("insert into agentq.tenant (name, concurrency) values (%s, %s)", (name, concurrency))
     return name
@@ -138,13 +139,13 @@ def _new_tenant(admin: psycopg.Connection[Any], concurrency: int = 1000) -> str:
 @pytest.fixture
 def tenant(admin: psycopg.Connection[Any]) -> str:
     """A tenant that no other test uses."""
-    return _new_tenant(admin)
+    return new_tenant(admin)
 
 
 @pytest.fixture
 def other_tenant(admin: psycopg.Connection[Any]) -> str:
     """A second tenant."""
-    return _new_tenant(admin)
+    return new_tenant(admin)
 
 
 @pytest.fixture

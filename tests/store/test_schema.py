@@ -14,8 +14,11 @@ import pytest
 from agentq.embedded import Stack
 from agentq.errors import ConfigError, StoreUnavailable
 from agentq.store import migrate
+from agentq.store.effects import Effects
 from agentq.store.pool import Store, name_tenant
 from agentq.store.schema import TENANT_TABLES, metadata
+from agentq.verdicts import Extras
+from tests.conftest import new_tenant
 from tests.support.hands import Hands, at_once, step
 
 # ── migrations ───────────────────────────────────────────────────────────────
@@ -223,9 +226,7 @@ IMPOSSIBLE = {
 @pytest.fixture(scope="module")
 def filled(store: Store, admin: psycopg.Connection[Any]) -> Iterator[Hands]:
     """A tenant with a row in every table."""
-    from tests.conftest import _new_tenant
-
-    hands = Hands(store, _new_tenant(admin))
+    hands = Hands(store, new_tenant(admin))
     fill(hands)
     yield hands
     hands.close()
@@ -233,9 +234,6 @@ def filled(store: Store, admin: psycopg.Connection[Any]) -> Iterator[Hands]:
 
 def fill(hands: Hands) -> None:
     """A row in every tenant table."""
-    from agentq.store.effects import Effects
-    from agentq.verdicts import Extras
-
     claim = hands.begin()
     Effects(hands.store).claim(claim, "k", name="pay", args_hash=b"h", durable=False)
     join = step("join", fan=1)

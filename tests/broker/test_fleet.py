@@ -1,0 +1,349 @@
+"""Real Celery workers: sessions run, garbage is kept, tenants come and go."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+import redis
+from celery import Celery
+
+from agentq.agents.registry import load_agents
+from agentq.broker.connection import transport_options
+from agentq.broker.queues import SUBMIT, SUBMIT_DEAD, tenant_queue
+from agentq.client import Client
+from agentq.errors import WaitTimeout
+from agentq.settings import Settings
+from tests.conftest import new_tenant
+from tests.support.fleet import Fleet
+from tests.support.until import until
+
+
+@pytest.fixture
+def producer(settings: Settings) -> Iterator[Client]:
+    """A client that knows the agents that the workers have."""
+    with Client(settings, load_agents(["tests.support.agents"])) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def tenant(admin: psycopg.Connection[Any]) -> str:
+    """One tenant for the module: its queue is listened to by the second test at the latest."""
+    return new_tenant(admin)
+
+
+@pytest.fixture
+def celery(settings: Settings) -> Iterator[Celery]:
+    """A plain Celery client, as a service without agentq has it."""
+    app = Celery("elsewhere", broker=settings.broker_url, set_as_current=False)
+    app.conf.update(broker_transport_options=transport_options(settings), task_serializer="json")
+    yield app
+    app.close()
+
+
+def submit(celery: Celery, /, **kwargs: Any) -> None:
+    celery.send_task("agentq.submit", kwargs=kwargs, queue=SUBMIT)
+
+
+def refused(admin: psycopg.Connection[Any], marker: str) -> tuple[str, bytes, str | None] | None:
+    """The refused submission whose body or reason holds the marker: reason, body, tenant."""
+    return admin.execute(
+        "select reason, body, tenant from agentq.refused_submission"
+        " where position(%s in body) > 0 or reason like %s order by submission_id desc limit 1",
+        (marker.encode(), f"%{marker}%"),
+    ).fetchone()
+
+
+def dead(broker: redis.Redis, settings: Settings) -> list[dict[str, Any]]:
+    """The messages in the dead letter queue of submissions."""
+    raws: list[bytes] = broker.lrange(settings.key_prefix + SUBMIT_DEAD, 0, -1)  # type: ignore[assignment]
+    return [json.loads(base64.b64decode(json.loads(raw)["body"])) for raw in raws]
+
+
+def serves_still(producer: Client, tenant: str, fleet: Fleet) -> None:
+    """The worker lives, and a session runs through it."""
+    session = producer.start("count", tenant=tenant, input={"until": 2})
+    try:
+        assert session.wait(timeout=10).result == 2
+        assert all(worker.alive for worker in fleet if not worker.dismissed)
+    except (AssertionError, WaitTimeout):
+        log = "".join(worker.log[-3000:] for worker in fleet if not worker.dismissed)
+        fleet.replace()  # so that the next test has one
+        pytest.fail(f"the worker does not serve any more:\n{log}")
+
+
+# ── work ─────────────────────────────────────────────────────────────────────
+
+
+def test_sessions_run_to_their_end(shared_fleet: Fleet, producer: Client, tenant: str) -> None:
+    """
+    Chains, branches, async steps, retries: through the broker and back, for a tenant added a moment ago.
+    """
+    sessions = [
+        *producer.start_many("count", tenant=tenant, items=[({"until": 5}, f"c{n}") for n in range(20)]),
+        *producer.start_many("fan", tenant=tenant, items=[({"text": "a", "parts": 4}, f"f{n}") for n in range(5)]),
+        *producer.start_many("flaky", tenant=tenant, items=[({"fails": 2}, f"k{n}") for n in range(5)]),
+    ]
+    assert set(producer.wait_all(sessions, timeout=40).values()) == {"done"}
+    assert sessions[0].view().result == 5
+    assert sessions[20].view().result == ["A0", "A1", "A2", "A3"]
+    assert sessions[25].view().result == 3
+
+
+def test_a_running_step_is_cancelled(shared_fleet: Fleet, producer: Client, tenant: str) -> None:
+    """
+    Within a heartbeat, on a worker that somebody else started.
+    """
+    session = producer.start("wait", tenant=tenant, input={"seconds": 60})
+    until(lambda: session.steps()[0].state == "running", 15)
+    began = time.monotonic()
+    session.cancel("enough")
+    until(lambda: session.steps()[0].state == "cancelled", 10)
+    assert time.monotonic() - began < 5
+
+
+def test_a_start_in_somebodys_transaction_runs_by_itself(
+    shared_fleet: Fleet, producer: Client, settings: Settings, tenant: str
+) -> None:
+    """
+    Nobody publishes for it; the relay finds what was committed.
+    """
+    with psycopg.connect(settings.database_url) as connection:
+        session = producer.start("count", tenant=tenant, input={}, connection=connection)
+    assert session.wait(timeout=15).result == 3
+
+
+def test_a_wiped_broker_loses_nothing(
+    shared_fleet: Fleet, producer: Client, broker: redis.Redis, settings: Settings, tenant: str
+) -> None:
+    """
+    I4: every key of this fleet is deleted again and again while sessions run; all of them end.
+    """
+    sessions = producer.start_many("count", tenant=tenant, items=[({"until": 20}, f"w{n}") for n in range(30)])
+    wipes = 0
+    while any(producer.sessions.state(tenant, uuid.UUID(s.id)) == "running" for s in sessions) and wipes < 8:
+        if keys := list(broker.scan_iter(f"{settings.key_prefix}*")):
+            broker.delete(*keys)
+        wipes += 1
+        time.sleep(0.1)
+    assert wipes
+    assert set(producer.wait_all(sessions, timeout=60).values()) == {"done"}
+    assert {session.view().result for session in sessions} == {20}
+
+
+# ── submissions ──────────────────────────────────────────────────────────────
+
+
+def test_a_submission_starts_a_session_once(shared_fleet: Fleet, producer: Client, celery: Celery, tenant: str) -> None:
+    """
+    A service that has only the broker submits ten times with one key: one session, which runs.
+    """
+    for _ in range(10):
+        submit(celery, agent="count", tenant=tenant, input={"until": 4}, key="order-1")
+    [row] = until(lambda: producer.list(tenant=tenant, key="order-1"), 15)
+    assert producer.get(tenant, str(row.session_id)).wait(timeout=15).result == 4
+    assert len(producer.list(tenant=tenant, key="order-1")) == 1
+
+
+BAD = [
+    ({"agent": "nobody"}, "no agent 'nobody'"),
+    ({"tenant": "nobody-here"}, "no tenant 'nobody-here'"),
+    ({"tenant": "Not A Name"}, "tenant name"),
+    ({"tenant": "zero\0"}, "tenant name"),
+    ({"tenant": "half\ud800"}, "tenant name"),
+    ({"tenant": {"a": 1}}, "tenant name"),
+    ({"input": {"until": "many"}}, "until"),
+    ({"input": [1]}, "a mapping or a state model"),
+    ({"input": None}, "a mapping or a state model"),
+    ({"input": {"until": 3, "half": "\ud800"}, "key": "half \ud800"}, "session key"),
+    ({"key": None}, "needs key"),
+    ({"key": ["a"]}, "session key"),
+    ({"version": [1]}, "version"),
+    ({"version": {}}, "version"),
+    ({"priority": "high"}, "priority"),
+    ({"deadline": [1]}, "duration"),
+    ({"surprise": 1}, "a submission has no surprise"),
+    ({"self": 1}, "self"),
+]
+
+
+@pytest.mark.parametrize(("change", "words"), BAD, ids=[ascii(change)[:40] for change, _ in BAD])
+def test_a_bad_submission_is_kept_with_its_reason(
+    shared_fleet: Fleet,
+    celery: Celery,
+    admin: psycopg.Connection[Any],
+    broker: redis.Redis,
+    settings: Settings,
+    tenant: str,
+    change: dict[str, Any],
+    words: str,
+) -> None:
+    """
+    As a row, with the body that came, and as a message in `agentq.submit.dead`; it starts nothing.
+    """
+    marker = f"marker-{uuid.uuid4().hex}"
+    asked = {"agent": "count", "tenant": tenant, "input": {"note": marker}, "key": marker} | change
+    if marker not in json.dumps(asked):
+        asked["input"] = {"note": marker}
+        asked["key"] = asked["key"] if "key" in change else marker
+    celery.send_task("agentq.submit", kwargs=asked, queue=SUBMIT)
+
+    found = until(lambda: refused(admin, marker), 15, "the submission is kept")
+    assert words in found[0]
+    assert marker.encode() in found[1]
+    until(lambda: [message for message in dead(broker, settings) if marker in message["body"]], 5)
+    assert all(worker.alive for worker in shared_fleet if not worker.dismissed)
+
+
+def test_positional_arguments_are_kept_too(
+    shared_fleet: Fleet, celery: Celery, admin: psycopg.Connection[Any], tenant: str
+) -> None:
+    """
+    A submission that Celery itself would refuse does not vanish with a stack trace.
+    """
+    marker = f"marker-{uuid.uuid4().hex}"
+    celery.send_task("agentq.submit", args=[marker, tenant], queue=SUBMIT)
+    assert "named arguments only" in until(lambda: refused(admin, marker), 15)[0]
+
+
+# ── garbage ──────────────────────────────────────────────────────────────────
+
+
+def envelope(**more: Any) -> dict[str, Any]:
+    """A message as kombu writes it."""
+    identity = str(uuid.uuid4())
+    body = base64.b64encode(json.dumps([[], {}, {}]).encode()).decode()
+    return {
+        "body": body,
+        "content-encoding": "utf-8",
+        "content-type": "application/json",
+        "headers": {"lang": "py", "task": "agentq.submit", "id": identity, "root_id": identity, "argsrepr": "()"},
+        "properties": {
+            "correlation_id": identity,
+            "delivery_mode": 2,
+            "delivery_info": {"exchange": "", "routing_key": SUBMIT},
+            "priority": 0,
+            "body_encoding": "base64",
+            "delivery_tag": str(uuid.uuid4()),
+        },
+    } | more
+
+
+def garbage(marker: str) -> dict[str, bytes]:
+    """Things that have no business in a queue."""
+    text = base64.b64encode(f"not json {marker}".encode()).decode()
+    headers = {**envelope()["headers"], "task": f"no.such.task.{marker}"}
+    nested = base64.b64encode(b"[" * 100_000 + marker.encode()).decode()
+    return {
+        "text": f"garbage {marker}".encode(),
+        "bytes": b"\xff\xfe\x00" + marker.encode(),
+        "list": json.dumps([marker]).encode(),
+        "object": json.dumps({"what": marker}).encode(),
+        "string": json.dumps(marker).encode(),
+        "nested": (b"[" * 2000) + marker.encode(),
+        "half an envelope": json.dumps({"body": marker}).encode(),
+        "no properties": json.dumps({**envelope(), "properties": {}, "note": marker}).encode(),
+        "odd properties": json.dumps({**envelope(), "properties": marker}).encode(),
+        "garbage body": json.dumps(envelope(body=text)).encode(),
+        "body that is no base64": json.dumps(envelope(body=f"%%% {marker}")).encode(),
+        "pickle": json.dumps(envelope(body=text, **{"content-type": "application/x-python-serialize"})).encode(),
+        "unknown content": json.dumps(envelope(body=text, **{"content-type": "image/png"})).encode(),
+        "nested body": json.dumps(envelope(body=nested)).encode(),
+        "unknown task": json.dumps(envelope(headers=headers)).encode(),
+        "no task": json.dumps(envelope(headers={"note": marker})).encode(),
+    }
+
+
+@pytest.mark.parametrize("queue", ["submit", "tenant"])
+@pytest.mark.parametrize("kind", garbage("x"))
+def test_garbage_is_kept_and_the_worker_lives(
+    shared_fleet: Fleet,
+    producer: Client,
+    admin: psycopg.Connection[Any],
+    broker: redis.Redis,
+    settings: Settings,
+    tenant: str,
+    kind: str,
+    queue: str,
+) -> None:
+    """
+    Whatever somebody pushes into a queue: it is kept with a reason, the worker goes on, and no log line shows it.
+    """
+    marker = f"marker-{uuid.uuid4().hex}"
+    name = SUBMIT if queue == "submit" else tenant_queue(tenant)
+    before = admin.execute("select coalesce(max(submission_id), 0) from agentq.refused_submission").fetchone()
+    assert before is not None
+
+    broker.lpush(settings.key_prefix + name, garbage(marker)[kind])
+    serves_still(producer, tenant, shared_fleet)
+
+    kept = until(
+        lambda: admin.execute(
+            "select reason, body from agentq.refused_submission where submission_id > %s", before
+        ).fetchall(),
+        10,
+        "it is kept",
+    )
+    assert len(kept) == 1
+    assert kept[0][0]
+    assert all(
+        f"garbage {marker}" not in worker.log and f"not json {marker}" not in worker.log for worker in shared_fleet
+    )
+
+
+def test_forged_wake_ups_do_nothing(
+    shared_fleet: Fleet, producer: Client, celery: Celery, tenant: str, other_tenant: str
+) -> None:
+    """
+    I8: ids that do not exist, ids of another tenant, no ids at all: the session of the other is untouched.
+    """
+    session = producer.start("wait", tenant=other_tenant, input={"seconds": 0})
+    session.wait(timeout=15)
+    step = str(session.steps()[0].step_id)
+    for kwargs in (
+        {},
+        {"tenant": tenant, "session": session.id, "step": step},
+        {"tenant": "*", "session": session.id, "step": step},
+        {"tenant": tenant, "session": str(uuid.uuid4()), "step": str(uuid.uuid4()), "epoch": 10**30},
+        {"tenant": tenant, "session": "x" * 5000, "step": None, "extra": {"deep": [1]}},
+    ):
+        celery.send_task("agentq.step", kwargs=kwargs, queue=tenant_queue(tenant))
+    serves_still(producer, tenant, shared_fleet)
+    assert session.view().state == "done"
+
+
+# ── queues ───────────────────────────────────────────────────────────────────
+
+
+def listens(celery: Celery) -> set[str]:
+    """The queues that the workers consume, as they say themselves."""
+    found = celery.control.inspect(timeout=1.0).active_queues() or {}
+    return {queue["name"] for queues in found.values() for queue in queues}
+
+
+def test_a_tenant_added_now_is_served_now_and_a_paused_one_dropped(
+    shared_fleet: Fleet, producer: Client, celery: Celery, tenant: str
+) -> None:
+    """
+    The consumer's queues follow the tenant table while the worker runs, within three seconds each way.
+    """
+    name = f"{tenant}-new"
+    until(lambda: SUBMIT in listens(celery), 10)
+    producer.tenants.add(name)
+    until(lambda: tenant_queue(name) in listens(celery), 4, "the worker listens to the new tenant")
+
+    producer.tenants.set(name, state="paused", reason="test")
+    until(lambda: tenant_queue(name) not in listens(celery), 4, "the worker drops the paused tenant")
+    session = producer.start("count", tenant=name, input={})
+    time.sleep(0.5)  # nothing to wait for: what is looked for is that nothing happens
+    assert session.view().state == "running"
+    assert session.steps()[0].state == "ready"
+
+    producer.tenants.set(name, state="active", reason="test")
+    assert session.wait(timeout=10).result == 3

@@ -1,0 +1,181 @@
+"""The publisher: wake-ups of ids alone, in batches, never insisting."""
+
+from __future__ import annotations
+
+import base64
+import json
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from agentq.broker.connection import connect, transport_options
+from agentq.broker.envelope import step_message
+from agentq.broker.publisher import Publisher
+from agentq.broker.queues import QUARANTINE, queue_for, tenant_of, tenant_queue
+from agentq.errors import BrokerUnavailable, InvalidInput
+from agentq.settings import Settings
+from agentq.step import StepRef, new_id
+from agentq.verdicts import Wake
+
+
+def wake(tenant: str, **more: Any) -> Wake:
+    facts: dict[str, Any] = {"session_id": new_id(), "step_id": new_id(), "name": "look_up", "quarantine": False}
+    return Wake(tenant, **facts | {"epoch": 3} | more)
+
+
+@pytest.fixture
+def publisher(settings: Settings) -> Iterator[Publisher]:
+    publisher = Publisher(lambda: connect(settings))
+    yield publisher
+    publisher.close()
+
+
+def held(broker: redis.Redis, settings: Settings, queue: str) -> list[bytes]:
+    """What waits in a queue, as the broker has it."""
+    return list(broker.lrange(settings.key_prefix + queue, 0, -1))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("count", [1, 2, 450])
+def test_wake_ups_arrive_once_each(
+    publisher: Publisher, broker: redis.Redis, settings: Settings, tenant: str, count: int
+) -> None:
+    """
+    One, a batch, or more than a batch.
+    """
+    publisher.send([wake(tenant) for _ in range(count)])
+    assert publisher.flush(10)
+    assert len(held(broker, settings, tenant_queue(tenant))) == count == publisher.depth(tenant_queue(tenant))
+
+
+def test_a_message_holds_ids_and_nothing_else(
+    publisher: Publisher, broker: redis.Redis, settings: Settings, tenant: str
+) -> None:
+    """
+    The law: JSON under a kilobyte of payload, no prompt, no pickle; names only for people.
+    """
+    sent = wake(tenant)
+    publisher.send([sent])
+    publisher.flush()
+    [raw] = held(broker, settings, tenant_queue(tenant))
+    envelope = json.loads(raw)
+    args, kwargs, _ = json.loads(base64.b64decode(envelope["body"]))
+    assert args == []
+    assert kwargs == {
+        "tenant": tenant, "session": str(sent.session_id), "step": str(sent.step_id), "epoch": 3,
+    }  # fmt: skip
+    assert envelope["content-type"] == "application/json"
+    assert len(base64.b64decode(envelope["body"])) < 1024
+    assert len(raw) < 2048
+    assert StepRef.from_message(kwargs) == StepRef(tenant, sent.session_id, sent.step_id, 3)
+
+
+def test_suspects_go_to_quarantine(publisher: Publisher, broker: redis.Redis, settings: Settings, tenant: str) -> None:
+    """
+    Not to their tenant's queue.
+    """
+    suspect = wake(tenant, quarantine=True)
+    publisher.send([suspect])
+    publisher.flush()
+    assert publisher.depth(tenant_queue(tenant)) == 0
+    assert any(str(suspect.step_id).encode() in raw for raw in held(broker, settings, QUARANTINE))
+    broker.delete(settings.key_prefix + QUARANTINE)
+
+
+def test_every_key_has_the_prefix(publisher: Publisher, broker: redis.Redis, settings: Settings, tenant: str) -> None:
+    """
+    Two fleets share one broker by their prefixes.
+    """
+    publisher.send([wake(tenant), wake(tenant)])
+    publisher.flush()
+    keys = list(broker.scan_iter(f"*{tenant}*"))
+    assert keys
+    assert all(key.startswith(settings.key_prefix.encode()) for key in keys)
+
+
+def test_a_broker_that_is_not_there_stops_nobody(settings: Settings, tenant: str) -> None:
+    """
+    What cannot be sent is the relay's; only those who ask about the broker are told that it is away.
+    """
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        nowhere = settings.model_copy(update={"broker_url": f"redis://127.0.0.1:{taken.getsockname()[1]}/0"})
+        publisher = Publisher(lambda: connect(nowhere))
+        try:
+            publisher.send([wake(tenant) for _ in range(3)])
+            assert publisher.flush(15)
+            with pytest.raises(BrokerUnavailable):
+                publisher.depth(tenant_queue(tenant))
+            with pytest.raises(BrokerUnavailable):
+                publisher.publish("agentq.submit.dead", {}, {})
+        finally:
+            publisher.close()
+
+
+def test_a_connection_that_breaks_is_opened_anew(
+    publisher: Publisher, broker: redis.Redis, settings: Settings, tenant: str
+) -> None:
+    """
+    What is sent after the break arrives.
+    """
+    publisher.send([wake(tenant)])
+    publisher.flush()
+    for client in broker.client_list():
+        if client["id"] != str(broker.client_id()):
+            broker.client_kill_filter(_id=client["id"])
+    for _ in range(3):
+        publisher.send([wake(tenant)])
+        publisher.flush()
+    assert publisher.depth(tenant_queue(tenant)) >= 3
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        {},
+        {"tenant": "acme"},
+        {"tenant": "Not A Name", "session": str(new_id()), "step": str(new_id())},
+        {"tenant": "acme", "session": "1", "step": str(new_id())},
+        {"tenant": "acme", "session": str(new_id()), "step": None},
+        {"tenant": "acme", "session": [1], "step": str(new_id())},
+        {"tenant": "acme", "session": str(new_id()), "step": str(new_id()), "epoch": "x"},
+        {"tenant": "*", "session": str(new_id()), "step": str(new_id())},
+    ],
+    ids=range(8),
+)
+def test_forged_ids_are_refused(ids: dict[str, Any]) -> None:
+    """
+    A message that names nothing is an error of one kind, never a crash of another.
+    """
+    with pytest.raises(InvalidInput, match="needs tenant, session and step ids"):
+        StepRef.from_message(ids)
+
+
+def test_queues_and_tenants_name_each_other() -> None:
+    """
+    A tenant's queue is its own, and the fleet's queues are no tenant's.
+    """
+    assert tenant_of(tenant_queue("acme")) == "acme"
+    assert tenant_of(QUARANTINE) is None
+    assert queue_for("acme", quarantine=True) == QUARANTINE
+    assert queue_for("quarantine", quarantine=False) != QUARANTINE
+
+
+def test_flower_sees_names_and_no_payload(tenant: str) -> None:
+    """
+    The only words beside the ids are the tenant's, the step's and the session's names.
+    """
+    sent = wake(tenant)
+    _, headers, _ = step_message(sent)
+    assert headers["kwargsrepr"] == f"tenant={tenant} step=look_up session={sent.session_id}"
+    assert headers["argsrepr"] == "()"
+
+
+def test_rabbitmq_gets_no_redis_options(settings: Settings) -> None:
+    """
+    Options of one transport are not handed to another.
+    """
+    assert transport_options(settings)["global_keyprefix"] == settings.key_prefix
+    assert transport_options(settings.model_copy(update={"broker_url": "amqp://localhost"})) == {}
