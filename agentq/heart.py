@@ -19,6 +19,7 @@ log = logging.getLogger("agentq.heart")
 # A step gets this long after its deadline to notice it by itself.
 _GRACE_S = 1.0
 _TICK_S = 0.5
+_QUIET_S = 5.0
 _ROLL_CALL_S = 10.0
 
 
@@ -50,6 +51,7 @@ class Heart:
         self._registration = self._register()
         self._engine: Engine | None = None
         self._next_roll_call = 0.0
+        self._complained_at = float("-inf")
         self._ending = threading.Event()
         self._wanted = threading.Event()
         self._thread = threading.Thread(target=self._run, name="agentq-heart", daemon=True)
@@ -110,15 +112,24 @@ class Heart:
         while not self._ending.is_set():
             try:
                 self._stop_overdue()
+                if not self._registration.holds_lock():
+                    # Before the relay looks twice: its two looks are closer together than two heartbeats.
+                    self._wanted.set()
                 if self._wanted.is_set() or time.monotonic() >= next_beat:
                     self._wanted.clear()
                     next_beat = time.monotonic() + self._heartbeat_s
                     self._beat()
             except StoreUnavailable as error:
-                log.warning("heartbeat missed: %s", error)
+                self._complain(error)
             except Exception:
                 log.exception("the heart skipped a beat")
             self._wanted.wait(_TICK_S)
+
+    def _complain(self, error: StoreUnavailable) -> None:
+        """One warning per outage and interval, not one per try."""
+        if time.monotonic() - self._complained_at > _QUIET_S:
+            self._complained_at = time.monotonic()
+            log.warning("heartbeat missed: %s", error)
 
     def _beat(self) -> None:
         if self._registration.beat(self._lease_s) is None:

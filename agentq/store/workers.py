@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import select
 import uuid
 from dataclasses import dataclass
 from datetime import datetime
@@ -121,6 +122,16 @@ class Registration:
             self.disconnect()
             raise StoreUnavailable(str(error).strip()) from error
         return rows[0][0] if rows else None
+
+    def holds_lock(self) -> bool:
+        """Whether the lock is ours as far as this side can tell; asks the socket alone, so it costs nothing."""
+        connection = self._connection
+        if connection is None or connection.closed or not self._locked:
+            return False
+        # Postgres says nothing unasked: what can be read here is its goodbye.
+        poll = select.poll()
+        poll.register(connection.fileno(), select.POLLIN)
+        return not poll.poll(0)
 
     def drain(self) -> None:
         """Say that no further step is claimed here."""

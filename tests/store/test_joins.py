@@ -11,7 +11,7 @@ import pytest
 
 from agentq.step import StepRef
 from agentq.store.pool import Store
-from agentq.verdicts import Failure, Granted, Settlement
+from agentq.verdicts import Extras, Failure, Granted, Settlement
 from tests.support.hands import BROKEN, Hands, at_once, step
 from tests.support.until import until
 
@@ -73,6 +73,20 @@ def test_siblings_that_end_at_one_instant_wake_the_join_once(hands: Hands, block
 
     assert [wake.step_id for wake in results[0].wakes] == [join.step_id]
     assert hands.entry(join)["waits_for"] == 0
+
+
+def test_branches_that_append_at_once_lose_no_message(hands: Hands) -> None:
+    """
+    Each branch's messages stand together in the history, and no number is given twice.
+    """
+    _, arms = hands.spawn(hands.begin(), 8)
+    claims = [hands.claim(arm) for arm in arms]
+    said = Extras(messages=((b"1", "me"), (b"2", "me")))
+    at_once(*[lambda claim=claim: hands.settle(claim, "end", extras=said) for claim in claims])
+    rows = hands.rows("select seq, step_id, body from agentq.message order by seq")
+    assert [row["seq"] for row in rows] == list(range(1, 17))
+    assert [row["body"] for row in rows] == [b"1", b"2"] * 8
+    assert all(rows[n]["step_id"] == rows[n + 1]["step_id"] for n in range(0, 16, 2))
 
 
 @pytest.mark.parametrize("round_", range(5))

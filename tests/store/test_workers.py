@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from typing import Any
 
 import psycopg
 import pytest
 
+from agentq.engine import InFlight
 from agentq.errors import StoreUnavailable
+from agentq.heart import Heart
 from agentq.store.ledger import Ledger
 from agentq.store.pool import Store
 from agentq.store.workers import Registration, Workers
@@ -92,6 +95,33 @@ def test_a_blinked_connection_is_no_death(hands: Hands, workers: Workers) -> Non
     assert row(hands, registration.worker_id)["missing_since"] is None
 
 
+def test_a_lost_connection_is_noticed_before_the_relay_looks_twice(
+    hands: Hands, workers: Workers, admin: psycopg.Connection[Any]
+) -> None:
+    """
+    The looks are closer together than the heartbeats, so the heart notices the loss itself, at its next tick.
+    """
+    heart = Heart(
+        hands.store, in_flight=InFlight(), group="default", role="steps", release="0", serves=[], heartbeat_s=60.0,
+        lease_s=3600.0,
+    )  # fmt: skip
+    heart.start(None)
+    try:
+        worker = heart.worker_id
+        key = heart._registration._facts["lock_key"]
+        with psycopg.connect(hands.store.url, autocommit=True) as killer:
+            killed = "select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and objid = %s::bigint"
+            assert killer.execute(killed, (key & 0xFFFFFFFF,)).fetchone() == (True,)
+        end = time.monotonic() + 2.5
+        while time.monotonic() < end:
+            assert worker not in workers.look_for_dead(lease_s=1.0, look_s=1.0)
+            time.sleep(0.1)  # as relays look: the time between the looks is what is tested
+        assert row(hands, worker)["state"] == "live"
+        assert heart._registration.holds_lock()
+    finally:
+        heart.stop()
+
+
 def test_a_heartbeat_between_two_looks_outweighs_a_missing_lock(
     hands: Hands, workers: Workers, admin: psycopg.Connection[Any]
 ) -> None:
@@ -124,15 +154,25 @@ def test_a_process_that_lives_is_left_alone(hands: Hands, workers: Workers) -> N
         assert registration.worker_id not in look(workers)
 
 
-def test_nobody_is_dead_while_postgres_has_just_started(hands: Hands, workers: Workers) -> None:
+def test_nobody_is_dead_while_postgres_has_just_started(
+    hands: Hands, workers: Workers, admin: psycopg.Connection[Any]
+) -> None:
     """
-    A restart of Postgres frees every lock; until the server has been up for a lease, that says nothing.
+    A restart of Postgres frees every lock: who was not heard since has a lease's time to come back, and no more.
     """
     registration = hands.registration(lease_s=0.0)
+    worker = registration.worker_id
     die(registration)
+    before = "update agentq.worker set seen_at = pg_postmaster_start_time() - interval '1 s' where worker_id = %s"
+    admin.execute(before, (worker,))
     for _ in range(4):
-        assert workers.look_for_dead(lease_s=10_000_000.0, look_s=0.0) == []
-    assert row(hands, registration.worker_id)["state"] == "live"
+        assert worker not in workers.look_for_dead(lease_s=10_000_000.0, look_s=0.0)
+    assert row(hands, worker)["state"] == "live"
+
+    after = "update agentq.worker set seen_at = pg_postmaster_start_time() + interval '1 ms' where worker_id = %s"
+    admin.execute(after, (worker,))
+    workers.look_for_dead(lease_s=10_000_000.0, look_s=0.0)
+    assert worker in workers.look_for_dead(lease_s=10_000_000.0, look_s=0.0)
 
 
 def test_the_lease_is_measured_by_the_databases_clock(hands: Hands, workers: Workers, store: Store) -> None:
