@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         UnknownEffect,
         WaitTimeout,
     )
+    from agentq.policies.kinds import classify_as
 
 __all__ = [
     # Agents and steps
@@ -71,11 +72,13 @@ __all__ = [
     "Semantic",
     "Permanent",
     "UnknownEffect",
+    "classify_as",
 ]
 
 # Where each name lives. It is imported when it is first used, so that a command that needs none of
 # them starts in a fraction of the time.
 _HOMES = {
+    "classify_as": "agentq.policies.kinds",
     "Agent": "agentq.agents.agent",
     "Step": "agentq.agents.agent",
     "AsyncContext": "agentq.agents.context",

@@ -3,6 +3,7 @@ Errors: split by what the one who catches them must do.
 
     AgentqError
     ├─ ConfigError             the settings contradict themselves: refuse to start
+    │  └─ SchemaMismatch       the database has not this release's schema: upgrade it
     ├─ InvalidInput            refused at the door: the caller mends the call
     │  ├─ InvalidName          a tenant, agent or step name outside the alphabet
     │  ├─ UnknownAgent         no such agent and version is registered
@@ -40,6 +41,10 @@ class AgentqError(Exception):
 
 class ConfigError(AgentqError):
     """The settings are incomplete or contradict each other; nothing was started."""
+
+
+class SchemaMismatch(ConfigError):
+    """The database has no schema, another release's, or one that this role may not use."""
 
 
 class InvalidInput(AgentqError, ValueError):

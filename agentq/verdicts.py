@@ -14,7 +14,16 @@ from typing import Any, Literal
 from agentq.step import StepRef
 
 FailureKind = Literal[
-    "transient", "semantic", "permanent", "unknown", "worker_lost", "timeout", "gave_up", "cancelled", "deadline"
+    "transient",
+    "semantic",
+    "unclassified",
+    "permanent",
+    "unknown",
+    "worker_lost",
+    "timeout",
+    "gave_up",
+    "cancelled",
+    "deadline",
 ]
 
 

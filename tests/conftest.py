@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 import secrets
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -35,6 +36,10 @@ from tests.support.hands import Hands
 RUN = secrets.token_hex(3)
 TENANTS = f"test-{RUN}-"
 _count = itertools.count()
+
+# A run that was started in the background ignores Ctrl-C, and so would every program that it starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A run must not pick up the settings of whoever started it, apart from the servers.
 _OWN = {name: os.environ.get(name, "") for name in ("AGENTQ_DATABASE_URL", "AGENTQ_BROKER_URL")}

@@ -18,6 +18,7 @@ SAMPLES: dict[str, AgentqError] = {
     "PayloadTooLarge": errors.PayloadTooLarge("the input", 10, 5),
     "KeyConflict": errors.KeyConflict("session key", "k"),
     "Transient": errors.Transient("slow", retry_after_s=3.0),
+    "NotNow": errors.NotNow("busy", delay_s=1.0),
     "UnknownEffect": errors.UnknownEffect("who knows", "s:1"),
     "FenceLost": errors.FenceLost("session", "step", 3),
     "SessionFailed": errors.SessionFailed("session", "failed", "no luck"),

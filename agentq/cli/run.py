@@ -60,6 +60,7 @@ def worker(group: str, concurrency: int | None, loglevel: str | None) -> None:
     """Run one worker process (or prefork group) here until SIGTERM, which drains it."""
     settings = servers()
     import_agents(settings)  # before Celery, so that a mistake in them is one line
+    from celery.signals import worker_shutting_down
     from celery.utils.nodenames import host_format
 
     from agentq.broker.queues import QUARANTINE
@@ -79,8 +80,15 @@ def worker(group: str, concurrency: int | None, loglevel: str | None) -> None:
         without_gossip=True,
         without_mingle=True,
     )
+    told: list[str] = []
+
+    def note(how: str = "", **_: Any) -> None:
+        told.append(how)
+
+    worker_shutting_down.connect(note)
     running.start()
-    raise click.exceptions.Exit(running.exitcode or 0)
+    # Celery calls Ctrl-C a failure; a worker that drained because it was told to did what it should.
+    raise click.exceptions.Exit(0 if told == ["Warm"] else running.exitcode or 0)
 
 
 @click.command(short_help="Run Flower here.")

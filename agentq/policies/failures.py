@@ -6,39 +6,27 @@ import math
 import random
 import traceback
 from collections.abc import Callable
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
 
 from agentq.engine import Bury, Judge, Retry
-from agentq.errors import (
-    InvalidInput,
-    Permanent,
-    Semantic,
-    StoreUnavailable,
-    Transient,
-    UnknownEffect,
-)
-from agentq.verdicts import Failure, FailureKind, Granted
-
-# Bugs and refusals: the same call with the same state fails the same way.
-_PERMANENT: tuple[type[BaseException], ...] = (
-    Permanent,
-    InvalidInput,
-    TypeError,
-    AttributeError,
-    NameError,
-    ImportError,
-    SyntaxError,
-    NotImplementedError,
-)
-_TRANSIENT: tuple[type[BaseException], ...] = (Transient, StoreUnavailable, ConnectionError, TimeoutError)
+from agentq.errors import Transient, UnknownEffect
+from agentq.policies.kinds import headers_of, kind_of
+from agentq.verdicts import Failure, Granted
 
 _MESSAGE_MAX = 2000
-_RETRY_AFTER_MAX_S = 30 * 86400.0
+# A step may ask for a long pause; a header that asks for more than an hour is not believed.
+_DECLARED_MAX_S = 30 * 86400.0
+_HEADER_MAX_S = 3600.0
+# Of a failure that nobody has classified: once more, in case it passes, and then it is a bug.
+_UNCLASSIFIED_ATTEMPTS = 2
 
 
 def classify(error: BaseException) -> Failure:
-    """An exception as a failure. One that is not known counts as transient and is retried."""
+    """An exception as a failure; its kind as `agentq.policies.kinds` has it."""
     return Failure(
-        kind=_kind(error),
+        kind=kind_of(error),
         type=type(error).__name__,
         message=_message(error),
         retry_after_s=_retry_after_s(error),
@@ -54,23 +42,34 @@ def _message(error: BaseException) -> str:
 
 
 def _retry_after_s(error: BaseException) -> float | None:
-    """When the other side wants to be asked again; what is no time, or one beyond a month, is no floor."""
-    wanted = getattr(error, "retry_after_s", None) if isinstance(error, Transient) else None
-    if isinstance(wanted, bool) or not isinstance(wanted, int | float) or not 0 <= wanted < math.inf:
+    """When the other side wants to be asked again; what is no time, or is out of range, is no floor."""
+    if isinstance(error, Transient):
+        return _seconds(error.retry_after_s, _DECLARED_MAX_S)
+    headers = headers_of(error)
+    milliseconds = _seconds(headers.get("retry-after-ms"), _HEADER_MAX_S * 1000)
+    if milliseconds is not None:
+        return milliseconds / 1000
+    wanted = headers.get("retry-after", getattr(error, "retry_after", None))
+    found = _seconds(wanted, _HEADER_MAX_S)
+    return found if found is not None else _until_date(wanted)
+
+
+def _seconds(wanted: Any, most: float) -> float | None:
+    try:
+        value = math.nan if isinstance(wanted, bool) else float(wanted)
+    except (TypeError, ValueError):
         return None
-    return min(float(wanted), _RETRY_AFTER_MAX_S)
+    return min(value, most) if 0 <= value < math.inf else None
 
 
-def _kind(error: BaseException) -> FailureKind:
-    if isinstance(error, UnknownEffect):
-        return "unknown"
-    if isinstance(error, Semantic):
-        return "semantic"
-    if isinstance(error, _TRANSIENT):
-        return "transient"
-    if isinstance(error, _PERMANENT):
-        return "permanent"
-    return "transient"
+def _until_date(wanted: Any) -> float | None:
+    try:
+        moment = parsedate_to_datetime(str(wanted))
+    except (TypeError, ValueError):
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return min(max((moment - datetime.now(UTC)).total_seconds(), 0.0), _HEADER_MAX_S)
 
 
 # Errors after which the other side may or may not have acted, by class name: no client library is
@@ -105,11 +104,15 @@ def retry_with_backoff(base_s: float, max_s: float, draw: Callable[[], float] = 
     """
     Retry failed attempts with full jitter until the step's attempts are used up.
 
-    `Retry-After` is a floor, never a ceiling. Permanent and unknown outcomes are buried at once.
+    `Retry-After` is a floor, never a ceiling. Permanent and unknown outcomes are buried at once; a
+    failure of no known kind is tried once more.
     """
 
     def judge(claim: Granted, failure: Failure) -> Retry | Bury:
-        if failure.kind in ("permanent", "unknown") or claim.attempt >= claim.attempts_max:
+        attempts = claim.attempts_max
+        if failure.kind == "unclassified":
+            attempts = min(attempts, _UNCLASSIFIED_ATTEMPTS)
+        if failure.kind in ("permanent", "unknown") or claim.attempt >= attempts:
             return Bury()
         # Bounded before the power: an attempt count in the thousands must not overflow.
         ceiling_s = min(max_s, base_s * 2.0 ** min(claim.attempt - 1, 32))

@@ -14,7 +14,7 @@ from psycopg import errors
 from psycopg.rows import tuple_row
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
-from agentq.errors import ConfigError, StoreUnavailable
+from agentq.errors import SchemaMismatch, StoreUnavailable
 
 log = logging.getLogger("agentq.store")
 
@@ -134,7 +134,7 @@ def _schema_errors() -> Iterator[None]:
         errors.InvalidSchemaName,
         errors.InsufficientPrivilege,
     ) as error:
-        raise ConfigError(
+        raise SchemaMismatch(
             f"the schema is missing or not this release's ({_first_line(error)}): run `agentq db upgrade`"
         ) from error
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
+import httpx
 import psycopg
 import pytest
 from pydantic import BaseModel
@@ -221,7 +222,7 @@ def test_a_check_that_finds_nothing_lets_the_call_go_out(
 
 
 @both
-@pytest.mark.parametrize("error", [ValueError("no JSON"), ConnectionRefusedError("down"), TimeoutError("slow")])
+@pytest.mark.parametrize("error", [httpx.DecodingError("none"), ConnectionRefusedError("down"), TimeoutError("slow")])
 def test_a_check_that_fails_says_nothing(
     registry: Registry, client: Client, tenant: str, local: Local, outside: Outside, is_async: bool, error: Exception
 ) -> None:

@@ -98,7 +98,7 @@ class Fan(BaseModel):
     pause_s: float = 0.0
 
 
-fan = Agent("fan", state=Fan, version=1)
+fan = Agent("crash-fan", state=Fan, version=1)
 
 
 @fan.step(start=True)

@@ -255,7 +255,7 @@ class Arena:
 
     def fans(self, count: int, **state: Any) -> list[Session]:
         items = [(state, str(uuid.uuid4())) for _ in range(count)]
-        return self.client.start_many("fan", tenant=TENANT, items=items)
+        return self.client.start_many("crash-fan", tenant=TENANT, items=items)
 
     def wait(self, sessions: list[Session], timeout_s: float = 60.0) -> Counter[str]:
         """The states in which they ended; a stuck one shows where its steps stand."""
