@@ -64,8 +64,23 @@ def fingerprint(*parts: bytes) -> bytes:
 
 
 def canonical(value: Any) -> bytes:
-    """JSON bytes that do not depend on the order in which a mapping was filled."""
-    return to_json(_ordered(from_json(encode(value))))
+    """JSON bytes that depend neither on the order in which a mapping was filled nor on that of a set."""
+    return to_json(_ordered(from_json(encode(_sets_sorted(value)))))
+
+
+def _sets_sorted(value: Any) -> Any:
+    """Sets as sorted lists: in JSON they have the order of this process's hashes, which the next one does not have."""
+    match value:
+        case BaseModel():
+            return _sets_sorted(value.model_dump())
+        case set() | frozenset():
+            return sorted(map(_sets_sorted, value), key=to_json)
+        case dict():
+            return {name: _sets_sorted(item) for name, item in value.items()}
+        case list() | tuple():
+            return [_sets_sorted(item) for item in value]
+        case _:
+            return value
 
 
 def _ordered(value: Any) -> Any:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import subprocess
+import sys
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +17,7 @@ from pydantic import BaseModel
 from agentq.errors import PayloadTooLarge
 from agentq.payload import WHOLE_BELOW_BYTES, bounded, canonical, choose, decode, encode, fingerprint, fold
 
+ROOT = Path(__file__).resolve().parents[1]
 LONG = "x" * WHOLE_BELOW_BYTES
 
 
@@ -208,3 +213,26 @@ def test_too_large_is_refused_with_both_numbers() -> None:
     assert bounded("the state", b"12", 2) == b"12"
     with pytest.raises(PayloadTooLarge, match=r"the state has 3 bytes, the limit is 2 .*pass a reference"):
         bounded("the state", b"123", 2)
+
+
+def test_a_set_has_one_fingerprint_in_every_process() -> None:
+    """
+    Sets come in another order in each process; the same request from two producers is the same all the same.
+    """
+    code = (
+        "from agentq.payload import canonical; from pydantic import BaseModel\n"
+        "class Tags(BaseModel):\n    tags: set[str]; more: dict[str, frozenset[str]] = {}\n"
+        "words = {'a', 'b', 'c', 'd', 'e'}\n"
+        "print(canonical([[words, Tags(tags=words, more={'x': frozenset(words)})], {'also': {1, 'one', None}}]))"
+    )
+    answers = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(answers) == 1

@@ -17,7 +17,7 @@ from agentq.agents.context import AsyncContext, Context, Means
 from agentq.agents.registry import Registry
 from agentq.agents.returns import Branch, Child, Done, Fail, Next, Sleep, Spawn, seconds
 from agentq.engine import Attempt
-from agentq.errors import DeadlineExceeded, FenceLost, NotNow, Permanent, SessionCancelled
+from agentq.errors import DeadlineExceeded, FenceLost, InvalidState, NotNow, Permanent, SessionCancelled
 from agentq.payload import bounded, canonical, decode, encode, fingerprint, fold
 from agentq.step import new_id
 from agentq.verdicts import (
@@ -233,8 +233,16 @@ class Planner:
 
 
 def input_hash(agent: Agent[Any], data: bytes) -> bytes:
-    """What a reused key is compared by: the agent's name and the input, whatever the order of its fields."""
-    return fingerprint(agent.name.encode(), canonical(decode(data)))
+    """
+    What a reused key is compared by: the agent's name and the input, whatever the order of its fields.
+
+    Raises:
+        InvalidState: the state model cannot read what it wrote, so no step could begin.
+    """
+    try:
+        return fingerprint(agent.name.encode(), canonical(agent.read(data)))
+    except Permanent as error:
+        raise InvalidState(agent.name, str(error)) from None
 
 
 def _until_s(until: datetime) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 import sqlalchemy as sa
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session as OrmSession
 
 from agentq import Agent, AsyncClient, Branch, Client, Context, Done, Next, SessionFailed, Spawn, WaitTimeout
@@ -168,6 +168,24 @@ def test_a_bad_request_is_refused_with_words(
     assert isinstance(raised.value, InvalidInput)
     assert "secret words" not in str(raised.value)
     assert sessions(store, tenant) == 0
+
+
+def test_a_state_that_cannot_be_read_back_is_refused(registry: Registry, client: Client, tenant: str) -> None:
+    """
+    A model that does not accept what it wrote itself would fail at its first step; the producer learns it now.
+    """
+
+    class Aliased(BaseModel):
+        n: int = Field(alias="number")
+
+    agent = Agent("aliased", state=Aliased, registry=registry)
+    agent.step(ends)
+    with pytest.raises(InvalidState, match="number: Field required"):
+        client.start("aliased", tenant=tenant, input={"number": 3})
+
+
+def ends(state: Any) -> Done:
+    return Done()
 
 
 def test_a_tenant_is_created_when_that_is_wanted(settings: Settings, registry: Registry, tenant: str) -> None:

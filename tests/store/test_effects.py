@@ -122,7 +122,7 @@ def test_an_effect_of_a_dead_step_can_be_taken_over_by_another(hands: Hands, eff
     assert not effects.take_over(revived, "k", calling=True)
 
 
-def test_a_stored_result_is_stored_once(hands: Hands, effects: Effects) -> None:
+def test_a_call_stored_once_is_told_so(hands: Hands, effects: Effects) -> None:
     """
     Storing again what is stored already, because the answer was lost, is no loss of the fence.
     """

@@ -136,6 +136,26 @@ def test_collected_failures_are_results(hands: Hands) -> None:
     assert found[1].failure["message"] == BROKEN.message
 
 
+def test_a_branch_is_closed_once(hands: Hands) -> None:
+    """
+    A child that was cancelled while a step of it still ran does not count a second time.
+    """
+    claim, join, child = with_child(hands, collect=True)
+    running = hands.claim(child)
+    hands.sessions.cancel(hands.tenant, child.session_id, Failure("cancelled", "X", "no"))
+    hands.settle(running, "end")
+    with hands.store.transaction(hands.tenant) as connection:
+        # Whoever asks again, the branch is closed: this is what a repeated end comes to.
+        again = connection.execute(
+            "select agentq.finish_branch(%s, %s, %s, 0, true, 'x', null, agentq.now())",
+            (hands.tenant, join.session_id, join.step_id),
+        ).fetchone()
+    assert again == (None,)
+    [row] = hands.ledger.branches(join)
+    assert row.state == "failed"
+    assert hands.session(claim.ref)["state"] == "running"
+
+
 def test_a_branch_of_several_steps_ends_with_its_last(hands: Hands) -> None:
     """
     A branch goes on through `Next` and its attempts; only its end counts.
