@@ -162,6 +162,7 @@ def test_an_answer_that_was_lost_is_never_blindly_repeated(
     assert len(outside.calls) == 1
     assert session.view().failure is not None
     assert session.view().failure["kind"] == "unknown"  # type: ignore[index]
+    assert session.steps()[0].attempt == 1, "nobody has to run it again to find out"
 
 
 @both

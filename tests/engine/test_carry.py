@@ -68,10 +68,10 @@ def test_a_failing_step_is_retried_until_its_attempts_are_used_up(
     @agent.step(retries=2)
     def work(state: Count, ctx: Context) -> Done:
         attempts.append(ctx.attempt)
-        raise RuntimeError(f"no luck {ctx.attempt}")
+        raise ConnectionError(f"no luck {ctx.attempt}")
 
     session = client.start("robot", tenant=tenant, input={})
-    with pytest.raises(RuntimeError, match="no luck 3"):
+    with pytest.raises(ConnectionError, match="no luck 3"):
         local().drain(session)
 
     assert attempts == [1, 2, 3]
@@ -80,7 +80,7 @@ def test_a_failing_step_is_retried_until_its_attempts_are_used_up(
     view = session.view()
     assert view.state == "failed"
     assert view.failure is not None
-    assert (view.failure["kind"], view.failure["type"], view.failure["attempt"]) == ("transient", "RuntimeError", 3)
+    assert (view.failure["kind"], view.failure["type"], view.failure["attempt"]) == ("transient", "ConnectionError", 3)
     assert "work" in view.failure["where"]
 
 
@@ -657,13 +657,16 @@ def test_a_process_taken_for_dead_fences_its_steps_and_registers_anew(
     I3: what it was running is superseded, whatever comes of it; what it claims afterwards counts.
     """
     agent = Agent("robot", state=Count, registry=registry)
-    began, wake = threading.Event(), threading.Event()
+    began, wake, told = threading.Event(), threading.Event(), threading.Event()
 
     @agent.step
     def work(state: Count, ctx: Context) -> Done:
         if not began.is_set():
             began.set()
             wake.wait(20)
+            with pytest.raises(FenceLost):
+                ctx.check()
+            told.set()
             return Done("zombie")
         return Done("fresh")
 
@@ -682,6 +685,7 @@ def test_a_process_taken_for_dead_fences_its_steps_and_registers_anew(
     wake.set()
     thread.join(10)
 
+    assert told.is_set(), "a step that asks learns that its process was taken for dead"
     assert verdicts == [Superseded(1)]
     assert session.view().result == "fresh"
     assert session.steps()[0].crashes == 1

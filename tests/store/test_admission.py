@@ -9,7 +9,7 @@ import pytest
 
 from agentq.store.operators import Operators
 from agentq.store.pool import Store
-from agentq.verdicts import Failure
+from agentq.verdicts import Failure, Wake
 from tests.support.hands import Hands, at_once, step
 from tests.support.until import until
 
@@ -34,6 +34,24 @@ def test_the_cap_is_exact(hands: Hands, admin: psycopg.Connection) -> None:
 
     assert len({wake.step_id for wake in wakes}) == len(wakes) == 7
     assert hands.admit() == []
+
+
+def test_two_admissions_never_share_a_slot(hands: Hands, admin: psycopg.Connection) -> None:
+    """
+    While one admission has not committed, another one of the same tenant waits, and then finds the slots taken.
+    """
+    cap(admin, hands, 3)
+    for _ in range(8):
+        hands.start()
+    results: list[list[Wake]] = []
+    second = threading.Thread(target=lambda: results.append(hands.admit()))
+    waits = "select count(*) from pg_locks where locktype = 'advisory' and not granted"
+    with hands.store.transaction(hands.tenant) as connection:
+        first = connection.execute("select agentq.admit(%s, 100)", (hands.tenant,)).fetchall()
+        second.start()
+        until(lambda: admin.execute(waits).fetchone() != (0,) or not second.is_alive(), 10)
+    second.join(10)
+    assert (len(first), results) == (3, [[]])
 
 
 def test_the_cap_holds_while_steps_end(hands: Hands, admin: psycopg.Connection) -> None:

@@ -1,0 +1,490 @@
+"""
+Takes away one guard at a time and looks whether its test notices.
+
+    python tests/mutations.py [words that the test's or the file's name contains ...]
+
+Each mutation is made in a copy of the repository. A survivor is a guard that no test holds; the
+program's exit code is their number. A mutation whose text is no longer in the file is reported as
+stale, and counts too.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+FUNCTIONS = "agentq/store/sql/functions.sql"
+LEDGER = "tests/store/test_ledger.py::test_"
+SESSIONS = "tests/store/test_sessions.py::test_"
+ADMISSION = "tests/store/test_admission.py::test_"
+JOINS = "tests/store/test_joins.py::test_"
+WORKERS = "tests/store/test_workers.py::test_"
+STORED = "tests/store/test_effects.py::test_"
+EFFECTS = "tests/agents/test_effects.py::test_"
+CARRY = "tests/engine/test_carry.py::test_"
+RELAY = "tests/engine/test_relay.py::test_"
+SCHEMA = "tests/store/test_schema.py::test_"
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One guard gone: in `file`, the first `old` becomes `new`, and `test` must fail."""
+
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+def sql(old: str, new: str, test: str) -> Mutation:
+    return Mutation(FUNCTIONS, old, new, test)
+
+
+FENCE = "and l.state = 'running' and l.fence = p_fence and l.fence_token = p_token\n    returning l.* into e;"
+HELD_BY_FENCE = (
+    "                      and l.state = 'running' and l.fence = p_fence and l.fence_token = p_token) then\n"
+    "        return query select 'superseded'"
+)
+
+MUTATIONS = [
+    # I1: one session for a key
+    sql("s.input_hash = p_hash as same", "true as same", SESSIONS + "a_key_used_with_another_input_is_refused"),
+    Mutation(
+        "agentq/store/schema.py",
+        'Index("session_key", "tenant", "key", unique=True',
+        'Index("session_key", "tenant", "key", unique=False',
+        SCHEMA + "migrations_make_what_the_metadata_says",
+    ),
+    Mutation(
+        "agentq/store/sql/functions.sql",
+        "    on conflict (tenant, key) where key is not null do nothing;",
+        "    ;",
+        SESSIONS + "fifty_starts_with_one_key_make_one_session",
+    ),
+    Mutation(
+        "agentq/store/sessions.py",
+        'raise KeyConflict("session key", str(new.key))',
+        "return session_id, False",
+        SESSIONS + "one_refused_start_refuses_the_whole_batch",
+    ),
+    # claims
+    sql("and l.state = 'queued' and l.due_at", "and l.due_at", LEDGER + "one_of_many_claims_is_granted"),
+    sql(
+        "and l.due_at <= v_now and l.quarantine",
+        "and l.quarantine",
+        LEDGER + "a_queued_step_before_its_time_is_not_due",
+    ),
+    sql(
+        "and l.quarantine = p_quarantine\n        returning",
+        "\n        returning",
+        LEDGER + "a_suspect_is_refused_outside_quarantine_and_others_inside",
+    ),
+    sql("se.state = 'running' and se.agent", "se.agent", LEDGER + "a_step_of_a_paused_session_is_held"),
+    sql(
+        "se.state = 'running' and se.agent || '@' || se.agent_version = any (p_serves)",
+        "se.state = 'running'",
+        LEDGER + "a_worker_without_the_agents_version_is_refused",
+    ),
+    sql(
+        "where te.name = p_tenant and te.state <> 'paused')",
+        "where te.name = p_tenant)",
+        LEDGER + "a_step_of_a_paused_tenant_waits_for_admission",
+    ),
+    sql(
+        "where wo.worker_id = p_worker and wo.state in ('live', 'draining'))",
+        "where true)",
+        LEDGER + "a_worker_taken_for_dead_claims_nothing",
+    ),
+    sql("attempt = l.attempt + 1", "attempt = l.attempt", LEDGER + "one_of_many_claims_is_granted"),
+    # I2, I3: settlements
+    sql(FENCE, FENCE.replace("and l.fence = p_fence ", ""), LEDGER + "the_number_tells_apart_what_the_token_does_not"),
+    sql(FENCE, FENCE.replace(" and l.fence_token = p_token", ""), LEDGER + "the_token_tells_apart_what_a_crash_forgot"),
+    sql(
+        FENCE,
+        "and l.state = 'running'\n    returning l.* into e;",
+        LEDGER + "a_late_worker_cannot_overwrite_its_successor",
+    ),
+    Mutation(
+        "agentq/store/ledger.py",
+        "        if not closed:\n            raise FenceLost(",
+        "        if False:\n            raise FenceLost(",
+        LEDGER + "of_two_settlements_at_once_one_counts",
+    ),
+    Mutation(
+        "agentq/store/sql/ledger.sql",
+        "   and state = 'running' and fence_token = %(token)s::bigint\nreturning",
+        "   and state = 'running'\nreturning",
+        LEDGER + "the_token_tells_apart_what_a_crash_forgot",
+    ),
+    sql(
+        "    if v_session not in ('running', 'paused') then\n        p_verdict := 'cancelled';",
+        "    if false then\n        p_verdict := 'cancelled';",
+        LEDGER + "a_step_settles_into_a_session_that_has_ended",
+    ),
+    sql(
+        "attempt = case when p_verdict in ('release', 'postpone') then l.attempt - 1 else l.attempt end",
+        "attempt = l.attempt",
+        LEDGER + "a_released_step_costs_no_attempt",
+    ),
+    sql(
+        "or p_plan ? 'branches' then",
+        "then",
+        JOINS + "a_spawn_that_meets_a_cancellation_leaves_nothing_waiting",
+    ),
+    # admission
+    sql(
+        "    perform pg_advisory_xact_lock(1634166382, hashtext(p_tenant));\n",
+        "",
+        ADMISSION + "two_admissions_never_share_a_slot",
+    ),
+    sql("limit least(greatest(v_cap - v_admitted, 0), p_max)", "limit p_max", ADMISSION + "the_cap_is_exact"),
+    sql(
+        "state <> 'paused' and not shedding) then",
+        "state <> 'paused') then",
+        ADMISSION + "a_lowered_cap_sheds_and_recovers",
+    ),
+    sql(
+        "select te.state <> 'paused' and not te.shedding into v_flowing",
+        "select te.state <> 'paused' into v_flowing",
+        ADMISSION + "a_chain_above_a_lowered_cap_waits_its_turn",
+    ),
+    sql(
+        "select te.state <> 'paused' and not te.shedding into v_flowing",
+        "select te.state = 'active' and not te.shedding into v_flowing",
+        ADMISSION + "a_draining_tenant_finishes_what_it_has",
+    ),
+    sql(
+        "update agentq.tenant set shedding = false where name = p_tenant and shedding;",
+        "null;",
+        ADMISSION + "a_lowered_cap_sheds_and_recovers",
+    ),
+    sql(
+        "        v_wake := agentq.hand_on_slot(p_tenant, v_now);\n    end if;\n    dispatch :=",
+        "        null;\n    end if;\n    dispatch :=",
+        ADMISSION + "a_step_that_ends_hands_its_slot_on",
+    ),
+    sql("order by priority, due_at limit 1", "order by due_at limit 1", ADMISSION + "priority_first_then_age"),
+    sql(
+        "and e.tenant > hop.tenant order by",
+        "and e.tenant < hop.tenant order by",
+        ADMISSION + "every_tenant_with_a_backlog_is_found",
+    ),
+    sql(
+        "        perform agentq.await_admission(p_tenant, v_wake);\n",
+        "",
+        ADMISSION + "a_cancelled_child_does_not_push_its_parent_past_the_cap",
+    ),
+    # joins
+    sql("and branch = p_branch and state = 'open';", "and branch = p_branch;", JOINS + "a_branch_is_closed_once"),
+    sql("if not p_ok and not j.collect then", "if not p_ok then", JOINS + "collected_failures_are_results"),
+    sql("if not p_ok and not j.collect then", "if false then", JOINS + "a_failed_branch_fails_the_session"),
+    sql(
+        "        if j.join_step is not null then",
+        "        if false then",
+        JOINS + "a_failure_within_a_collected_branch_is_collected",
+    ),
+    sql(
+        "            perform agentq.cancel_join(p_tenant, p_session, p_join, p_now);\n",
+        "",
+        JOINS + "a_failure_within_a_collected_branch_is_collected",
+    ),
+    sql(
+        "           and (p.state in ('failed', 'cancelled') or exists (",
+        "           and (false and exists (",
+        JOINS + "children_end_with_their_parent",
+    ),
+    # workers
+    sql(
+        "            if w.missing_since is null or w.seen_at > w.missing_since then",
+        "            if w.missing_since is null then",
+        WORKERS + "a_heartbeat_between_two_looks_outweighs_a_missing_lock",
+    ),
+    sql(
+        "            if w.missing_since is null or w.seen_at > w.missing_since then",
+        "            if false then",
+        WORKERS + "a_dead_process_is_found_at_the_second_look",
+    ),
+    sql(
+        "            elsif w.missing_since <= v_now - make_interval(secs => p_look_s) then",
+        "            else",
+        WORKERS + "two_looks_need_a_pause_between_them",
+    ),
+    sql(
+        "if v_free or w.lease_until < v_now then",
+        "if v_free then",
+        WORKERS + "a_living_process_whose_lease_is_over_is_dead",
+    ),
+    sql(
+        "if v_free or w.lease_until < v_now then",
+        "if w.lease_until < v_now then",
+        WORKERS + "a_dead_process_is_found_at_the_second_look",
+    ),
+    sql(
+        "           and (seen_at > pg_postmaster_start_time()",
+        "           and (true",
+        WORKERS + "nobody_is_dead_while_postgres_has_just_started",
+    ),
+    sql(
+        "when e.crashes >= 1 then 'suspect'",
+        "when e.crashes >= 9 then 'suspect'",
+        WORKERS + "again_then_suspect_then_buried",
+    ),
+    sql(
+        "when e.crashes >= 1 then 'suspect'",
+        "when true then 'suspect'",
+        WORKERS + "neighbours_of_a_poisonous_step_are_not_punished",
+    ),
+    sql(
+        "crashes = l.crashes + 1, attempt = l.attempt - 1",
+        "crashes = l.crashes + 1",
+        WORKERS + "crashes_cost_no_attempts",
+    ),
+    sql(
+        "w.worker_id = l.worker and w.state in ('live', 'draining'))",
+        "w.worker_id = l.worker and w.state = 'live')",
+        WORKERS + "steps_of_the_living_are_not_taken_back",
+    ),
+    Mutation(
+        "agentq/store/sql/workers.sql",
+        "select pg_try_advisory_lock(%(lock_key)s);",
+        "select true, pg_advisory_lock(%(lock_key)s);",
+        WORKERS + "a_half_open_connection_does_not_keep_its_process_from_beating",
+    ),
+    Mutation(
+        "agentq/store/sql/workers.sql",
+        "on conflict (worker_id) do nothing;",
+        ";",
+        WORKERS + "a_registration_whose_answer_was_lost_is_repeated",
+    ),
+    Mutation(
+        "agentq/heart.py",
+        "                if not self._registration.holds_lock():",
+        "                if False:",
+        WORKERS + "a_lost_connection_is_noticed_before_the_relay_looks_twice",
+    ),
+    Mutation(
+        "agentq/heart.py",
+        "            self._in_flight.fence_all()\n",
+        "            pass\n",
+        CARRY + "a_process_taken_for_dead_fences_its_steps_and_registers_anew",
+    ),
+    Mutation(
+        "agentq/heart.py",
+        "if now <= attempt.deadline or attempt.answered:",
+        "if now <= attempt.deadline:",
+        CARRY + "an_answer_that_waits_for_postgres_is_not_late",
+    ),
+    Mutation(
+        "agentq/heart.py",
+        '                attempt.stop("cancelled")',
+        "                pass",
+        CARRY + "a_running_step_is_told_that_its_session_was_cancelled",
+    ),
+    Mutation(
+        "agentq/heart.py",
+        "                self._engine.abandon(attempt)",
+        "                pass",
+        CARRY + "a_sync_step_that_ignores_its_deadline_is_abandoned",
+    ),
+    # I5: effects
+    sql(
+        HELD_BY_FENCE,
+        HELD_BY_FENCE.replace("and l.fence = p_fence and l.fence_token = p_token", ""),
+        STORED + "a_zombie_claims_and_stores_nothing",
+    ),
+    sql("    if f.args_hash <> p_hash then", "    if false then", STORED + "a_key_with_other_arguments_is_a_conflict"),
+    sql(
+        "    if f.state = 'pending' and (f.session_id, f.step_id) <> (p_session, p_step) and exists (",
+        "    if false and exists (",
+        STORED + "two_steps_with_one_domain_key_call_once",
+    ),
+    sql(
+        "effect_key = p_key and state = 'pending'\n       and session_id = p_session and step_id = p_step and fence = p_fence;\n    return",
+        "effect_key = p_key and state = 'pending';\n    return",
+        STORED + "a_zombie_claims_and_stores_nothing",
+    ),
+    sql("    return found or exists (", "    return found and exists (", STORED + "a_call_stored_once_is_told_so"),
+    sql("calls = e.calls + 1", "calls = e.calls", STORED + "a_call_that_failed_may_go_out_again"),
+    Mutation(
+        "agentq/agents/context.py",
+        'key = f"s:{self.session_id}:{self.step_id}:{self._calls}"',
+        'key = f"s:{self.session_id}:{self.step_id}:{self._calls}:{self.attempt}"',
+        EFFECTS + "a_recorded_result_is_recalled_in_the_next_attempt",
+    ),
+    Mutation(
+        "agentq/agents/context.py",
+        '            case "pending" if call.declared.check is not None:',
+        '            case "pending" if False:',
+        EFFECTS + "the_check_is_asked_before_a_repeat",
+    ),
+    Mutation(
+        "agentq/agents/context.py",
+        "        elif call.declared.check is None:",
+        "        elif False:",
+        EFFECTS + "an_answer_that_was_lost_is_never_blindly_repeated",
+    ),
+    Mutation(
+        "agentq/agents/context.py",
+        "        if call.declared.idempotent or not self._means.ambiguous(error):",
+        "        if True:",
+        EFFECTS + "an_answer_that_was_lost_is_never_blindly_repeated",
+    ),
+    Mutation(
+        "agentq/agents/context.py",
+        "        async with self._turns.setdefault(call.key, asyncio.Lock()):",
+        "        if True:",
+        EFFECTS + "one_key_twice_at_the_same_time_calls_once",
+    ),
+    Mutation(
+        "agentq/agents/context.py",
+        "        with self._attempt.keep_open(self._connection):",
+        "        if True:",
+        "tests/agents/test_transactions.py::test_a_coroutine_that_outlives_its_attempt_writes_nothing",
+    ),
+    # the engine
+    Mutation(
+        "agentq/engine.py",
+        "self.ledger.settle(attempt.claim, settlement, on=attempt.connection)",
+        "self.ledger.settle(attempt.claim, settlement)",
+        "tests/agents/test_transactions.py::test_a_commit_that_is_refused_fails_the_step",
+    ),
+    Mutation(
+        "agentq/engine.py",
+        "            stack.__exit__(_Rollback, _Rollback(), None)",
+        "            stack.close()",
+        "tests/agents/test_transactions.py::test_an_exception_undoes_the_writes",
+    ),
+    Mutation(
+        "agentq/engine.py",
+        "            self.in_flight.doubt(ref, token)\n",
+        "            pass\n",
+        CARRY + "a_claim_whose_answer_was_lost_is_disowned",
+    ),
+    Mutation(
+        "agentq/agents/act.py",
+        '            if attempt.stopped != "cancelled":',
+        "            if False:",
+        CARRY + "whatever_a_step_raises_its_entry_ends",
+    ),
+    Mutation(
+        "agentq/store/ledger.py",
+        "            with driver_errors():",
+        "            if True:",
+        "tests/agents/test_transactions.py::test_a_connection_that_breaks_is_a_failed_attempt",
+    ),
+    # the relay
+    Mutation(
+        "agentq/relay.py",
+        "missing = min(stale, (quarantined if quarantine else expected) - depth, self._batch)",
+        "missing = min(stale, self._batch)",
+        RELAY + "only_as_many_as_are_missing_are_sent_again",
+    ),
+    Mutation(
+        "agentq/store/sql/ledger.sql",
+        "       and queued_at < agentq.now() - make_interval(secs => %(age_s)s * 2 ^ least(dispatches, 6))",
+        "",
+        LEDGER + "missing_messages_are_sent_again_less_and_less_often",
+    ),
+    Mutation(
+        "agentq/store/sql/ledger.sql",
+        "order by queued_at limit %(max)s for update skip locked)",
+        "order by queued_at limit %(max)s)",
+        LEDGER + "two_relays_never_send_one_message_twice",
+    ),
+    # I8: tenants
+    Mutation(
+        "agentq/store/sql/security.sql",
+        "tenant = current_setting('agentq.tenant', true) or current_setting('agentq.tenant', true) = '*')$policy$",
+        "true)$policy$",
+        SCHEMA + "a_tenant_sees_its_own_rows_only",
+    ),
+    Mutation(
+        "agentq/store/sql/security.sql",
+        "        execute format('alter table agentq.%I enable row level security', t);",
+        "",
+        SCHEMA + "a_tenant_changes_its_own_rows_only",
+    ),
+    Mutation(
+        "agentq/store/pool.py",
+        "(\"select set_config('agentq.tenant', %s, true)\"",
+        "(\"select set_config('agentq.tenant', %s, false)\"",
+        SCHEMA + "the_name_of_a_tenant_ends_with_its_transaction",
+    ),
+    # payloads
+    Mutation(
+        "agentq/payload.py",
+        "    return to_json(one) == to_json(other)",
+        "    return one == other",
+        "tests/test_payload.py::test_values_that_python_holds_equal_are_told_apart",
+    ),
+    Mutation(
+        "agentq/payload.py",
+        "    if sum(map(len, before[1:])) + len(change) < len(before[0]):",
+        "    if False:",
+        "tests/test_payload.py::test_bytes_follow_what_changed_not_how_long_it_went_on",
+    ),
+    # producers
+    Mutation(
+        "agentq/submissions.py",
+        "            except Exception as error:\n                # Nonsense",
+        "            except ZeroDivisionError as error:\n                # Nonsense",
+        "tests/broker/test_submissions.py",
+    ),
+    Mutation(
+        "agentq/broker/transport.py",
+        "TypeError, AttributeError, RecursionError):",
+        "TypeError, AttributeError):",
+        "tests/broker/test_fleet.py::test_garbage_is_kept_and_the_worker_lives[nested-submit]",
+    ),
+]
+
+
+def main(words: list[str]) -> int:
+    """Run every mutation whose file or test contains one of the words; all without words."""
+    chosen = [m for m in MUTATIONS if not words or any(word in m.test or word in m.file for word in words)]
+    bad: list[str] = []
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "copy"
+        skipped = shutil.ignore_patterns(".git", ".venv", ".agentq", "*_cache", "__pycache__", "benchmarks")
+        shutil.copytree(ROOT, copy, ignore=skipped)
+        for number, mutation in enumerate(chosen, 1):
+            fate = survives(copy, mutation)
+            print(f"{number:3}/{len(chosen)} {fate:8} {mutation.test}", flush=True)
+            if fate != "noticed":
+                bad.append(f"{fate}: {mutation.file}: {mutation.old.strip().splitlines()[0][:90]} ({mutation.test})")
+    print("\n".join(["", f"{len(chosen) - len(bad)} noticed, {len(bad)} not", *bad]))
+    return min(len(bad), 100)
+
+
+def survives(copy: Path, mutation: Mutation) -> str:
+    """`noticed`, `survived`, or `stale` when there is nothing to take away."""
+    path = copy / mutation.file
+    original = path.read_text("utf-8")
+    if mutation.old not in original:
+        return "stale"
+    path.write_text(original.replace(mutation.old, mutation.new, 1), "utf-8")
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--timeout=60", mutation.test]
+    environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+    try:
+        ran = subprocess.run(
+            command, cwd=copy, env=environment, capture_output=True, text=True, check=False, timeout=180
+        )
+    except subprocess.TimeoutExpired:
+        return "noticed"  # it hangs without its guard
+    finally:
+        path.write_text(original, "utf-8")
+    if ran.returncode == 0:
+        return "survived"
+    # 1: tests failed. Anything else says that the test was not found or could not run.
+    return "noticed" if ran.returncode == 1 else f"error {ran.returncode}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
