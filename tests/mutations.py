@@ -306,8 +306,8 @@ MUTATIONS = [
         STORED + "two_steps_with_one_domain_key_call_once",
     ),
     sql(
-        "effect_key = p_key and state = 'pending'\n       and session_id = p_session and step_id = p_step and fence = p_fence;\n    return",
-        "effect_key = p_key and state = 'pending';\n    return",
+        "state = 'pending'\n       and session_id = p_session and step_id = p_step and fence = p_fence;\n    return",
+        "state = 'pending';\n    return",
         STORED + "a_zombie_claims_and_stores_nothing",
     ),
     sql("    return found or exists (", "    return found and exists (", STORED + "a_call_stored_once_is_told_so"),
