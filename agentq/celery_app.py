@@ -69,7 +69,7 @@ def _workers(settings: Settings) -> dict[str, Any]:
         "task_time_limit": settings.step_timeout_s + 60,
         "worker_consumer": f"{Consumer.__module__}:{Consumer.__name__}",
         # Flower shows tasks only when workers tell.
-        "worker_send_task_events": True,
+        "worker_send_task_events": settings.task_events,
         "task_send_sent_event": False,
         "worker_hijack_root_logger": False,
     }

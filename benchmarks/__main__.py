@@ -58,48 +58,55 @@ def main() -> None:
 
 
 def _hops(bench: Bench, rounds: int, console: Console) -> dict[str, object]:
+    """Each contender once a round, in turn; with and without the task events that Flower shows."""
     raw: list[Rate] = []
-    bare: list[tuple[Rate, Latency]] = []
-    ours: list[tuple[Rate, Latency]] = []
+    found: dict[tuple[str, bool], list[tuple[Rate, Latency]]] = {}
     with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("chained empty steps", total=rounds * 3)
+        task = progress.add_task("chained empty steps", total=rounds * 5)
         for _ in range(rounds):
             raw.append(bench.raw())
             progress.advance(task)
-            bare.append(bench.bare())
-            progress.advance(task)
-            ours.append(bench.agentq())
-            progress.advance(task)
-    _print_hops(bench, raw, bare, ours, console)
-    ratio_bare = statistics.median(o[0].steps_per_s / b[0].steps_per_s for o, b in zip(ours, bare, strict=True))
-    ratio_raw = statistics.median(o[0].steps_per_s / r.steps_per_s for o, r in zip(ours, raw, strict=True))
-    console.print(
-        f"steps/s of agentq, every step durable: [bold]{ratio_bare:.2f}[/] of bare Celery, "
-        f"[bold]{ratio_raw:.2f}[/] of the statements without Celery (medians of {rounds} interleaved rounds)"
-    )
-    return {
-        "raw": [asdict(rate) for rate in raw],
-        "bare": [{**asdict(rate), **asdict(latency)} for rate, latency in bare],
-        "agentq": [{**asdict(rate), **asdict(latency)} for rate, latency in ours],
-        "ratio_to_bare": ratio_bare,
-        "ratio_to_raw": ratio_raw,
+            for events in (False, True):
+                for name, measure in (("bare", bench.bare), ("agentq", bench.agentq)):
+                    found.setdefault((name, events), []).append(measure(events=events))
+                    progress.advance(task)
+    _print_hops(bench, raw, found, console)
+    ratios = {
+        "to_bare": _ratio(found["agentq", False], found["bare", False]),
+        "to_bare_with_events": _ratio(found["agentq", True], found["bare", True]),
+        "to_raw": statistics.median(
+            ours[0].steps_per_s / rate.steps_per_s for ours, rate in zip(found["agentq", False], raw, strict=True)
+        ),
     }
+    console.print(
+        f"steps/s of agentq, every step durable: [bold]{ratios['to_bare']:.2f}[/] of bare Celery "
+        f"([bold]{ratios['to_bare_with_events']:.2f}[/] where both send task events), "
+        f"{ratios['to_raw']:.2f} of the statements without Celery (medians of {rounds} interleaved rounds)"
+    )
+    rows = {
+        f"{name}{'_with_events' if events else ''}": [{**asdict(rate), **asdict(latency)} for rate, latency in measured]
+        for (name, events), measured in found.items()
+    }
+    return {"raw": [asdict(rate) for rate in raw], **rows, "ratios": ratios}
+
+
+def _ratio(ours: list[tuple[Rate, Latency]], theirs: list[tuple[Rate, Latency]]) -> float:
+    pairs = zip(ours, theirs, strict=True)
+    return statistics.median(our[0].steps_per_s / their[0].steps_per_s for our, their in pairs)
 
 
 def _print_hops(
-    bench: Bench,
-    raw: list[Rate],
-    bare: list[tuple[Rate, Latency]],
-    ours: list[tuple[Rate, Latency]],
-    console: Console,
+    bench: Bench, raw: list[Rate], found: dict[tuple[str, bool], list[tuple[Rate, Latency]]], console: Console
 ) -> None:
     title = f"{bench.sessions} sessions x {bench.steps} empty steps, 2 kB of state, medians of {len(raw)} rounds"
     table = Table(title=title)
     for name in ("", "steps/s", "hop p50 ms", "hop p99 ms", "commits/step", "WAL bytes/step", "memory MB"):
         table.add_column(name, justify="left" if not name else "right")
     _row(table, "claim + settle, no Celery", raw, [])
-    _row(table, "bare Celery, apply_async chain", [rate for rate, _ in bare], [latency for _, latency in bare])
-    _row(table, "agentq", [rate for rate, _ in ours], [latency for _, latency in ours])
+    names = {"bare": "bare Celery, apply_async chain", "agentq": "agentq"}
+    for (name, events), measured in found.items():
+        label = names[name] + (", task events on" if events else "")
+        _row(table, label, [rate for rate, _ in measured], [latency for _, latency in measured])
     console.print(table)
 
 

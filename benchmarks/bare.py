@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
@@ -18,6 +19,8 @@ app.conf.update(
     celery_settings(settings)
     | {"worker_consumer": "celery.worker.consumer:Consumer", "task_routes": {}, "task_queues": None}
     | {"task_create_missing_queues": True, "task_default_queue": "bare"}
+    # Off is Celery's default; agentq's workers send them, for Flower.
+    | {"worker_send_task_events": os.environ.get("BENCH_EVENTS") == "1"}
 )
 done = redis.Redis.from_url(settings.broker_url)
 

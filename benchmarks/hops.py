@@ -66,11 +66,12 @@ class Bench:
         """A producer with the measured agents."""
         return Client(self.settings, load_agents(("benchmarks.agents",)))
 
-    def agentq(self) -> tuple[Rate, Latency]:
-        """agentq as shipped."""
+    def agentq(self, *, events: bool) -> tuple[Rate, Latency]:
+        """agentq as shipped, or without the events that Flower needs."""
+        env = self.env | {"AGENTQ_TASK_EVENTS": str(events).lower()}
         with (
             self.client() as client,
-            agentq_workers(self.env, processes=self.processes, threads=self.threads, log=self.log) as pids,
+            agentq_workers(env, processes=self.processes, threads=self.threads, log=self.log) as pids,
         ):
             for number in range(TENANTS):
                 client.tenants.add(f"bench-{number}", concurrency=100_000)
@@ -89,13 +90,17 @@ class Bench:
             )
             return rate, self._agentq_latency(client)
 
-    def bare(self) -> tuple[Rate, Latency]:
-        """Bare Celery on the same pool."""
+    def bare(self, *, events: bool) -> tuple[Rate, Latency]:
+        """Bare Celery on the same pool, with or without the events that Flower needs."""
         from benchmarks.bare import app, hop, ping
 
         app.conf.broker_url = self.settings.broker_url
         with celery_workers(
-            "benchmarks.bare", self.env, processes=self.processes, threads=self.threads, log=self.log
+            "benchmarks.bare",
+            self.env | {"BENCH_EVENTS": str(int(events))},
+            processes=self.processes,
+            threads=self.threads,
+            log=self.log,
         ) as pids:
             self.redis.delete("bare.ready")
             for _ in range(self.processes * 20):
