@@ -2,7 +2,7 @@
 One real Postgres and one real broker for the whole run; each test has a tenant of its own.
 
 With AGENTQ_DATABASE_URL and AGENTQ_BROKER_URL set, the run uses those servers instead. It then refuses to
-start where somebody's sessions are, and leaves nothing behind but the schema.
+start where somebody's sessions are, and takes its tenants and all of their rows away at the end.
 """
 
 from __future__ import annotations
@@ -220,6 +220,9 @@ def _clean(servers: Servers) -> None:
         for table in reversed([TENANT_TABLES[0], TENANT_TABLES[1], *TENANT_TABLES[2:]]):
             connection.execute(f"delete from {table.fullname} where tenant like %s", (f"{TENANTS}%",))
         connection.execute("delete from agentq.tenant where name like %s", (f"{TENANTS}%",))
+        for table in ("operator_action", "refused_submission"):
+            connection.execute(f"delete from agentq.{table} where tenant like %s", (f"{TENANTS}%",))
+        connection.execute("delete from agentq.worker where state in ('dead', 'stopped') and release in ('0', 'test')")
     with redis.Redis.from_url(servers.broker_url) as client:
         for key in client.scan_iter(f"agentq-{TENANTS}*"):
             client.delete(key)
