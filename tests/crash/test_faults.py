@@ -169,7 +169,7 @@ def _deleted(client: redis.Redis, key: bytes) -> int:
 
 def _duplicated(client: redis.Redis, key: bytes) -> int:
     items = client.lrange(key, 0, 20)
-    if not items or client.llen(key) > 300:
+    if not items or client.llen(key) > 40:
         return 0
     client.rpush(key, *items, *items)
     return 2 * len(items)
