@@ -372,6 +372,7 @@ class Engine:
     def _end(self, attempt: Attempt, outcome: Outcome) -> tuple[Verdict, Settled | None]:
         claim = attempt.claim
         if isinstance(outcome, Interrupted) and outcome.reason != "cancelled":
+            log.warning("attempt %s of step %s was superseded while it ran", claim.fence, claim.ref.step_id)
             return Superseded(claim.fence), None
         settlement = self._conclude(claim, outcome)
         try:
