@@ -53,6 +53,8 @@ class QoS(kombu_redis.QoS):  # type: ignore[misc]
         virtual.QoS.append(self, message, delivery_tag)
 
     def ack(self, delivery_tag: str) -> None:
+        if self.channel.closed:
+            return  # a step that outlived its connection: what was open then has been given back
         if delivery_tag not in self._wakes:
             super().ack(delivery_tag)
             return
@@ -60,7 +62,7 @@ class QoS(kombu_redis.QoS):  # type: ignore[misc]
         virtual.QoS.ack(self, delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        if delivery_tag in self._wakes:
+        if self.channel.closed or delivery_tag in self._wakes:
             self.ack(delivery_tag)  # not put back: the relay finds it missing
             return
         super().reject(delivery_tag, requeue=requeue)

@@ -45,7 +45,9 @@ def _sender(message: Message, problems: list[str]) -> tuple[str, str]:
     """Who can be answered: `From`, else the other headers that carry a return address."""
     for header in ("From", "Reply-To", "Return-Path"):
         # Taken apart before it is decoded: an encoded name may hide an address or a line break.
-        name, address = email.utils.parseaddr(_one_line(_unfolded(message, header)))
+        # Not `parseaddr`, which on some Python 3.11 finds nobody where there are two.
+        found = email.utils.getaddresses([_one_line(_unfolded(message, header))])
+        name, address = found[0] if found else ("", "")
         if ADDRESS.match(address):
             if header != "From":
                 problems.append(f"no usable From header, {header} taken instead")
