@@ -71,7 +71,8 @@ class QoS(kombu_redis.QoS):  # type: ignore[misc]
         for tag in self._wakes:
             self._delivered.pop(tag, None)
         self._wakes.clear()
-        super().restore_unacked(client=client)
+        if self._delivered:  # or a connection that is lost would be asked for nothing
+            super().restore_unacked(client=client)
 
 
 class Channel(kombu_redis.Channel):  # type: ignore[misc]
@@ -88,7 +89,10 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         if client:
             yield client
             return
-        if self._kept_client is None or self._kept_client.connection_pool is not self.pool:
+        # A lost connection has no pool any more, and could make none: the client of before still tells so.
+        if self._kept_client is None or (
+            self._pool is not None and self._kept_client.connection_pool is not self._pool
+        ):
             self._kept_client = self._create_client()
         yield self._kept_client
 
