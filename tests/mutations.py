@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
-FUNCTIONS = "agentq/store/sql/functions.sql"
+FUNCTIONS = "agentq/store/sql/functions"
 LEDGER = "tests/store/test_ledger.py::test_"
 SESSIONS = "tests/store/test_sessions.py::test_"
 ADMISSION = "tests/store/test_admission.py::test_"
@@ -44,7 +44,9 @@ class Mutation:
 
 
 def sql(old: str, new: str, test: str) -> Mutation:
-    return Mutation(FUNCTIONS, old, new, test)
+    """In whichever file of functions has it first, by name."""
+    holders = [file for file in sorted((ROOT / FUNCTIONS).glob("*.sql")) if old in file.read_text("utf-8")]
+    return Mutation(str(holders[0].relative_to(ROOT)) if holders else f"{FUNCTIONS}/ledger.sql", old, new, test)
 
 
 FENCE = "and l.state = 'running' and l.fence = p_fence and l.fence_token = p_token\n    returning l.* into e;"
@@ -57,13 +59,12 @@ MUTATIONS = [
     # I1: one session for a key
     sql("s.input_hash = p_hash as same", "true as same", SESSIONS + "a_key_used_with_another_input_is_refused"),
     Mutation(
-        "agentq/store/schema.py",
+        "agentq/store/schema/ledger.py",
         'Index("session_key", "tenant", "key", unique=True',
         'Index("session_key", "tenant", "key", unique=False',
         SCHEMA + "migrations_make_what_the_metadata_says",
     ),
-    Mutation(
-        "agentq/store/sql/functions.sql",
+    sql(
         "    on conflict (tenant, key) where key is not null do nothing;",
         "    ;",
         SESSIONS + "fifty_starts_with_one_key_make_one_session",

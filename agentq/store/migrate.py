@@ -32,7 +32,6 @@ Phase = Literal["before", "after"]
 # Two programs that migrate at once take turns.
 _MIGRATION_LOCK = 0x61676E7471
 _VERSION_TABLE = "schema_version"
-_APPLIED_EACH_TIME = ("functions.sql", "security.sql")
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,15 +196,27 @@ def _replace_functions(connection: sa.Connection) -> None:
     A function whose result has another shape cannot be replaced, only dropped. A release gives such a
     function a new name, so that the one before it runs on; this serves whoever follows the branch.
     """
-    for name in _APPLIED_EACH_TIME:
+    for name in _applied_each_time():
         try:
             with connection.begin_nested():
                 _apply(connection, name)
         except psycopg.errors.InvalidFunctionDefinition:
-            for signature in connection.execute(sa.text(_OUR_FUNCTIONS), {"schema": SCHEMA}).scalars().all():
-                connection.execute(sa.text(f"drop function {signature}"))
-            _apply(connection, name)
+            _replace_all_functions(connection)
+            break
     connection.execute(sa.text(f"comment on schema {SCHEMA} is '{_functions_digest()}'"))
+
+
+def _replace_all_functions(connection: sa.Connection) -> None:
+    for signature in connection.execute(sa.text(_OUR_FUNCTIONS), {"schema": SCHEMA}).scalars().all():
+        connection.execute(sa.text(f"drop function {signature}"))
+    for name in _applied_each_time():
+        _apply(connection, name)
+
+
+def _applied_each_time() -> list[str]:
+    """The files of functions by name, and row security after them."""
+    functions = files("agentq.store").joinpath("sql", "functions").iterdir()
+    return [*sorted(f"functions/{file.name}" for file in functions if file.name.endswith(".sql")), "security.sql"]
 
 
 # All but agentq.now(), on which column defaults stand.
@@ -217,7 +228,7 @@ _OUR_FUNCTIONS = """
 
 def _functions_digest() -> str:
     """Tells one release's functions from another's."""
-    texts = "".join(files("agentq.store").joinpath("sql", name).read_text("utf-8") for name in _APPLIED_EACH_TIME)
+    texts = "".join(files("agentq.store").joinpath("sql", name).read_text("utf-8") for name in _applied_each_time())
     return f"functions {hashlib.blake2b(texts.encode(), digest_size=8).hexdigest()}"
 
 

@@ -95,7 +95,7 @@ def test_a_deaf_zombie_is_refused_by_the_fence(lonely: Arena) -> None:
 
 def test_without_the_fence_the_zombie_wins(lonely: Arena) -> None:
     """The test above holds the fence: taken out of the query, it fails."""
-    functions = (ROOT / "agentq/store/sql/functions.sql").read_text("utf-8")
+    functions = (ROOT / "agentq/store/sql/functions/ledger.sql").read_text("utf-8")
     begin = functions.index("create or replace function agentq.settle(")
     settle = functions[begin : functions.index("end $$;", begin) + len("end $$;")]
     fence = " and l.fence = p_fence and l.fence_token = p_token"

@@ -1,0 +1,57 @@
+"""
+The schema: every table, and the rows that Postgres itself refuses.
+
+`tenant` leads every key. Payload columns (`bytea`) hold JSON text as bytes; a first byte below 0x20
+marks another encoding. Functions and row security stand in `sql/functions/` and `sql/security.sql`.
+
+Locks are taken in one order: a child's session before its parent's, a session before its ledger
+entries, entries by id. Admission takes the tenant's advisory lock before any row.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Table
+
+from agentq.store.schema.base import NOW, SCHEMA, metadata
+from agentq.store.schema.fleet import operator_action, refused_submission, worker
+from agentq.store.schema.ledger import (
+    ENTRY_ENDED,
+    ENTRY_LIVE,
+    SESSION_ENDED,
+    SESSION_LIVE,
+    TENANT_STATES,
+    branch,
+    checkpoint,
+    effect,
+    ledger_entry,
+    message,
+    session,
+    session_event,
+    tenant,
+)
+
+# Tables whose rows belong to one tenant: row security is forced on each of them.
+TENANT_TABLES: tuple[Table, ...] = (session, ledger_entry, checkpoint, branch, message, effect, session_event)
+
+__all__ = [
+    "ENTRY_ENDED",
+    "ENTRY_LIVE",
+    "NOW",
+    "SCHEMA",
+    "SESSION_ENDED",
+    "SESSION_LIVE",
+    "TENANT_STATES",
+    "TENANT_TABLES",
+    "branch",
+    "checkpoint",
+    "effect",
+    "ledger_entry",
+    "message",
+    "metadata",
+    "operator_action",
+    "refused_submission",
+    "session",
+    "session_event",
+    "tenant",
+    "worker",
+]

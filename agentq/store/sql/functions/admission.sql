@@ -1,0 +1,78 @@
+-- Admission: the backlog taken into the broker's share, as far as each tenant's concurrency allows.
+-- How functions are written and replaced: see ledger.sql.
+
+
+-- Take the tenant's backlog into the broker, as far as its concurrency allows.
+-- Counted under the tenant's lock, so two admissions never share a slot. Losing this commit in a
+-- crash leaves the rows `ready`, so it need not wait for the disk.
+create or replace function agentq.admit(p_tenant text, p_max int)
+returns setof jsonb language plpgsql as $$
+declare
+    v_now timestamptz := agentq.now();
+    v_cap int; v_admitted int; v_waiting boolean;
+begin
+    perform set_config('agentq.tenant', p_tenant, true), set_config('synchronous_commit', 'off', true);
+    perform pg_advisory_xact_lock(1634166382, hashtext(p_tenant));
+    -- A draining tenant takes no new sessions, but goes on with those it has.
+    select concurrency into v_cap from agentq.tenant where name = p_tenant and state <> 'paused';
+    if not found then return; end if;
+    select count(*) into v_admitted from agentq.ledger_entry
+     where tenant = p_tenant and state in ('queued', 'running');
+    if v_admitted <= v_cap then
+        update agentq.tenant set shedding = false where name = p_tenant and shedding;
+    end if;
+    return query
+        -- Materialized: as a plain subquery the planner may run it once for each row of `e`, and each
+        -- time it locks the next rows, past the limit.
+        with due as materialized (
+            select session_id, step_id from agentq.ledger_entry
+             where tenant = p_tenant and state = 'ready' and due_at <= v_now
+             order by priority, due_at
+             limit least(greatest(v_cap - v_admitted, 0), p_max)
+               for update skip locked)
+        update agentq.ledger_entry e set state = 'queued', queued_at = v_now, dispatches = 0
+          from due where e.tenant = p_tenant and e.session_id = due.session_id and e.step_id = due.step_id
+        returning agentq.wake(e.session_id, e.step_id, e.name, e.quarantine, e.fence);
+end $$;
+
+
+-- Every tenant that has a backlog, found by hopping through the index from tenant to tenant, so
+-- that a flood of one is not walked to find the next.
+create or replace function agentq.backlogged() returns setof text language sql stable as $$
+    with recursive hop as (
+        (select tenant from agentq.ledger_entry where state = 'ready' order by tenant limit 1)
+        union all
+        select (select e.tenant from agentq.ledger_entry e
+                 where e.state = 'ready' and e.tenant > hop.tenant order by e.tenant limit 1)
+          from hop where hop.tenant is not null
+    )
+    select tenant from hop where tenant is not null
+$$;
+
+
+-- Give the slot that a step leaves to the tenant's next due step: no count, no lock, no polling.
+-- A tenant above a lowered cap is shedding: its slots are not handed on until admission says so.
+create or replace function agentq.hand_on_slot(p_tenant text, p_now timestamptz)
+returns jsonb language plpgsql as $$
+declare v_wake jsonb;
+begin
+    if not exists (select from agentq.tenant where name = p_tenant and state <> 'paused' and not shedding) then
+        return null;
+    end if;
+    with due as materialized (  -- see admit
+        select session_id, step_id from agentq.ledger_entry
+         where tenant = p_tenant and state = 'ready' and due_at <= p_now
+         order by priority, due_at limit 1 for update skip locked)
+    update agentq.ledger_entry e set state = 'queued', queued_at = p_now, dispatches = 0
+      from due where e.tenant = p_tenant and e.session_id = due.session_id and e.step_id = due.step_id
+    returning agentq.wake(e.session_id, e.step_id, e.name, e.quarantine, e.fence) into v_wake;
+    return v_wake;
+end $$;
+
+
+-- A session that was ended from outside left no slot: the join that its end made ready waits for admission.
+create or replace function agentq.await_admission(p_tenant text, p_wake jsonb) returns void language sql as $$
+    update agentq.ledger_entry set state = 'ready'
+     where tenant = p_tenant and session_id = (p_wake ->> 'session')::uuid and step_id = (p_wake ->> 'step')::uuid
+       and state = 'queued'
+$$;

@@ -1,0 +1,293 @@
+-- The ledger's writes, each a function: one round trip, one commit, one order of locks.
+--
+-- These are applied after every migration (`agentq db upgrade`), so a function may change its body
+-- freely. One that changes its arguments gets a new name, and the old one stays for one release,
+-- because workers of both releases run during a deploy.
+--
+-- Each function names its tenant to row security before it touches a row. '*' is the relay's and
+-- the operator's view over all tenants.
+
+
+-- What a message needs: ids for the worker, names for people reading Flower.
+create or replace function agentq.wake(p_session uuid, p_step uuid, p_name text, p_quarantine boolean, p_epoch int)
+returns jsonb language sql immutable as
+$$ select jsonb_build_object('session', p_session, 'step', p_step, 'name', p_name,
+                             'quarantine', p_quarantine, 'epoch', p_epoch) $$;
+
+
+-- Claim a step for one attempt. Only an admitted, due step of a running session is granted, to a
+-- live worker that serves the agent's version. The fence grows, the token is new.
+-- Losing this commit in a database crash is harmless, so it does not wait for the disk.
+-- Four look-ups by primary key instead of one join: half the time, and nothing is lost by reading the
+-- session first, because whoever ends it meanwhile is met again at the heartbeat and the settlement.
+create or replace function agentq.claim(
+    p_tenant text, p_session uuid, p_step uuid, p_worker uuid, p_token bigint, p_serves text[], p_quarantine boolean
+) returns table (
+    status text, fence int, attempt int, attempts_max int, crashes smallint, seq int, name text, agent text,
+    agent_version int, timeout_s real, args bytea, state_from uuid, states bytea[], input bytea,
+    join_step uuid, branch int, fan int, priority smallint, remaining_s double precision, queued_s double precision
+) language plpgsql as $$
+#variable_conflict use_column
+declare
+    v_now timestamptz := agentq.now();
+    v_serving boolean; e agentq.ledger_entry; v_deadline timestamptz;
+begin
+    perform set_config('agentq.tenant', p_tenant, true), set_config('synchronous_commit', 'off', true);
+    select se.agent, se.agent_version, se.deadline_at,
+           se.state = 'running' and se.agent || '@' || se.agent_version = any (p_serves)
+           and exists (select from agentq.tenant te where te.name = p_tenant and te.state <> 'paused')
+           and exists (select from agentq.worker wo where wo.worker_id = p_worker and wo.state in ('live', 'draining'))
+      into agent, agent_version, v_deadline, v_serving
+      from agentq.session se where se.tenant = p_tenant and se.session_id = p_session;
+    if v_serving then
+        update agentq.ledger_entry l
+           set state = 'running', worker = p_worker, fence = l.fence + 1, fence_token = p_token,
+               attempt = l.attempt + 1, started_at = v_now
+         where l.tenant = p_tenant and l.session_id = p_session and l.step_id = p_step
+           and l.state = 'queued' and l.due_at <= v_now and l.quarantine = p_quarantine
+        returning l.* into e;
+    end if;
+    if e.step_id is null then
+        status := agentq.why_not(p_tenant, p_session, p_step, p_worker, p_serves, p_quarantine);
+        return next;
+        return;
+    end if;
+    status := 'granted';
+    fence := e.fence; attempt := e.attempt; attempts_max := e.attempts_max; crashes := e.crashes; seq := e.seq;
+    name := e.name; timeout_s := e.timeout_s; args := e.args; state_from := e.state_from; join_step := e.join_step;
+    branch := e.branch; fan := e.fan; priority := e.priority;
+    remaining_s := extract(epoch from v_deadline - v_now); queued_s := extract(epoch from v_now - e.queued_at);
+    if e.state_from is null then
+        select se.input into input from agentq.session se where se.tenant = p_tenant and se.session_id = p_session;
+    else
+        states := agentq.recall(p_tenant, p_session, e.state_from);
+    end if;
+    return next;
+end $$;
+
+
+-- Why a claim was not granted; parks what must not come straight back.
+create or replace function agentq.why_not(
+    p_tenant text, p_session uuid, p_step uuid, p_worker uuid, p_serves text[], p_quarantine boolean
+) returns text language plpgsql as $$
+declare
+    v_now timestamptz := agentq.now();
+    e record;
+begin
+    select l.state, l.due_at, l.quarantine, s.state as session_state, s.agent || '@' || s.agent_version as pinned,
+           t.state as tenant_state
+      into e
+      from agentq.ledger_entry l
+      join agentq.session s on s.tenant = l.tenant and s.session_id = l.session_id
+      join agentq.tenant t on t.name = l.tenant
+     where l.tenant = p_tenant and l.session_id = p_session and l.step_id = p_step;
+    if not found then return 'missing'; end if;
+    if e.state in ('done', 'dead', 'cancelled') then return 'settled'; end if;
+    if e.state = 'running' then return 'running'; end if;
+    if e.session_state in ('done', 'failed', 'cancelled') then
+        update agentq.ledger_entry set state = 'cancelled', settled_at = v_now
+         where tenant = p_tenant and session_id = p_session and step_id = p_step
+           and state in ('ready', 'queued', 'waiting', 'held');
+        return 'ended';
+    end if;
+    if e.state <> 'queued' then return 'not_due'; end if;
+    if e.session_state = 'paused' then
+        update agentq.ledger_entry set state = 'held'
+         where tenant = p_tenant and session_id = p_session and step_id = p_step and state = 'queued';
+        return 'paused';
+    end if;
+    if e.tenant_state = 'paused' then
+        update agentq.ledger_entry set state = 'ready'
+         where tenant = p_tenant and session_id = p_session and step_id = p_step and state = 'queued';
+        return 'tenant_paused';
+    end if;
+    if e.quarantine <> p_quarantine then return 'quarantined'; end if;
+    if not e.pinned = any (p_serves) then return 'unserved'; end if;
+    if not exists (select from agentq.worker where worker_id = p_worker and state in ('live', 'draining')) then
+        return 'worker_dead';
+    end if;
+    return 'not_due';
+end $$;
+
+
+-- A state as its snapshot followed by the changes since, oldest first.
+create or replace function agentq.recall(p_tenant text, p_session uuid, p_step uuid)
+returns bytea[] language plpgsql stable as $$
+declare v_kind text; v_state bytea; v_parent uuid; v_states bytea[] := '{}';
+begin
+    loop
+        select kind, state, parent into strict v_kind, v_state, v_parent from agentq.checkpoint
+         where tenant = p_tenant and session_id = p_session and step_id = p_step;
+        v_states := v_state || v_states;
+        exit when v_kind = 'full';
+        p_step := v_parent;
+    end loop;
+    return v_states;
+end $$;
+
+
+-- Write the steps, children and branches that a settlement adds; admission takes them from there.
+create or replace function agentq.add_successors(
+    p_tenant text, p_session uuid, p_seq int, p_priority smallint, p_state_from uuid, p_plan jsonb, p_held boolean,
+    p_now timestamptz
+) returns void language plpgsql as $$
+begin
+    insert into agentq.ledger_entry (
+        tenant, session_id, step_id, seq, name, state, due_at, attempts_max, timeout_s, priority,
+        state_from, args, join_step, branch, fan, waits_for, collect)
+    select p_tenant, p_session, n.id, p_seq + case when n.fan > 0 then 2 else 1 end, n.name,
+           case when n.fan > 0 then 'waiting' when p_held then 'held' else 'ready' end,
+           p_now + make_interval(secs => coalesce(n.delay_s, 0)),
+           n.attempts_max, n.timeout_s, p_priority, p_state_from, decode(n.args, 'base64'), n.join_step, n.branch,
+           coalesce(n.fan, 0), coalesce(n.fan, 0), coalesce(n."collect", false)
+      from jsonb_to_recordset(p_plan -> 'steps') as n (
+           id uuid, name text, delay_s double precision, attempts_max int, timeout_s real, args text,
+           join_step uuid, branch int, fan int, "collect" boolean);
+    if p_plan ? 'children' then
+        insert into agentq.session (tenant, session_id, agent, agent_version, input, input_hash, priority,
+                                    parent_session, parent_join, parent_branch, deadline_at)
+        select p_tenant, c.id, c.agent, c.version, decode(c.input, 'base64'), decode(c.input_hash, 'base64'),
+               p_priority, p_session, c.join_step, c.branch,
+               (select deadline_at from agentq.session where tenant = p_tenant and session_id = p_session)
+          from jsonb_to_recordset(p_plan -> 'children') as c (
+               id uuid, agent text, version int, input text, input_hash text, join_step uuid, branch int);
+        insert into agentq.ledger_entry (tenant, session_id, step_id, seq, name, state, due_at, attempts_max,
+                                         timeout_s, priority)
+        select p_tenant, c.id, c.step_id, 0, c.name, 'ready', p_now, c.attempts_max, c.timeout_s, p_priority
+          from jsonb_to_recordset(p_plan -> 'children') as c (
+               id uuid, step_id uuid, name text, attempts_max int, timeout_s real);
+    end if;
+    if p_plan ? 'branches' then
+        insert into agentq.branch (tenant, session_id, join_step, branch, child_session)
+        select p_tenant, p_session, b.join_step, b.branch, b.child
+          from jsonb_to_recordset(p_plan -> 'branches') as b (join_step uuid, branch int, child uuid);
+    end if;
+end $$;
+
+
+-- Append to the session's history. Two branches may append at once, so the session's row is held.
+create or replace function agentq.append_messages(p_tenant text, p_session uuid, p_step uuid, p_messages jsonb)
+returns void language plpgsql as $$
+declare v_last bigint;
+begin
+    perform from agentq.session where tenant = p_tenant and session_id = p_session for no key update;
+    select coalesce(max(seq), 0) into v_last from agentq.message where tenant = p_tenant and session_id = p_session;
+    insert into agentq.message (tenant, session_id, seq, step_id, body, written_by)
+    select p_tenant, p_session, v_last + m.n, p_step, decode(m.item ->> 'body', 'base64'), m.item ->> 'by'
+      from jsonb_array_elements(p_messages) with ordinality as m (item, n);
+end $$;
+
+
+-- Record a step's end and post what follows, in one transaction.
+--
+-- verdict: next | end | fail | retry | postpone | dead | release | cancelled
+-- `closed` is false when a newer attempt owns the step: nothing was written.
+-- The step that simply follows comes as plain arguments (`p_next`), because that is nearly every
+-- settlement; timers, branches, children, messages and usage come in `p_plan`.
+-- `next_queued`: publish it now. `dispatch`: publish these too. `more`: ready rows wait for admission.
+create or replace function agentq.settle(
+    p_tenant text, p_session uuid, p_step uuid, p_fence int, p_token bigint, p_verdict text, p_delay_s double precision,
+    p_kind text, p_state bytea, p_parent uuid, p_state_from uuid, p_version int, p_result bytea, p_failure jsonb,
+    p_next uuid, p_next_name text, p_next_attempts int, p_next_timeout_s real, p_next_args bytea, p_plan jsonb
+) returns table (closed boolean, session_state text, next_queued boolean, dispatch jsonb, more boolean)
+language plpgsql as $$
+#variable_conflict use_column
+declare
+    v_now timestamptz := agentq.now();
+    v_session text; v_flowing boolean; e agentq.ledger_entry; v_wake jsonb;
+begin
+    perform set_config('agentq.tenant', p_tenant, true);
+
+    if p_verdict in ('end', 'fail', 'dead') or p_plan ? 'messages' or p_plan ? 'branches' then
+        -- These touch the session too: its row first, then the entry. A spawn does not, but whoever ends
+        -- the session meanwhile must see its join, which no message would ever bring to a claim.
+        select state into v_session from agentq.session
+         where tenant = p_tenant and session_id = p_session for no key update;
+    else
+        select state into v_session from agentq.session where tenant = p_tenant and session_id = p_session;
+    end if;
+    if v_session not in ('running', 'paused') then
+        p_verdict := 'cancelled';
+    end if;
+
+    update agentq.ledger_entry l
+       set state = case p_verdict when 'dead' then 'dead' when 'cancelled' then 'cancelled'
+                                  when 'retry' then case v_session when 'paused' then 'held' else 'ready' end
+                                  when 'postpone' then case v_session when 'paused' then 'held' else 'ready' end
+                                  when 'release' then case v_session when 'paused' then 'held' else 'queued' end
+                                  else 'done' end,
+           settled_at = case when p_verdict in ('retry', 'postpone', 'release') then null else v_now end,
+           due_at = case when p_verdict in ('retry', 'postpone') then v_now + make_interval(secs => p_delay_s) else l.due_at end,
+           queued_at = case when p_verdict = 'release' then v_now else l.queued_at end,
+           attempt = case when p_verdict in ('release', 'postpone') then l.attempt - 1 else l.attempt end,
+           failure = coalesce(p_failure, l.failure), worker = null, fence_token = null
+     where l.tenant = p_tenant and l.session_id = p_session and l.step_id = p_step
+       and l.state = 'running' and l.fence = p_fence and l.fence_token = p_token
+    returning l.* into e;
+    if not found then
+        closed := false; session_state := v_session;
+        return next;
+        return;
+    end if;
+
+    if p_verdict in ('next', 'end', 'fail') then
+        insert into agentq.checkpoint (tenant, session_id, step_id, kind, parent, state, result, agent_version,
+                                       cost_micros, tokens_in, tokens_out)
+        values (p_tenant, p_session, p_step, p_kind, p_parent, p_state, p_result, p_version,
+                coalesce((p_plan -> 'usage' ->> 'cost_micros')::bigint, 0),
+                coalesce((p_plan -> 'usage' ->> 'tokens_in')::bigint, 0),
+                coalesce((p_plan -> 'usage' ->> 'tokens_out')::bigint, 0));
+        if p_plan ? 'messages' then
+            perform agentq.append_messages(p_tenant, p_session, p_step, p_plan -> 'messages');
+        end if;
+    end if;
+
+    closed := true; session_state := v_session; next_queued := false; more := false;
+    case p_verdict
+    when 'next' then
+        select te.state <> 'paused' and not te.shedding into v_flowing from agentq.tenant te where te.name = p_tenant;
+        if e.join_step is not null and not exists (
+            select from agentq.ledger_entry j where j.tenant = p_tenant and j.session_id = p_session
+               and j.step_id = e.join_step and j.state = 'waiting') then
+            null;  -- its join was given up, so nothing follows in this branch
+        elsif p_next is not null then
+            -- It takes over the slot of the step that ends here, so the chain needs no admission.
+            next_queued := v_flowing and v_session = 'running';
+            insert into agentq.ledger_entry (
+                tenant, session_id, step_id, seq, name, state, due_at, queued_at, attempts_max, timeout_s, priority,
+                state_from, args, join_step, branch)
+            values (p_tenant, p_session, p_next, e.seq + 1, p_next_name,
+                    case when next_queued then 'queued' when v_session = 'paused' then 'held' else 'ready' end,
+                    v_now, v_now, p_next_attempts, p_next_timeout_s, e.priority, p_state_from, p_next_args,
+                    e.join_step, e.branch);
+        elsif p_plan ? 'steps' then
+            perform agentq.add_successors(p_tenant, p_session, e.seq, e.priority, p_state_from, p_plan,
+                                          v_session = 'paused', v_now);
+            more := true;
+        end if;
+    when 'end' then
+        if e.join_step is null then
+            v_wake := agentq.end_session(p_tenant, p_session, 'done', p_result, null, v_now);
+        else
+            v_wake := agentq.finish_branch(p_tenant, p_session, e.join_step, e.branch, true, p_result, null, v_now);
+        end if;
+    when 'fail', 'dead' then
+        if e.join_step is null then
+            v_wake := agentq.end_session(p_tenant, p_session, 'failed', null, p_failure, v_now);
+        else
+            v_wake := agentq.finish_branch(p_tenant, p_session, e.join_step, e.branch, false, null, p_failure, v_now);
+        end if;
+    when 'release' then
+        if e.state = 'queued' then
+            v_wake := agentq.wake(p_session, p_step, e.name, e.quarantine, e.fence);
+        end if;
+    else
+        null;
+    end case;
+
+    if v_wake is null and not next_queued then
+        v_wake := agentq.hand_on_slot(p_tenant, v_now);
+    end if;
+    dispatch := case when v_wake is not null then jsonb_build_array(v_wake) end;
+    return next;
+end $$;

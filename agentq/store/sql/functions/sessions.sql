@@ -1,0 +1,164 @@
+-- Sessions begun and ended, branches closed, joins woken.
+-- How functions are written and replaced: see ledger.sql.
+
+
+-- Close one branch and, when it was the last, wake its join. Siblings that end at the same instant
+-- meet at the session's row: whoever is second sees the other's count.
+create or replace function agentq.finish_branch(
+    p_tenant text, p_session uuid, p_join uuid, p_branch int, p_ok boolean, p_result bytea, p_failure jsonb,
+    p_now timestamptz
+) returns jsonb language plpgsql as $$
+declare v_state text; j record; v_wake jsonb;
+begin
+    select state into v_state from agentq.session
+     where tenant = p_tenant and session_id = p_session for no key update;
+    if v_state not in ('running', 'paused') then return null; end if;
+    update agentq.branch set state = case when p_ok then 'done' else 'failed' end, result = p_result, failure = p_failure
+     where tenant = p_tenant and session_id = p_session and join_step = p_join and branch = p_branch and state = 'open';
+    if not found then return null; end if;
+    select collect, join_step, branch into j from agentq.ledger_entry
+     where tenant = p_tenant and session_id = p_session and step_id = p_join;
+    if not p_ok and not j.collect then
+        if j.join_step is not null then
+            -- A spawn within a branch fails that branch; the join around it decides what that means.
+            perform agentq.cancel_join(p_tenant, p_session, p_join, p_now);
+            return agentq.finish_branch(p_tenant, p_session, j.join_step, j.branch, false, null, p_failure, p_now);
+        end if;
+        return agentq.end_session(p_tenant, p_session, 'failed', null, p_failure, p_now);
+    end if;
+    update agentq.ledger_entry
+       set waits_for = waits_for - 1,
+           state = case when waits_for > 1 then 'waiting' when v_state = 'paused' then 'held' else 'queued' end,
+           queued_at = case when waits_for > 1 then queued_at else p_now end
+     where tenant = p_tenant and session_id = p_session and step_id = p_join and state = 'waiting'
+    returning case when state = 'queued' then agentq.wake(session_id, step_id, name, quarantine, fence) end into v_wake;
+    return v_wake;
+end $$;
+
+
+-- Give up a join within a session that goes on: the join and what waits beneath it. Steps that run now
+-- finish, and nothing follows them; child sessions are ended by the relay.
+create or replace function agentq.cancel_join(p_tenant text, p_session uuid, p_join uuid, p_now timestamptz)
+returns void language sql as $$
+    with recursive beneath as (
+        select p_join as step_id
+        union
+        select e.step_id from agentq.ledger_entry e join beneath b on e.join_step = b.step_id
+         where e.tenant = p_tenant and e.session_id = p_session and e.fan > 0
+    )
+    update agentq.ledger_entry e set state = 'cancelled', settled_at = p_now
+     where e.tenant = p_tenant and e.session_id = p_session and e.state in ('ready', 'queued', 'waiting', 'held')
+       and (e.step_id = p_join or e.join_step in (select step_id from beneath))
+$$;
+
+
+-- End a session: its result or failure, no further step, and the parent's branch closed.
+-- Steps that run now finish on their own; their settlement finds the session ended.
+create or replace function agentq.end_session(
+    p_tenant text, p_session uuid, p_state text, p_result bytea, p_failure jsonb, p_now timestamptz
+) returns jsonb language plpgsql as $$
+declare s record;
+begin
+    update agentq.session set state = p_state, result = p_result, failure = p_failure, ended_at = p_now
+     where tenant = p_tenant and session_id = p_session and state in ('running', 'paused')
+    returning parent_session, parent_join, parent_branch into s;
+    if not found then return null; end if;
+    if p_state <> 'done' then
+        update agentq.ledger_entry set state = 'cancelled', settled_at = p_now
+         where tenant = p_tenant and session_id = p_session and state in ('ready', 'queued', 'waiting', 'held');
+    end if;
+    if s.parent_session is null then return null; end if;
+    return agentq.finish_branch(p_tenant, s.parent_session, s.parent_join, s.parent_branch,
+                                p_state = 'done', p_result, p_failure, p_now);
+end $$;
+
+
+-- Start a session, or find the one that the key already started.
+-- outcome: created | found | conflict | unknown_tenant | tenant_closed
+create or replace function agentq.start_session(
+    p_tenant text, p_session uuid, p_agent text, p_version int, p_key text, p_input bytea, p_hash bytea,
+    p_step uuid, p_name text, p_attempts_max int, p_timeout_s real, p_priority smallint, p_deadline_s double precision,
+    p_create_with int
+) returns table (outcome text, session_id uuid) language plpgsql as $$
+#variable_conflict use_column
+declare v_now timestamptz := agentq.now(); v_state text; f record;
+begin
+    perform set_config('agentq.tenant', p_tenant, true);
+    select state into v_state from agentq.tenant where name = p_tenant;
+    if not found then
+        if p_create_with is null then return query select 'unknown_tenant', null::uuid; return; end if;
+        insert into agentq.tenant (name, concurrency) values (p_tenant, p_create_with) on conflict do nothing;
+    elsif v_state = 'draining' and not exists (select from agentq.session s where s.tenant = p_tenant and s.key = p_key) then
+        return query select 'tenant_closed', null::uuid; return;
+    end if;
+    insert into agentq.session (tenant, session_id, agent, agent_version, key, input, input_hash, priority, deadline_at,
+                                created_at)
+    values (p_tenant, p_session, p_agent, p_version, p_key, p_input, p_hash, p_priority,
+            v_now + make_interval(secs => p_deadline_s), v_now)
+    on conflict (tenant, key) where key is not null do nothing;
+    if not found then
+        select s.session_id, s.input_hash = p_hash as same into strict f from agentq.session s
+         where s.tenant = p_tenant and s.key = p_key;
+        return query select case when f.same then 'found' else 'conflict' end, f.session_id;
+        return;
+    end if;
+    insert into agentq.ledger_entry (tenant, session_id, step_id, seq, name, state, due_at, attempts_max, timeout_s,
+                                     priority)
+    values (p_tenant, p_session, p_step, 0, p_name, 'ready', v_now, p_attempts_max, p_timeout_s, p_priority);
+    return query select 'created', p_session;
+end $$;
+
+
+-- Cancel a session. Steps that run now are told at their worker's next heartbeat.
+create or replace function agentq.cancel_session(p_tenant text, p_session uuid, p_failure jsonb)
+returns table (found boolean, state text, dispatch jsonb) language plpgsql as $$
+#variable_conflict use_column
+declare v_state text; v_wake jsonb;
+begin
+    perform set_config('agentq.tenant', p_tenant, true);
+    select s.state into v_state from agentq.session s
+     where s.tenant = p_tenant and s.session_id = p_session for no key update;
+    if v_state is null then return query select false, null::text, null::jsonb; return; end if;
+    if v_state in ('running', 'paused') then
+        v_wake := agentq.end_session(p_tenant, p_session, 'cancelled', null, p_failure, agentq.now());
+        perform agentq.await_admission(p_tenant, v_wake);
+        v_state := 'cancelled';
+    end if;
+    return query select true, v_state, null::jsonb;
+end $$;
+
+
+-- Sessions whose deadline is over, and children whose parent ended without them.
+create or replace function agentq.expire_sessions(p_max int)
+returns table (tenant text, session_id uuid, dispatch jsonb) language plpgsql as $$
+#variable_conflict use_column
+declare v_now timestamptz := agentq.now(); s record; v_wake jsonb;
+begin
+    perform set_config('agentq.tenant', '*', true);
+    for s in
+        select e.tenant, e.session_id, 'deadline' as kind, 'the session''s deadline is over' as message
+          from agentq.session e
+         where e.deadline_at <= v_now and e.state in ('running', 'paused')
+         order by e.deadline_at limit p_max for no key update skip locked
+    loop
+        v_wake := agentq.end_session(s.tenant, s.session_id, 'failed', null,
+            jsonb_build_object('kind', s.kind, 'type', 'DeadlineExceeded', 'message', s.message), v_now);
+        perform agentq.await_admission(s.tenant, v_wake);
+        return query select s.tenant, s.session_id, null::jsonb;
+    end loop;
+    for s in
+        select c.tenant, c.session_id, p.state from agentq.session c
+          join agentq.session p on p.tenant = c.tenant and p.session_id = c.parent_session
+         where c.parent_session is not null and c.state in ('running', 'paused')
+           and (p.state in ('failed', 'cancelled') or exists (
+                select from agentq.ledger_entry j where j.tenant = c.tenant and j.session_id = c.parent_session
+                   and j.step_id = c.parent_join and j.state = 'cancelled'))
+         limit p_max for no key update of c skip locked
+    loop
+        v_wake := agentq.end_session(s.tenant, s.session_id, 'cancelled', null,
+            jsonb_build_object('kind', 'cancelled', 'type', 'SessionCancelled', 'message', 'its parent session ' || case s.state when 'running' then 'gave up the branch' else s.state end),
+            v_now);
+        perform agentq.await_admission(s.tenant, v_wake);
+        return query select s.tenant, s.session_id, null::jsonb;
+    end loop;
+end $$;
