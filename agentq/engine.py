@@ -37,6 +37,7 @@ from agentq.verdicts import (
     Carried,
     Deferred,
     Dropped,
+    Extras,
     Failure,
     Finished,
     GaveUp,
@@ -76,6 +77,8 @@ class Attempt:
         self.deadline = self.began + max(limit_s, 0.0)
         self.stopped: StopReason | None = None
         self.answered = False  # the step has returned, and only its settlement is left
+        # What the attempt has used and noted so far; the context sets it once there is one.
+        self.extras: Callable[[], Extras] = Extras
         self.connection: Connection | None = None
         self._transaction = ExitStack()
         self._transaction_lock = threading.RLock()
@@ -332,7 +335,9 @@ class Engine:
         attempt.stop("timeout")
         failure = Failure("timeout", "DeadlineExceeded", f"no answer within {attempt.deadline - attempt.began:g} s")
         try:
-            settled = self.ledger.settle(attempt.claim, self._conclude(attempt.claim, Broke(failure)))
+            settled = self.ledger.settle(
+                attempt.claim, self._conclude(attempt.claim, Broke(failure, attempt.extras().of_failed()))
+            )
         except FenceLost:
             settled = None
         attempt.cut_transaction()
@@ -395,18 +400,18 @@ class Engine:
             except StoreUnavailable as error:
                 # The step's own writes cannot be repeated from here; if they did commit, the fence says so.
                 failure = Failure("transient", "StoreUnavailable", str(error))
-                settlement = self._conclude(attempt.claim, Broke(failure))
+                settlement = self._conclude(attempt.claim, Broke(failure, settlement.extras.of_failed()))
             except FenceLost:
                 raise
             except Exception as error:
-                settlement = self._refused(attempt.claim, error)
+                settlement = self._refused(attempt.claim, settlement, error)
         attempt.rollback()
         try:
             return settlement, self._persist(attempt, settlement)
         except (FenceLost, StoreUnavailable):
             raise
         except Exception as error:
-            settlement = self._refused(attempt.claim, error)
+            settlement = self._refused(attempt.claim, settlement, error)
             return settlement, self._persist(attempt, settlement)
 
     def _persist(self, attempt: Attempt, settlement: Settlement) -> Settled:
@@ -417,12 +422,12 @@ class Engine:
             give_up=lambda: attempt.stopped in ("fenced", "draining"),
         )
 
-    def _refused(self, claim: Granted, error: Exception) -> Settlement:
+    def _refused(self, claim: Granted, wanted: Settlement, error: Exception) -> Settlement:
         """Postgres refuses what the step wants stored, and always would: a claim left open would never end."""
         log.error("step %s ended with something that cannot be stored: %s", claim.ref.step_id, type(error).__name__)
         first_line = (str(error).splitlines() or [""])[0]  # the lines that follow quote the data
         failure = Failure("permanent", type(error).__name__, f"the step's end cannot be stored: {first_line}")
-        return self._conclude(claim, Broke(failure))
+        return self._conclude(claim, Broke(failure, Extras(usage=wanted.extras.usage)))
 
     def _conclude(self, claim: Granted, outcome: Outcome) -> Settlement:
         match outcome:
@@ -438,14 +443,14 @@ class Engine:
             case GaveUp(failure, state, extras):
                 kind, stored, parent, _ = _checkpoint(claim, state)
                 return Settlement("fail", kind=kind, state=stored, parent=parent, failure=failure, extras=extras)
-            case Broke(failure):
+            case Broke(failure, extras):
                 match self.judge(claim, failure):
                     case Retry(delay_s):
-                        return Settlement("retry", delay_s=delay_s, failure=failure)
+                        return Settlement("retry", delay_s=delay_s, failure=failure, extras=extras)
                     case Bury():
-                        return Settlement("dead", failure=failure)
-            case Postponed(delay_s):
-                return Settlement("postpone", delay_s=delay_s)
+                        return Settlement("dead", failure=failure, extras=extras)
+            case Postponed(delay_s, extras):
+                return Settlement("postpone", delay_s=delay_s, extras=extras)
             case Interrupted():
                 return Settlement("cancelled")
         assert_never(outcome)

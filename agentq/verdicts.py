@@ -8,7 +8,7 @@ settlement, and a delivery ends in a verdict. All are frozen, so `match` can be 
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from agentq.step import StepRef
@@ -185,6 +185,10 @@ class Extras:
     messages: tuple[tuple[bytes, str], ...] = ()
     usage: Usage = field(default_factory=Usage)
 
+    def of_failed(self) -> Extras:
+        """What is written of an attempt that brought the session no further: everything but its messages."""
+        return replace(self, messages=())
+
 
 @dataclass(frozen=True, slots=True)
 class Proceeded:
@@ -216,9 +220,10 @@ class GaveUp:
 
 @dataclass(frozen=True, slots=True)
 class Broke:
-    """The attempt raised."""
+    """The attempt raised. What it had used by then is written all the same; its messages are not."""
 
     failure: Failure
+    extras: Extras = field(default_factory=Extras)
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +238,7 @@ class Postponed:
     """Not now, through no fault of the step: it comes back later, and the attempt does not count."""
 
     delay_s: float
+    extras: Extras = field(default_factory=Extras)
 
 
 Outcome = Proceeded | Finished | GaveUp | Broke | Interrupted | Postponed

@@ -53,9 +53,7 @@ class RuntimeStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self.group = group_of(worker.app)
         forks = worker.pool_cls.__module__.endswith("prefork")
         if self.group == "quarantine" and not forks:
-            log.warning(
-                "quarantine wants prefork, which survives its steps: `agentq worker --group quarantine`"
-            )
+            log.warning("quarantine wants prefork, which survives its steps: `agentq worker --group quarantine`")
         begin(group=self.group, steps=not forks, relay=True)
         if forks:
             runtime().children = lambda: list(worker.pool.info.get("processes", ()))

@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import logging
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -48,6 +49,12 @@ class Act:
         self._plan = Planner(registry, retries=retries, timeout_s=timeout_s, payload_max_bytes=means.payload_max_bytes)
 
     def __call__(self, attempt: Attempt) -> Outcome:
+        outcome = self._try(attempt)
+        if isinstance(outcome, Broke | Postponed):
+            return replace(outcome, extras=attempt.extras().of_failed())
+        return outcome
+
+    def _try(self, attempt: Attempt) -> Outcome:
         try:
             return self._attempt(attempt)
         except SessionCancelled:
@@ -78,12 +85,10 @@ class Act:
         step = agent.find(claim.name)
         state = agent.read(stored_state(claim))
         attempt.check()
-        if step.is_async:
-            context: AsyncContext | Context = AsyncContext(attempt, self._means)
-            returned = _run_async(attempt, step, self._arguments(step, state, context, claim))
-        else:
-            context = Context(attempt, self._means)
-            returned = _run_here(step, self._arguments(step, state, context, claim))
+        context = AsyncContext(attempt, self._means) if step.is_async else Context(attempt, self._means)
+        attempt.extras = context.extras
+        run = _run_async if step.is_async else _run_here
+        returned = run(attempt, step, self._arguments(step, state, context, claim))
         if attempt.stopped not in (None, "timeout"):
             attempt.check()  # an answer that is merely late still counts, while the fence holds
         return self._plan.outcome(agent, claim, state, returned, context)
@@ -104,7 +109,7 @@ def stored_state(claim: Granted) -> bytes:
     return claim.input
 
 
-def _run_here(step: Step, arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
+def _run_here(_: Attempt, step: Step, arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
     positional, named = arguments
     return step.function(*positional, **named)
 

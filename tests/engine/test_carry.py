@@ -28,11 +28,12 @@ from agentq import engine as engine_module
 from agentq.agents.registry import Registry
 from agentq.client import Client
 from agentq.engine import Retry
-from agentq.errors import FenceLost, StoreUnavailable
+from agentq.errors import FenceLost, NotNow, StoreUnavailable
 from agentq.policies.failures import retry_with_backoff
 from agentq.step import StepRef, new_id
+from agentq.store.ledger import Ledger
 from agentq.testing import LocalFleet
-from agentq.verdicts import Carried, Deferred, Dropped, Failure, Granted, Superseded
+from agentq.verdicts import Carried, Deferred, Dropped, Failure, Granted, Settled, Settlement, Superseded
 from tests.support.until import until
 
 Local = Callable[..., LocalFleet]
@@ -82,6 +83,37 @@ def test_a_failing_step_is_retried_until_its_attempts_are_used_up(
     assert view.failure is not None
     assert (view.failure["kind"], view.failure["type"], view.failure["attempt"]) == ("transient", "ConnectionError", 3)
     assert "work" in view.failure["where"]
+
+
+def test_what_a_failed_attempt_used_reaches_its_settlement(
+    registry: Registry, client: Client, tenant: str, local: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Money is gone though the attempt failed, or was put off; what it wanted to say to the history is not said.
+    """
+    agent = Agent("spends", state=Count, registry=registry)
+    endings = iter([Transient("try again"), NotNow("the other side is busy", delay_s=0.0)])
+
+    @agent.step(start=True)
+    def spend(state: Count, ctx: Context) -> Done:
+        ctx.usage(input_tokens=7, cost_usd="0.01")
+        ctx.messages.append({"said": ctx.attempt})
+        if (error := next(endings, None)) is not None:
+            raise error
+        return Done("spent")
+
+    written: list[tuple[str, int, int]] = []
+    settle = Ledger.settle
+
+    def watched(self: Ledger, claim: Granted, settlement: Settlement, **more: Any) -> Settled:
+        extras = settlement.extras
+        written.append((settlement.closing, extras.usage.cost_micros, len(extras.messages)))
+        return settle(self, claim, settlement, **more)
+
+    monkeypatch.setattr(Ledger, "settle", watched)
+    session = client.start("spends", tenant=tenant, input={})
+    assert local().drain(session).result == "spent"
+    assert written == [("retry", 10_000, 0), ("postpone", 10_000, 0), ("end", 10_000, 1)]
 
 
 def test_retries_wait_longer_and_longer_with_jitter() -> None:
