@@ -444,6 +444,19 @@ MUTATIONS = [
         "TypeError, AttributeError):",
         "tests/broker/test_fleet.py::test_garbage_is_kept_and_the_worker_lives[nested-submit]",
     ),
+    # a broker that is away
+    Mutation(
+        "agentq/broker/transport.py",
+        "        if self._delivered:  # or",
+        "        if True:  # or",
+        "tests/broker/test_transport.py::test_a_lost_connection_is_asked_for_nothing_when_only_wakes_are_open",
+    ),
+    Mutation(
+        "agentq/broker/transport.py",
+        "self._pool is not None and self._kept_client",
+        "self._kept_client",
+        "tests/broker/test_transport.py::test_a_lost_connection_makes_no_new_client",
+    ),
 ]
 
 

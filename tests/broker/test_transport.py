@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import pytest
+
 from agentq.broker.connection import connect
 from agentq.settings import Settings
 
@@ -18,3 +22,39 @@ def test_a_step_that_outlives_its_connection_is_acknowledged_to_nobody(settings:
         channel.qos.reject("another", requeue=True)
 
         assert channel.closed
+
+
+def test_a_lost_connection_is_asked_for_nothing_when_only_wakes_are_open(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Giving back what was open needs no broker, which is away just then: an error there ended the worker.
+    """
+    with connect(settings) as connection:
+        channel = connection.channel()
+        wake = SimpleNamespace(delivery_info={"routing_key": "agentq.t.acme"}, delivery_tag="one")
+        channel.qos.append(wake, "one")
+        monkeypatch.setattr(channel, "conn_or_acquire", _away)
+
+        channel.qos.restore_unacked()
+
+        assert not channel.qos._delivered
+
+
+def test_a_lost_connection_makes_no_new_client(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Its pool is gone, and a new one would have to connect; the client of before is enough to close with.
+    """
+    with connect(settings) as connection:
+        channel = connection.channel()
+        with channel.conn_or_acquire() as before:
+            assert before.ping()
+        channel._pool = None
+        monkeypatch.setattr(channel, "_create_client", _away)
+
+        with channel.conn_or_acquire() as after:
+            assert after is before
+
+
+def _away(*_: object, **__: object) -> None:
+    raise ConnectionError("the broker is away")
