@@ -11,6 +11,7 @@ import uuid
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from agentq.causes import Cause, cause_of
 from agentq.step import StepRef
 
 FailureKind = Literal[
@@ -29,18 +30,30 @@ FailureKind = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What went wrong, in words that are safe to keep: no arguments, no frame variables."""
+    """
+    What went wrong, in words that are safe to keep: no arguments, no frame variables.
+
+    `where` is the innermost frame; `place` the innermost one in the user's own code, by which failures
+    of one cause are found to be alike.
+    """
 
     kind: FailureKind
     type: str
     message: str
     retry_after_s: float | None = None
     where: str = ""
+    place: str = ""
+
+    def cause(self, agent: str, step: str) -> Cause:
+        """The cause of this failure in a step."""
+        return cause_of(kind=self.kind, type=self.type, message=self.message, place=self.place or f"{agent}.{step}")
 
     def as_json(self, attempt: int | None = None) -> dict[str, Any]:
         facts: dict[str, Any] = {"kind": self.kind, "type": self.type, "message": _storable(self.message)}
         if self.where:
             facts["where"] = _storable(self.where)
+        if self.place:
+            facts["place"] = _storable(self.place)
         if attempt is not None:
             facts["attempt"] = attempt
         return facts

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 import random
+import sysconfig
 import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Any
 
 from agentq.engine import Bury, Judge, Retry
@@ -31,6 +34,7 @@ def classify(error: BaseException) -> Failure:
         message=_message(error),
         retry_after_s=_retry_after_s(error),
         where=_where(error),
+        place=_place(error),
     )
 
 
@@ -98,6 +102,26 @@ def _where(error: BaseException) -> str:
     """File, line and function of the innermost frame; never its variables."""
     frames = traceback.extract_tb(error.__traceback__)
     return f"{frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno} {frames[-1].name}" if frames else ""
+
+
+_OURS = str(Path(__file__).resolve().parents[1]) + os.sep
+_LIBRARIES = tuple({str(Path(path)) + os.sep for path in sysconfig.get_paths().values()})
+
+
+def _place(error: BaseException) -> str:
+    """
+    File and function of the innermost frame that is neither ours nor a library's: the user's own call.
+
+    When all of the user's code is installed like a library, the first frame that is not ours: the step.
+    """
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_OURS)]
+    own = [frame for frame in frames if not _is_library(frame.filename)]
+    found = own[-1] if own else frames[0] if frames else None
+    return f"{found.filename.rsplit('/', 1)[-1]} {found.name}" if found else ""
+
+
+def _is_library(filename: str) -> bool:
+    return filename.startswith(("<", *_LIBRARIES)) or "/site-packages/" in filename or "/dist-packages/" in filename
 
 
 def retry_with_backoff(base_s: float, max_s: float, draw: Callable[[], float] = random.random) -> Judge:

@@ -11,6 +11,7 @@ from typing import Any
 from psycopg.types.json import Jsonb
 
 from agentq.errors import FenceLost
+from agentq.payload import storable
 from agentq.step import StepRef
 from agentq.store.pool import ALL_TENANTS, Connection, Row, Store, driver_errors, run
 from agentq.store.queries import load
@@ -202,7 +203,7 @@ def _settle_parameters(claim: Granted, settlement: Settlement) -> dict[str, Any]
         "state_from": settlement.state_from,
         "version": claim.agent_version,
         "result": settlement.result,
-        "failure": Jsonb(failure.as_json(claim.attempt)) if failure else None,
+        "failure": Jsonb(_failure(claim, settlement, failure)) if failure else None,
         "next": follower.step_id if follower else None,
         "next_name": follower.name if follower else None,
         "next_attempts": follower.attempts_max if follower else None,
@@ -210,6 +211,15 @@ def _settle_parameters(claim: Granted, settlement: Settlement) -> dict[str, Any]
         "next_args": follower.args if follower else None,
         "plan": Jsonb(plan) if plan else None,
     }
+
+
+def _failure(claim: Granted, settlement: Settlement, failure: Failure) -> dict[str, Any]:
+    """The failure as it is stored; with its cause where it buries the step."""
+    facts = failure.as_json(claim.attempt)
+    if settlement.closing == "dead":
+        cause = failure.cause(claim.agent, claim.name)
+        facts |= {"cause": cause.fingerprint, "cause_text": storable(cause.text)}
+    return facts
 
 
 def _plain_follower(settlement: Settlement) -> NewStep | None:

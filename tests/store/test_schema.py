@@ -222,6 +222,30 @@ IMPOSSIBLE = {
         ("stopped", "state = 'dead'"),
         ("stopped", "stopped_at = now()"),
     ],
+    "dead_letter": [
+        ("state", "state = 'asleep'"),
+        ("redriving", "state = 'redriving'"),
+        ("counts", "generation = -1"),
+        ("counts", "cost_micros = -1"),
+        ("counts", "effects_pending = -1"),
+        ("counts", "effects_unknown = -1"),
+    ],
+    "poison_message": [("counts", "times = 0"), ("counts", "size_bytes = 1")],
+    "redrive_job": [
+        ("state", "state = 'asleep'"),
+        ("ended", "ended_at = now()"),
+        ("ended", "state = 'done'"),
+        ("cursor", "cursor_at = now()"),
+    ],
+    "redrive_policy": [
+        ("name", "name = 'Not A Name'"),
+        ("bounds", "quiet_s = -1"),
+        ("bounds", "canary = 0"),
+        ("bounds", "rate_per_s = 0"),
+        ("bounds", "max_generation = 0"),
+        ("threshold", "threshold = 0"),
+        ("threshold", "threshold = 1.5"),
+    ],
 }
 
 
@@ -242,6 +266,19 @@ def fill(hands: Hands) -> None:
     arm = step("arm", join_step=join.step_id, branch=0)
     hands.settle(claim, "next", steps=(join, arm), extras=Extras(messages=((b"1", "me"),)))
     hands.ledger.add_event(claim.ref, "progress", b"{}")
+    hands.settle(hands.begin(), "dead")
+    hands.rows("select agentq.keep_poison(%s, 'q', 'is no message', 'd', 'body', 4)", hands.tenant)
+    hands.rows(
+        "insert into agentq.redrive_job (job_id, same_as, operator, reason, selection, terms, state, until)"
+        " values (gen_random_uuid(), %s, %s, 'why', '{}', '{}', 'running', now()) returning job_id",
+        hands.tenant,
+        hands.tenant,
+    )
+    hands.rows(
+        "insert into agentq.redrive_policy (name, selection, quiet_s, canary, threshold, rate_per_s, max_generation,"
+        " operator, reason, enabled) values (%s, '{}', 60, 1, 1, 1, 1, 'me', 'why', false) returning name",
+        hands.tenant,
+    )
 
 
 def test_every_check_constraint_has_an_impossible_row() -> None:
@@ -267,6 +304,8 @@ def test_the_database_refuses_the_impossible(
         "tenant": f"name = '{filled.tenant}'",
         "worker": f"worker_id = '{filled.worker}'",
         "ledger_entry": f"tenant = '{filled.tenant}' and name = 'arm'",
+        "redrive_job": f"operator = '{filled.tenant}'",
+        "redrive_policy": f"name = '{filled.tenant}'",
     }.get(table, f"tenant = '{filled.tenant}'")
     with pytest.raises(psycopg.errors.CheckViolation) as raised, admin.transaction():
         admin.execute(f"update agentq.{table} set {change} where {where}")

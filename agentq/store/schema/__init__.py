@@ -13,6 +13,7 @@ from __future__ import annotations
 from sqlalchemy import Table
 
 from agentq.store.schema.base import NOW, SCHEMA, metadata
+from agentq.store.schema.dead_letters import dead_letter, poison_message, redrive_job, redrive_policy
 from agentq.store.schema.fleet import operator_action, refused_submission, worker
 from agentq.store.schema.ledger import (
     ENTRY_ENDED,
@@ -31,7 +32,17 @@ from agentq.store.schema.ledger import (
 )
 
 # Tables whose rows belong to one tenant: row security is forced on each of them.
-TENANT_TABLES: tuple[Table, ...] = (session, ledger_entry, checkpoint, branch, message, effect, session_event)
+TENANT_TABLES: tuple[Table, ...] = (
+    session,
+    ledger_entry,
+    checkpoint,
+    branch,
+    message,
+    effect,
+    session_event,
+    dead_letter,
+    poison_message,
+)
 
 __all__ = [
     "ENTRY_ENDED",
@@ -44,11 +55,15 @@ __all__ = [
     "TENANT_TABLES",
     "branch",
     "checkpoint",
+    "dead_letter",
     "effect",
     "ledger_entry",
     "message",
     "metadata",
     "operator_action",
+    "poison_message",
+    "redrive_job",
+    "redrive_policy",
     "refused_submission",
     "session",
     "session_event",

@@ -119,6 +119,7 @@ ledger_entry = Table(
     Column("waits_for", Integer, nullable=False, server_default="0", comment="branches still open"),
     Column("collect", Boolean, nullable=False, server_default=text("false"), comment="failed branches are values"),
     Column("failure", JSONB, comment="of the latest failed attempt"),
+    Column("failures", JSONB, comment="of the last attempts that failed, oldest first; bounded"),
     ForeignKeyConstraint(["tenant", "session_id"], ["agentq.session.tenant", "agentq.session.session_id"]),
     CheckConstraint(one_of("state", ENTRY_LIVE + ENTRY_ENDED), name="state"),
     CheckConstraint("(state = 'running') = (worker is not null)", name="worker"),

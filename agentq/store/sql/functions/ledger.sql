@@ -220,7 +220,9 @@ begin
            due_at = case when p_verdict in ('retry', 'postpone') then v_now + make_interval(secs => p_delay_s) else l.due_at end,
            queued_at = case when p_verdict = 'release' then v_now else l.queued_at end,
            attempt = case when p_verdict in ('release', 'postpone') then l.attempt - 1 else l.attempt end,
-           failure = coalesce(p_failure, l.failure), worker = null, fence_token = null
+           failure = coalesce(p_failure, l.failure), worker = null, fence_token = null,
+           failures = case when p_failure is null then l.failures
+                           else agentq.remember_failure(l.failures, p_failure, v_now) end
      where l.tenant = p_tenant and l.session_id = p_session and l.step_id = p_step
        and l.state = 'running' and l.fence = p_fence and l.fence_token = p_token
     returning l.* into e;
@@ -276,6 +278,9 @@ begin
             v_wake := agentq.end_session(p_tenant, p_session, 'failed', null, p_failure, v_now);
         else
             v_wake := agentq.finish_branch(p_tenant, p_session, e.join_step, e.branch, false, null, p_failure, v_now);
+        end if;
+        if p_verdict = 'dead' then
+            perform agentq.bury(p_tenant, p_session, p_step, v_now);
         end if;
     when 'release' then
         if e.state = 'queued' then

@@ -67,6 +67,7 @@ begin
         update agentq.ledger_entry set state = 'cancelled', settled_at = p_now
          where tenant = p_tenant and session_id = p_session and state in ('ready', 'queued', 'waiting', 'held');
     end if;
+    perform agentq.close_letters(p_tenant, p_session, p_state, p_now);
     if s.parent_session is null then return null; end if;
     return agentq.finish_branch(p_tenant, s.parent_session, s.parent_join, s.parent_branch,
                                 p_state = 'done', p_result, p_failure, p_now);

@@ -55,11 +55,13 @@ begin
         if not found then continue; end if;
         v_fate := case when e.quarantine then 'buried' when e.crashes >= 1 then 'suspect' else 'again' end;
         v_failure := jsonb_build_object('kind', 'worker_lost', 'type', 'WorkerLost', 'attempt', e.attempt,
-            'message', format('the worker died under this step %s times, the last time alone in quarantine', e.crashes + 1));
+            'message', case when v_fate <> 'buried' then 'the worker died under this step' else
+                format('the worker died under this step %s times, the last time alone in quarantine', e.crashes + 1) end);
         update agentq.ledger_entry l
            set state = case v_fate when 'buried' then 'dead' else 'queued' end,
                settled_at = case v_fate when 'buried' then v_now end,
                failure = case v_fate when 'buried' then v_failure else l.failure end,
+               failures = agentq.remember_failure(l.failures, v_failure, v_now),
                crashes = l.crashes + 1, attempt = l.attempt - 1, quarantine = l.quarantine or v_fate = 'suspect',
                worker = null, fence_token = null, queued_at = v_now, dispatches = 0
          where l.tenant = e.tenant and l.session_id = e.session_id and l.step_id = e.step_id
@@ -71,6 +73,7 @@ begin
             else
                 v_wake := agentq.finish_branch(e.tenant, e.session_id, e.join_step, e.branch, false, null, v_failure, v_now);
             end if;
+            perform agentq.bury(e.tenant, e.session_id, e.step_id, v_now);
             v_wake := coalesce(v_wake, agentq.hand_on_slot(e.tenant, v_now));
         else
             v_wake := agentq.wake(e.session_id, e.step_id, e.name, e.quarantine or v_fate = 'suspect', e.fence);

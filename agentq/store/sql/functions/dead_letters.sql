@@ -1,0 +1,142 @@
+-- Dead letters: buried in the transaction of the verdict itself, brought back by redrives, and what
+-- arrived on a queue and was never understood.
+--
+-- A session's row is locked before its letters, as before its entries.
+
+-- A failure beside those before it: the last twenty, their messages cut.
+create or replace function agentq.remember_failure(p_past jsonb, p_failure jsonb, p_now timestamptz)
+returns jsonb language sql stable as $$
+    select case when jsonb_array_length(past) > 20 then past - 0 else past end
+      from (select coalesce(p_past, '[]') || jsonb_build_array(p_failure - 'cause' - 'cause_text' - 'place'
+                   || jsonb_build_object('at', p_now, 'message', left(p_failure ->> 'message', 300)))) f (past)
+$$;
+
+
+-- Bury a step that is dead: the letter that a person, a redrive or a policy works with.
+-- Called after the session has been told. Where it goes on (a join that takes failed branches as values),
+-- the letter is resolved from the beginning: there is nothing to bring back.
+-- A failure that says no cause (a lost worker's has no frame to look at) is told apart by its step.
+create or replace function agentq.bury(p_tenant text, p_session uuid, p_step uuid, p_now timestamptz)
+returns void language plpgsql as $$
+declare
+    e agentq.ledger_entry; s agentq.session; v_place text;
+begin
+    select * into strict e from agentq.ledger_entry
+     where tenant = p_tenant and session_id = p_session and step_id = p_step;
+    select * into strict s from agentq.session where tenant = p_tenant and session_id = p_session;
+    v_place := s.agent || '.' || e.name;
+    insert into agentq.dead_letter (
+        tenant, letter_id, session_id, step_id, generation, agent, agent_version, step, seq, class, cause, cause_text,
+        dependency, failure, attempts, attempt, crashes, state_from, cost_micros, effects_pending, effects_unknown,
+        state, announced, note, died_at, changed_at)
+    select p_tenant, gen_random_uuid(), p_session, p_step, coalesce((to_jsonb(s) ->> 'generation')::int, 0), s.agent,
+           s.agent_version, e.name, e.seq,
+           e.failure ->> 'kind',
+           coalesce(e.failure ->> 'cause', left(md5(concat_ws(E'\n', e.failure ->> 'kind', e.failure ->> 'type', v_place)), 12)),
+           coalesce(e.failure ->> 'cause_text', concat(e.failure ->> 'type', ' in ', v_place)),
+           e.failure ->> 'dependency', e.failure - 'cause' - 'cause_text', coalesce(e.failures, '[]'), e.attempt, e.crashes, e.state_from,
+           (select coalesce(sum(c.cost_micros), 0) from agentq.checkpoint c
+             where c.tenant = p_tenant and c.session_id = p_session),
+           f.pending, f.unknown,
+           case s.state when 'failed' then 'open' else 'resolved' end, s.state <> 'failed',
+           case s.state when 'failed' then null when 'cancelled' then 'its session was cancelled'
+                        else 'its join takes failed branches as values' end, p_now, p_now
+      from (select count(*) filter (where state = 'pending') as pending, count(*) filter (where state = 'unknown') as unknown
+              from agentq.effect where tenant = p_tenant and session_id = p_session) f
+    on conflict on constraint dead_letter_death do nothing;
+end $$;
+
+
+-- A session ended: what became of the letters that it was brought back for.
+-- Done, however it came to run again: nothing is left to do. Otherwise that redrive has failed, and the
+-- new death has a letter of its own.
+create or replace function agentq.close_letters(p_tenant text, p_session uuid, p_state text, p_now timestamptz)
+returns void language sql as $$
+    update agentq.dead_letter
+       set state = case p_state when 'done' then 'resolved' else 'redriven' end, changed_at = p_now, announced = true
+     where tenant = p_tenant and session_id = p_session
+       and (state = 'redriving' or state = 'open' and p_state = 'done')
+$$;
+
+
+-- The letters that a selection names: one place where filters are read, for lists, groups, plans,
+-- redrives and exports alike. Plain SQL, so that it is planned as part of the query around it.
+create or replace function agentq.letters(p_selection jsonb) returns setof agentq.dead_letter
+language sql stable as $$
+    select d.* from agentq.dead_letter d
+     where (p_selection ->> 'state' is null or d.state = p_selection ->> 'state')
+       and (p_selection ->> 'tenant' is null or d.tenant = p_selection ->> 'tenant')
+       and (p_selection ->> 'cause' is null
+            -- 'g' follows every digit of a fingerprint.
+            or d.cause >= p_selection ->> 'cause' and d.cause < (p_selection ->> 'cause') || 'g')
+       and (p_selection ->> 'agent' is null or d.agent = p_selection ->> 'agent')
+       and (p_selection ->> 'version' is null or d.agent_version = (p_selection ->> 'version')::int)
+       and (p_selection ->> 'step' is null or d.step = p_selection ->> 'step')
+       and (p_selection ->> 'class' is null or d.class = p_selection ->> 'class')
+       and (p_selection ->> 'dependency' is null or d.dependency = p_selection ->> 'dependency')
+       and (p_selection ->> 'generation' is null or d.generation = (p_selection ->> 'generation')::int)
+       and (p_selection ->> 'since' is null or d.died_at >= (p_selection ->> 'since')::timestamptz)
+       and (p_selection ->> 'before' is null or d.died_at <= (p_selection ->> 'before')::timestamptz)
+       and (p_selection ->> 'session' is null or d.session_id = (p_selection ->> 'session')::uuid)
+       and (p_selection ->> 'job' is null or d.job_id = (p_selection ->> 'job')::uuid)
+       and (p_selection -> 'letters' is null
+            or d.letter_id in (select l::uuid from jsonb_array_elements_text(p_selection -> 'letters') l))
+$$;
+
+
+-- Letters without a message, now about to be sent: at most so many, each tenant's oldest first.
+-- Marked before they are sent: one that is lost on the way is a notice lost, and the row decides.
+create or replace function agentq.announce_letters(p_max int)
+returns table (tenant text, letter_id uuid, session_id uuid, step_id uuid, agent text, step text, class text, cause text,
+               cause_text text, generation int, died_at timestamptz) language plpgsql as $$
+#variable_conflict use_column
+begin
+    perform set_config('agentq.tenant', '*', true), set_config('synchronous_commit', 'off', true);
+    return query
+        with unsent as materialized (
+            select d.tenant, d.letter_id from agentq.dead_letter d
+             where not d.announced order by d.tenant limit p_max for update skip locked)
+        update agentq.dead_letter d set announced = true from unsent u
+         where d.tenant = u.tenant and d.letter_id = u.letter_id
+        returning d.tenant, d.letter_id, d.session_id, d.step_id, d.agent || '@' || d.agent_version, d.step, d.class,
+                  d.cause, d.cause_text, d.generation, d.died_at;
+end $$;
+
+
+-- How many open letters each tenant has, counted no further than `p_most`: hops from tenant to tenant,
+-- so that ten tenants with a million letters cost ten times `p_most` index entries.
+create or replace function agentq.open_letters(p_most int) returns table (tenant text, open bigint)
+language sql stable as $$
+    with recursive hop as (
+        (select d.tenant from agentq.dead_letter d where d.state = 'open' order by d.tenant limit 1)
+        union all
+        select (select d.tenant from agentq.dead_letter d
+                 where d.state = 'open' and d.tenant > hop.tenant order by d.tenant limit 1)
+          from hop where hop.tenant is not null
+    )
+    select hop.tenant, (select count(*) from (select from agentq.dead_letter d
+                         where d.state = 'open' and d.tenant = hop.tenant limit p_most) n)
+      from hop where hop.tenant is not null
+$$;
+
+
+-- Keep what arrived on a queue and was not understood. The same again is counted, and of a flood only
+-- the newest thousand of a queue are kept.
+create or replace function agentq.keep_poison(p_tenant text, p_queue text, p_reason text, p_digest bytea, p_body bytea,
+                                              p_size int)
+returns bigint language plpgsql as $$
+declare v_id bigint;
+begin
+    perform set_config('agentq.tenant', '*', true);
+    insert into agentq.poison_message (tenant, queue, reason, digest, body, size_bytes)
+    values (p_tenant, p_queue, p_reason, p_digest, p_body, p_size)
+    on conflict on constraint poison_message_digest
+       do update set times = poison_message.times + 1, last_at = agentq.now(), reason = p_reason
+    returning poison_id into v_id;
+    if v_id % 100 = 0 then
+        delete from agentq.poison_message p where p.tenant = p_tenant and p.queue = p_queue and p.poison_id <= (
+            select o.poison_id from agentq.poison_message o where o.tenant = p_tenant and o.queue = p_queue
+             order by o.poison_id desc offset 1000 limit 1);
+    end if;
+    return v_id;
+end $$;
