@@ -41,6 +41,7 @@ class Relay:
         lease_s: float,
         look_s: float,
         stale_s: float,
+        housekeeping: Callable[[], None] = lambda: None,
     ) -> None:
         self._ledger = ledger
         self._workers = workers
@@ -51,6 +52,7 @@ class Relay:
         self._lease_s = lease_s
         self._look_s = look_s
         self._stale_s = stale_s
+        self._housekeeping = housekeeping
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="agentq-relay", daemon=True)
         self._next_slow = 0.0
@@ -144,6 +146,7 @@ class Relay:
         if time.monotonic() >= self._next_forget:
             self._next_forget = time.monotonic() + _FORGET_S
             self._workers.forget()
+            self._housekeeping()
         self.find_missing()
         # A wiped broker has forgotten it, and foreign producers' submissions would be dropped silently.
         self._publisher.declare(SUBMIT)

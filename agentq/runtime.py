@@ -24,14 +24,17 @@ from agentq.engine import Engine, InFlight
 from agentq.errors import StoreUnavailable
 from agentq.heart import Heart
 from agentq.policies.failures import ambiguous, classify, retry_with_backoff
+from agentq.policies.redaction import safe_failures
 from agentq.relay import Relay
 from agentq.settings import Settings, load
 from agentq.step import StepRef
 from agentq.store.effects import Effects
 from agentq.store.ledger import Ledger
 from agentq.store.pool import Store
+from agentq.store.traces import WEEKS_AHEAD, Traces
 from agentq.store.workers import Workers
 from agentq.submissions import Submissions
+from agentq.tracing import redactor_of, tracing_of
 from agentq.verdicts import Dropped, Verdict
 
 log = logging.getLogger("agentq.runtime")
@@ -55,7 +58,7 @@ class Runtime:
         self.settings = settings
         self.registry = registry
         self.store = Store(settings.database_url, size=settings.database_pool, name=f"agentq {os.getpid()}")
-        self.ledger = Ledger(self.store)
+        self.ledger = Ledger(self.store, traced=settings.trace)
         self.workers = Workers(self.store)
         self.publisher = Publisher(connect)
         self.in_flight = InFlight()
@@ -146,14 +149,16 @@ class Runtime:
 
     def _engine(self, heart: Heart, serves: list[str], *, quarantine: bool) -> Engine:
         settings = self.settings
+        redactor = redactor_of(settings)
         means = Means(
             store=self.store,
             ledger=self.ledger,
             effects=Effects(self.store),
-            classify=classify,
+            classify=safe_failures(classify, redactor),
             ambiguous=ambiguous,
             payload_max_bytes=settings.payload_max_bytes,
             patience_s=settings.settle_patience_s,
+            tracing=tracing_of(settings, redactor),
         )
         return Engine(
             ledger=self.ledger,
@@ -180,7 +185,14 @@ class Runtime:
             lease_s=settings.lease_s,
             look_s=settings.dead_look_s,
             stale_s=settings.queued_stale_s,
+            housekeeping=self._keep_house,
         )
+
+    def _keep_house(self) -> None:
+        """What is due every few minutes."""
+        traces = Traces(self.store)
+        traces.prepare(WEEKS_AHEAD)
+        traces.forget(self.settings.trace_keep_days)
 
     def _follow_tenants(self, names: list[str]) -> None:
         if self.on_tenants is not None:

@@ -32,6 +32,7 @@ from agentq.store.effects import Effects
 from agentq.store.ledger import Ledger
 from agentq.store.pool import Store
 from agentq.store.queries import load
+from agentq.tracing import redactor_of, tracing_of
 from agentq.verdicts import Carried, Failure, Verdict, Wake
 
 SQL = load("testing")
@@ -85,7 +86,7 @@ class LocalFleet:
         settings = client.settings
         self.client = client
         self.store = Store(settings.database_url, size=6, name="agentq local fleet")
-        self.ledger = Ledger(self.store)
+        self.ledger = Ledger(self.store, traced=settings.trace)
         self.clock = Clock(self.store, client._store)
         self.in_flight = InFlight()
         self.sent: deque[Wake] = deque()
@@ -109,6 +110,7 @@ class LocalFleet:
             classify=self._classify,
             ambiguous=ambiguous,
             payload_max_bytes=settings.payload_max_bytes,
+            tracing=tracing_of(settings, redactor_of(settings)),
         )
         self.engine = Engine(
             ledger=self.ledger,

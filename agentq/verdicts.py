@@ -8,6 +8,7 @@ settlement, and a delivery ends in a verdict. All are frozen, so `match` can be 
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -115,6 +116,7 @@ class Granted:
     priority: int
     remaining_s: float | None
     queued_s: float
+    traced_by: uuid.UUID | None = None  # the worker, where attempts leave a trace
 
 
 Refusal = Literal[
@@ -192,11 +194,45 @@ class NewChild:
 
 
 @dataclass(frozen=True, slots=True)
+class TraceEvent:
+    """
+    Something that an attempt did, redacted already; times count from the attempt's start.
+
+    Its usage is a part of the attempt's, told apart; it is not added to it.
+    """
+
+    kind: str
+    name: str
+    at_s: float
+    took_s: float
+    usage: Usage = field(default_factory=Usage)
+    failure: Failure | None = None
+    detail: Mapping[str, Any] = field(default_factory=dict)
+    input: bytes | None = None
+    output: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A choice that an attempt made, redacted already."""
+
+    at_s: float
+    options: bytes
+    picked: str
+    why: str | None = None
+    confidence: float | None = None
+    limits: Mapping[str, Any] = field(default_factory=dict)
+    approver: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Extras:
-    """What an attempt leaves beside its state: messages for the history, and usage."""
+    """What an attempt leaves beside its state: messages for the history, usage, and what is written of it."""
 
     messages: tuple[tuple[bytes, str], ...] = ()
     usage: Usage = field(default_factory=Usage)
+    trace: tuple[TraceEvent, ...] = ()
+    decisions: tuple[Decision, ...] = ()
 
     def of_failed(self) -> Extras:
         """What is written of an attempt that brought the session no further: everything but its messages."""

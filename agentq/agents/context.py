@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any, Literal, ParamSpec, TypeVar, cast
 
@@ -25,6 +25,7 @@ from agentq.agents.effects import (
     result_adapter,
 )
 from agentq.agents.returns import BranchResult
+from agentq.agents.tracing import Recording, Span, Tracing
 from agentq.engine import Attempt
 from agentq.errors import FenceLost, KeyConflict, NotNow, Permanent, Stopped, UnknownEffect
 from agentq.payload import bounded, canonical, decode, encode, fingerprint
@@ -51,6 +52,7 @@ class Means:
     ambiguous: Callable[[BaseException], bool]
     payload_max_bytes: int
     patience_s: float = 120.0
+    tracing: Tracing = field(default_factory=Tracing)
 
 
 class History:
@@ -118,6 +120,7 @@ class _ContextBase:
         self._calls = 0
         self._claimed: set[str] = set()
         self._usage = Usage()
+        self._recording = Recording(means.tracing, attempt.began, means.classify)
         self._results: tuple[BranchResult, ...] | None = None
         self.tenant: str = claim.ref.tenant
         self.session_id: str = str(claim.ref.session_id)
@@ -159,6 +162,32 @@ class _ContextBase:
             raise ValueError("usage cannot be negative")
         self._usage += Usage(input_tokens, output_tokens, micros)
 
+    def trace(self, kind: str, name: str, *, input: Any = None, **facts: Any) -> AbstractContextManager[Span]:
+        """
+        Time a block and keep it with the attempt: `with ctx.trace("model", "gpt-5", input=prompt) as span: …`.
+
+        Kinds that agentq itself writes are `model`, `tool`, `wait` and `approval`. Set `span.output`, and
+        `span.used(…)` for the part of the usage that it had. All of it is redacted before it is kept.
+        """
+        return self._recording.span(kind, name, input=input, **facts)
+
+    def decide(
+        self,
+        options: Sequence[Any],
+        picked: Any,
+        why: str | None = None,
+        confidence: float | None = None,
+        *,
+        limits: Mapping[str, Any] | None = None,
+        approver: str | None = None,
+    ) -> None:
+        """Keep a choice for people to read: what was considered, what was picked and why, how sure that was."""
+        claim = self._attempt.claim
+        in_force = {"attempt": claim.attempt, "attempts_max": claim.attempts_max, "timeout_s": claim.timeout_s}
+        self._recording.decide(
+            options, picked, why, confidence=confidence, limits=in_force | dict(limits or {}), approver=approver
+        )
+
     def progress(self, text: str, **data: Any) -> None:
         """Tell whoever watches the session's events, now; not kept with the result."""
         self._means.ledger.add_event(self._attempt.claim.ref, "progress", encode({"text": text, **data}))
@@ -181,9 +210,14 @@ class _ContextBase:
 
     def extras(self) -> Extras:
         """What the attempt leaves beside its state."""
-        return Extras(self.messages.added(), self._usage)
+        recording = self._recording
+        return Extras(self.messages.added(), self._usage, recording.events(), recording.decisions())
 
     # ── effects ──────────────────────────────────────────────────────────────
+
+    def _call_span(self, call: _Call) -> AbstractContextManager[Span]:
+        given = {"args": call.args, "kwargs": call.kwargs} if call.kwargs else call.args
+        return self._recording.span("tool", call.name, input=given, effect_key=call.key)
 
     def _prepare(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
         self.check()
@@ -321,26 +355,33 @@ class Context(_ContextBase):
             KeyConflict: the key was used with other arguments.
         """
         call = self._prepare(function, args, kwargs)
+        with self._call_span(call) as span:
+            span.output = self._perform(call, span)
+        return cast(R, span.output)
+
+    def _perform(self, call: _Call, span: Span) -> Any:
         found = self._claim(call)
         known = self._decide(call, found)
         if known is not None:
-            return cast(R, known.value)
+            span.note(outcome="recalled")
+            return known.value
         token = performing(call.key)
         try:
             if self._asks_first(call, found):
                 # A question that fails says nothing: the effect stays pending, to be asked about again.
-                answer = _wait_for(cast(Callable[..., Any], call.declared.check)(*args, **kwargs))
+                answer = _wait_for(cast(Callable[..., Any], call.declared.check)(*call.args, **call.kwargs))
                 if answer is not None:
-                    return cast(R, self._store_result(call, answer))
+                    span.note(outcome="found done")
+                    return self._store_result(call, answer)
                 self._take_over(call, calling=True)
             try:
-                value: Any = _wait_for(function(*args, **kwargs))
+                value: Any = _wait_for(call.function(*call.args, **call.kwargs))
             except BaseException as error:
                 self._store_error(call, error)
                 raise
         finally:
             done_performing(token)
-        return cast(R, self._store_result(call, value))
+        return self._store_result(call, value)
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
@@ -388,12 +429,15 @@ class AsyncContext(_ContextBase):
         call = self._prepare(function, args, kwargs)
         # One key asked for twice side by side: the second waits, and recalls what the first was told.
         async with self._turns.setdefault(call.key, asyncio.Lock()):
-            return cast(R, await self._perform(call))
+            with self._call_span(call) as span:
+                span.output = await self._perform(call, span)
+            return cast(R, span.output)
 
-    async def _perform(self, call: _Call) -> Any:
+    async def _perform(self, call: _Call, span: Span) -> Any:
         found = await asyncio.to_thread(self._claim, call)
         known = await asyncio.to_thread(self._decide, call, found)
         if known is not None:
+            span.note(outcome="recalled")
             return known.value
         token = performing(call.key)
         try:
@@ -401,6 +445,7 @@ class AsyncContext(_ContextBase):
                 # A question that fails says nothing: the effect stays pending, to be asked about again.
                 answer = await _run(cast(Callable[..., Any], call.declared.check), call.args, call.kwargs)
                 if answer is not None:
+                    span.note(outcome="found done")
                     return await asyncio.to_thread(self._store_result, call, answer)
                 await asyncio.to_thread(self._take_over, call, calling=True)
             try:

@@ -13,6 +13,7 @@ from psycopg.types.json import Jsonb
 from agentq.errors import FenceLost
 from agentq.payload import storable
 from agentq.step import StepRef
+from agentq.store import traces
 from agentq.store.pool import ALL_TENANTS, Connection, Row, Store, driver_errors, run
 from agentq.store.queries import load
 from agentq.verdicts import Failure, Granted, NewChild, NewStep, NotGranted, Settled, Settlement, Wake
@@ -58,8 +59,9 @@ class BranchRow:
 class Ledger:
     """Claims, settlements and admission, each one round trip and one commit."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, traced: bool = True) -> None:
         self.store = store
+        self.traced = traced
 
     def claim(
         self, ref: StepRef, *, token: int, worker: uuid.UUID, serves: list[str], quarantine: bool
@@ -84,7 +86,7 @@ class Ledger:
         )
         if row[0] != "granted":
             return NotGranted(ref, row[0])
-        return _granted(ref, token, row)
+        return _granted(ref, token, worker if self.traced else None, row)
 
     def settle(self, claim: Granted, settlement: Settlement, *, on: Connection | None = None) -> Settled:
         """
@@ -174,7 +176,7 @@ class Ledger:
         return [QueueDepth(*row) for row in rows]
 
 
-def _granted(ref: StepRef, token: int, row: Row) -> Granted:
+def _granted(ref: StepRef, token: int, traced_by: uuid.UUID | None, row: Row) -> Granted:
     (_, fence, attempt, attempts_max, crashes, seq, name, agent, version, timeout_s, args, state_from, states) = row[
         :13
     ]
@@ -182,6 +184,7 @@ def _granted(ref: StepRef, token: int, row: Row) -> Granted:
     return Granted(
         ref, token, fence, attempt, attempts_max, crashes, seq, name, agent, version, timeout_s, args, state_from,
         tuple(states) if states is not None else None, given, join_step, branch, fan, priority, remaining_s, queued_s,
+        traced_by,
     )  # fmt: skip
 
 
@@ -210,6 +213,7 @@ def _settle_parameters(claim: Granted, settlement: Settlement) -> dict[str, Any]
         "next_timeout_s": follower.timeout_s if follower else None,
         "next_args": follower.args if follower else None,
         "plan": Jsonb(plan) if plan else None,
+        "traced_by": claim.traced_by,
     }
 
 
@@ -248,6 +252,8 @@ def _plan(settlement: Settlement, follower: NewStep | None) -> dict[str, Any]:
             "tokens_out": usage.tokens_out,
             "cost_micros": usage.cost_micros,
         }
+    if settlement.extras.trace or settlement.extras.decisions:
+        plan |= traces.as_plan(settlement.extras)
     return plan
 
 

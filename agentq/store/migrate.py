@@ -9,6 +9,7 @@ time: they replace themselves.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,12 +27,15 @@ from alembic.script import Script, ScriptDirectory
 
 from agentq.errors import ConfigError, StoreUnavailable
 from agentq.store.schema import SCHEMA, metadata
+from agentq.store.traces import WEEKS_AHEAD
 
 Phase = Literal["before", "after"]
 
 # Two programs that migrate at once take turns.
 _MIGRATION_LOCK = 0x61676E7471
 _VERSION_TABLE = "schema_version"
+# The weeks of the traces: made and dropped while the fleet runs, so no migration knows them.
+_PARTITION = re.compile(r"(?:trace|decision)_(?:\d{8}|rest)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,7 @@ def upgrade(url: str, *, fleet_role: str | None = None, phase: Phase | None = No
             command.upgrade(_config(connection), ran[-1].revision)
         if len(ran) == len(pending):
             _replace_functions(connection)
+            connection.execute(sa.text(f"select {SCHEMA}.prepare_traces(:ahead)"), {"ahead": WEEKS_AHEAD})
         if fleet_role:
             _grant(connection, fleet_role)
         return [script.revision for script in ran]
@@ -151,7 +156,7 @@ def include_name(name: str | None, kind: str, parents: object) -> bool:
     """Whether autogenerate looks at a thing: only at our schema, and not at Alembic's own table."""
     if kind == "schema":
         return name == SCHEMA
-    return not (kind == "table" and name == _VERSION_TABLE)
+    return not (kind == "table" and name is not None and (name == _VERSION_TABLE or _PARTITION.fullmatch(name)))
 
 
 def _scripts() -> ScriptDirectory:

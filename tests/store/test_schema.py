@@ -17,7 +17,7 @@ from agentq.store import migrate
 from agentq.store.effects import Effects
 from agentq.store.pool import Store, name_tenant
 from agentq.store.schema import TENANT_TABLES, metadata
-from agentq.verdicts import Extras
+from agentq.verdicts import Decision, Extras, TraceEvent
 from tests.conftest import new_tenant
 from tests.support.hands import Hands, at_once, step
 
@@ -153,6 +153,7 @@ IMPOSSIBLE = {
         ("state", "state = 'asleep'"),
         ("concurrency", "concurrency = 0"),
         ("weight", "weight = 0"),
+        ("trace_content", "trace_content = 'loud'"),
     ],
     "session": [
         ("agent", "agent = 'Robot!'"),
@@ -216,6 +217,16 @@ IMPOSSIBLE = {
         ("failure", "state = 'failed', settled_at = now()"),
         ("calls", "calls = 0"),
     ],
+    "trace": [
+        ("ordinal", "kind = 'model'"),
+        ("ordinal", "ordinal = -ordinal - 1, kind = 'x', closing = null"),
+        ("closing", "closing = case ordinal when 0 then null else closing end"),
+        ("closing", "closing = 'next'"),
+        ("usage", "cost_micros = -1"),
+        ("usage", "tokens_in = -1"),
+        ("usage", "tokens_out = -1"),
+    ],
+    "decision": [("confidence", "confidence = 1.5"), ("confidence", "confidence = -1")],
     "worker": [
         ("state", "state = 'asleep'"),
         ("role", "role = 'boss'"),
@@ -249,6 +260,10 @@ IMPOSSIBLE = {
 }
 
 
+EVENT = TraceEvent("model", "robot-1", 0.0, 0.1)
+CHOICE = Decision(0.0, b'["pay", "ask"]', "ask", confidence=0.5)
+
+
 @pytest.fixture(scope="module")
 def filled(store: Store, admin: psycopg.Connection[Any]) -> Iterator[Hands]:
     """A tenant with a row in every table."""
@@ -264,7 +279,7 @@ def fill(hands: Hands) -> None:
     Effects(hands.store).claim(claim, "k", name="pay", args_hash=b"h", durable=False)
     join = step("join", fan=1)
     arm = step("arm", join_step=join.step_id, branch=0)
-    hands.settle(claim, "next", steps=(join, arm), extras=Extras(messages=((b"1", "me"),)))
+    hands.settle(claim, "next", steps=(join, arm), extras=Extras(((b"1", "me"),), trace=(EVENT,), decisions=(CHOICE,)))
     hands.ledger.add_event(claim.ref, "progress", b"{}")
     hands.settle(hands.begin(), "dead")
     hands.rows("select agentq.keep_poison(%s, 'q', 'is no message', 'd', 'body', 4)", hands.tenant)

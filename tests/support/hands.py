@@ -14,6 +14,7 @@ from agentq.payload import fingerprint
 from agentq.step import StepRef, new_id
 from agentq.store.ledger import Ledger
 from agentq.store.pool import Store
+from agentq.store.schema import TENANT_TABLES
 from agentq.store.sessions import NewSession, Sessions
 from agentq.store.workers import Registration
 from agentq.verdicts import Extras, Failure, Granted, NewChild, NewStep, NotGranted, Settled, Settlement, Wake
@@ -139,7 +140,7 @@ class Hands:
 
     def everything(self) -> dict[str, list[dict[str, Any]]]:
         """All rows of this tenant, to compare before and after."""
-        tables = ("session", "ledger_entry", "checkpoint", "branch", "message", "effect", "session_event")
+        tables = [table.name for table in TENANT_TABLES]
         return {table: self.rows(f"select * from agentq.{table} order by 1, 2, 3") for table in tables}
 
 

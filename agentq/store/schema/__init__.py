@@ -30,6 +30,7 @@ from agentq.store.schema.ledger import (
     session_event,
     tenant,
 )
+from agentq.store.schema.traces import decision, trace
 
 # Tables whose rows belong to one tenant: row security is forced on each of them.
 TENANT_TABLES: tuple[Table, ...] = (
@@ -42,6 +43,8 @@ TENANT_TABLES: tuple[Table, ...] = (
     session_event,
     dead_letter,
     poison_message,
+    trace,
+    decision,
 )
 
 __all__ = [
@@ -56,6 +59,7 @@ __all__ = [
     "branch",
     "checkpoint",
     "dead_letter",
+    "decision",
     "effect",
     "ledger_entry",
     "message",
@@ -68,5 +72,6 @@ __all__ = [
     "session",
     "session_event",
     "tenant",
+    "trace",
     "worker",
 ]

@@ -36,12 +36,14 @@ tenant = Table(
     Column("concurrency", Integer, nullable=False, comment="steps admitted to the broker or running, at most"),
     Column("weight", REAL, nullable=False, server_default="1"),
     Column("shedding", Boolean, nullable=False, server_default=text("false"), comment="above a lowered cap"),
+    Column("trace_content", Text, comment="inputs and outputs in traces; null: as the fleet"),
     time("created_at", nullable=False, now=True),
     time("changed_at", nullable=False, now=True),
     CheckConstraint(f"name {NAME}", name="name"),
     CheckConstraint(one_of("state", TENANT_STATES), name="state"),
     CheckConstraint("concurrency > 0", name="concurrency"),
     CheckConstraint("weight > 0", name="weight"),
+    CheckConstraint(one_of("trace_content", ("off", "kept", "exported")), name="trace_content"),
 )
 
 session = Table(
@@ -61,6 +63,8 @@ session = Table(
     Column("parent_session", Uuid),
     Column("parent_join", Uuid, comment="the parent's step that waits for this session"),
     Column("parent_branch", Integer),
+    Column("trace_id", Uuid, comment="one for all it leads to; null: its own id"),
+    Column("trace_parent", BigInteger, comment="the producer's span, where it gave one"),
     time("deadline_at"),
     time("created_at", nullable=False, now=True),
     time("ended_at"),

@@ -7,7 +7,7 @@ select * from agentq.claim(%(tenant)s, %(session)s, %(step)s, %(worker)s, %(toke
 -- name: settle
 select * from agentq.settle(%(tenant)s, %(session)s, %(step)s, %(fence)s::int, %(token)s::bigint, %(closing)s,
     %(delay_s)s::double precision, %(kind)s, %(state)s, %(parent)s, %(state_from)s, %(version)s::int, %(result)s,
-    %(failure)s, %(next)s, %(next_name)s, %(next_attempts)s::int, %(next_timeout_s)s::real, %(next_args)s, %(plan)s);
+    %(failure)s, %(next)s, %(next_name)s, %(next_attempts)s::int, %(next_timeout_s)s::real, %(next_args)s, %(plan)s, %(traced_by)s);
 
 -- name: disown
 -- The worker does not know whether it holds this claim; whoever does not know must not keep it.

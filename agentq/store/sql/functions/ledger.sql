@@ -145,10 +145,12 @@ begin
            join_step uuid, branch int, fan int, "collect" boolean);
     if p_plan ? 'children' then
         insert into agentq.session (tenant, session_id, agent, agent_version, input, input_hash, priority,
-                                    parent_session, parent_join, parent_branch, deadline_at)
+                                    parent_session, parent_join, parent_branch, deadline_at, trace_id)
         select p_tenant, c.id, c.agent, c.version, decode(c.input, 'base64'), decode(c.input_hash, 'base64'),
                p_priority, p_session, c.join_step, c.branch,
-               (select deadline_at from agentq.session where tenant = p_tenant and session_id = p_session)
+               (select deadline_at from agentq.session where tenant = p_tenant and session_id = p_session),
+               (select coalesce(trace_id, session_id) from agentq.session
+                 where tenant = p_tenant and session_id = p_session)
           from jsonb_to_recordset(p_plan -> 'children') as c (
                id uuid, agent text, version int, input text, input_hash text, join_step uuid, branch int);
         insert into agentq.ledger_entry (tenant, session_id, step_id, seq, name, state, due_at, attempts_max,
@@ -184,27 +186,30 @@ end $$;
 -- `closed` is false when a newer attempt owns the step: nothing was written.
 -- The step that simply follows comes as plain arguments (`p_next`), because that is nearly every
 -- settlement; timers, branches, children, messages and usage come in `p_plan`.
+-- `p_traced_by` is the attempt's worker; null: this attempt leaves no trace.
 -- `next_queued`: publish it now. `dispatch`: publish these too. `more`: ready rows wait for admission.
 create or replace function agentq.settle(
     p_tenant text, p_session uuid, p_step uuid, p_fence int, p_token bigint, p_verdict text, p_delay_s double precision,
     p_kind text, p_state bytea, p_parent uuid, p_state_from uuid, p_version int, p_result bytea, p_failure jsonb,
-    p_next uuid, p_next_name text, p_next_attempts int, p_next_timeout_s real, p_next_args bytea, p_plan jsonb
+    p_next uuid, p_next_name text, p_next_attempts int, p_next_timeout_s real, p_next_args bytea, p_plan jsonb,
+    p_traced_by uuid
 ) returns table (closed boolean, session_state text, next_queued boolean, dispatch jsonb, more boolean)
 language plpgsql as $$
 #variable_conflict use_column
 declare
     v_now timestamptz := agentq.now();
-    v_session text; v_flowing boolean; e agentq.ledger_entry; v_wake jsonb;
+    v_session text; v_agent text; v_flowing boolean; e agentq.ledger_entry; v_wake jsonb;
 begin
     perform set_config('agentq.tenant', p_tenant, true);
 
     if p_verdict in ('end', 'fail', 'dead') or p_plan ? 'messages' or p_plan ? 'branches' then
         -- These touch the session too: its row first, then the entry. A spawn does not, but whoever ends
         -- the session meanwhile must see its join, which no message would ever bring to a claim.
-        select state into v_session from agentq.session
+        select state, agent into v_session, v_agent from agentq.session
          where tenant = p_tenant and session_id = p_session for no key update;
     else
-        select state into v_session from agentq.session where tenant = p_tenant and session_id = p_session;
+        select state, agent into v_session, v_agent from agentq.session
+         where tenant = p_tenant and session_id = p_session;
     end if;
     if v_session not in ('running', 'paused') then
         p_verdict := 'cancelled';
@@ -230,6 +235,12 @@ begin
         closed := false; session_state := v_session;
         return next;
         return;
+    end if;
+
+    if p_traced_by is not null then
+        perform agentq.trace_attempt(e, v_agent, p_version, p_traced_by, p_verdict, v_now, p_failure,
+                                     case when p_verdict <> 'next' then null when p_next_name is not null then p_next_name
+                                          when p_plan ? 'steps' then agentq.names_in(p_plan -> 'steps') end, p_plan);
     end if;
 
     if p_verdict in ('next', 'end', 'fail') then

@@ -41,7 +41,7 @@ returns table (tenant text, session_id uuid, step_id uuid, fate text, dispatch j
 #variable_conflict use_column
 declare
     v_now timestamptz := agentq.now();
-    e record; v_wake jsonb; v_fate text; v_failure jsonb;
+    e agentq.ledger_entry; v_of record; v_wake jsonb; v_fate text; v_failure jsonb;
 begin
     perform set_config('agentq.tenant', '*', true);
     for e in
@@ -51,7 +51,8 @@ begin
          order by l.tenant, l.session_id, l.step_id limit p_max
     loop
         -- The session first, then the entry: the order every other writer keeps.
-        perform from agentq.session s where s.tenant = e.tenant and s.session_id = e.session_id for no key update skip locked;
+        select s.agent, s.agent_version into v_of from agentq.session s
+         where s.tenant = e.tenant and s.session_id = e.session_id for no key update skip locked;
         if not found then continue; end if;
         v_fate := case when e.quarantine then 'buried' when e.crashes >= 1 then 'suspect' else 'again' end;
         v_failure := jsonb_build_object('kind', 'worker_lost', 'type', 'WorkerLost', 'attempt', e.attempt,
@@ -67,6 +68,7 @@ begin
          where l.tenant = e.tenant and l.session_id = e.session_id and l.step_id = e.step_id
            and l.state = 'running' and l.fence = e.fence and l.fence_token = e.fence_token;
         if not found then continue; end if;
+        perform agentq.trace_attempt(e, v_of.agent, v_of.agent_version, e.worker, 'lost', v_now, v_failure, null, null);
         if v_fate = 'buried' then
             if e.join_step is null then
                 v_wake := agentq.end_session(e.tenant, e.session_id, 'failed', null, v_failure, v_now);
