@@ -13,20 +13,26 @@ if TYPE_CHECKING:
     from agentq.agents.agent import Agent, Step
     from agentq.agents.context import AsyncContext, AsyncTransaction, Context
     from agentq.agents.effects import effect, idempotency_key
-    from agentq.agents.returns import Branch, BranchResult, Child, Done, Fail, Next, Sleep, Spawn
+    from agentq.agents.returns import Answer, Ask, Branch, BranchResult, Child, Done, Fail, Next, Sleep, Spawn
     from agentq.client import AsyncClient, AsyncSession, Client, Event, Session, SessionView
     from agentq.errors import (
         AgentqError,
+        ApprovalClosed,
+        ApprovalDenied,
+        ApprovalExpired,
+        ApprovalRefused,
         ConfigError,
         DeadlineExceeded,
         InvalidInput,
         KeyConflict,
+        NotAnApprover,
         Permanent,
         Semantic,
         SessionCancelled,
         SessionFailed,
         StoreUnavailable,
         Transient,
+        UnknownApproval,
         UnknownEffect,
         WaitTimeout,
     )
@@ -44,6 +50,8 @@ __all__ = [
     "Done",
     "Fail",
     "Sleep",
+    "Ask",
+    "Answer",
     "Spawn",
     "Branch",
     "Child",
@@ -72,6 +80,12 @@ __all__ = [
     "Semantic",
     "Permanent",
     "UnknownEffect",
+    "ApprovalRefused",
+    "ApprovalDenied",
+    "ApprovalExpired",
+    "ApprovalClosed",
+    "NotAnApprover",
+    "UnknownApproval",
     "classify_as",
 ]
 
@@ -86,6 +100,8 @@ _HOMES = {
     "Context": "agentq.agents.context",
     "effect": "agentq.agents.effects",
     "idempotency_key": "agentq.agents.effects",
+    "Answer": "agentq.agents.returns",
+    "Ask": "agentq.agents.returns",
     "Branch": "agentq.agents.returns",
     "BranchResult": "agentq.agents.returns",
     "Child": "agentq.agents.returns",
@@ -101,6 +117,12 @@ _HOMES = {
     "Session": "agentq.client",
     "SessionView": "agentq.client",
     "AgentqError": "agentq.errors",
+    "ApprovalClosed": "agentq.errors",
+    "ApprovalDenied": "agentq.errors",
+    "ApprovalExpired": "agentq.errors",
+    "ApprovalRefused": "agentq.errors",
+    "NotAnApprover": "agentq.errors",
+    "UnknownApproval": "agentq.errors",
     "ConfigError": "agentq.errors",
     "DeadlineExceeded": "agentq.errors",
     "InvalidInput": "agentq.errors",

@@ -33,6 +33,7 @@ from agentq.step import StepRef
 from agentq.store.ledger import Ledger
 from agentq.store.pool import Connection, Store, persist
 from agentq.verdicts import (
+    Awaiting,
     Broke,
     Carried,
     Deferred,
@@ -79,6 +80,7 @@ class Attempt:
         self.answered = False  # the step has returned, and only its settlement is left
         # What the attempt has used and noted so far; the context sets it once there is one.
         self.extras: Callable[[], Extras] = Extras
+        self.awaits: Awaiting | None = None  # a call of it needs a person's leave first
         self.connection: Connection | None = None
         self._transaction = ExitStack()
         self._transaction_lock = threading.RLock()
@@ -431,11 +433,11 @@ class Engine:
 
     def _conclude(self, claim: Granted, outcome: Outcome) -> Settlement:
         match outcome:
-            case Proceeded(state, steps, children, extras):
+            case Proceeded(state, steps, children, extras, asks):
                 kind, stored, parent, state_from = _checkpoint(claim, state)
                 return Settlement(
                     "next", kind=kind, state=stored, parent=parent, state_from=state_from,
-                    steps=steps, children=children, extras=extras,
+                    steps=steps, children=children, extras=extras, asks=asks,
                 )  # fmt: skip
             case Finished(result, state, extras):
                 kind, stored, parent, _ = _checkpoint(claim, state)
@@ -451,6 +453,8 @@ class Engine:
                         return Settlement("dead", failure=failure, extras=extras)
             case Postponed(delay_s, extras):
                 return Settlement("postpone", delay_s=delay_s, extras=extras)
+            case Awaiting(approval_id, ask, extras):
+                return Settlement("await", awaits=approval_id, asks=(ask,) if ask else (), extras=extras)
             case Interrupted():
                 return Settlement("cancelled")
         assert_never(outcome)

@@ -16,6 +16,7 @@ from typing import Any
 from kombu import Connection
 
 from agentq.agents.act import Act
+from agentq.agents.asking import Asking
 from agentq.agents.context import Means
 from agentq.agents.registry import Registry, load_agents
 from agentq.broker.connection import connect
@@ -28,6 +29,7 @@ from agentq.policies.redaction import safe_failures
 from agentq.relay import Relay
 from agentq.settings import Settings, load
 from agentq.step import StepRef
+from agentq.store.approvals import Approvals
 from agentq.store.effects import Effects
 from agentq.store.ledger import Ledger
 from agentq.store.pool import Store
@@ -60,6 +62,7 @@ class Runtime:
         self.store = Store(settings.database_url, size=settings.database_pool, name=f"agentq {os.getpid()}")
         self.ledger = Ledger(self.store, traced=settings.trace)
         self.workers = Workers(self.store)
+        self.approvals = Approvals(self.store)
         self.publisher = Publisher(connect)
         self.in_flight = InFlight()
         self.submissions = Submissions(settings, registry, self.store, self.publisher, self.in_flight)
@@ -154,6 +157,9 @@ class Runtime:
             store=self.store,
             ledger=self.ledger,
             effects=Effects(self.store),
+            asking=Asking(
+                self.approvals, settings.approval_group, settings.approval_within_s, settings.notify_channels
+            ),
             classify=safe_failures(classify, redactor),
             ambiguous=ambiguous,
             payload_max_bytes=settings.payload_max_bytes,
@@ -178,6 +184,7 @@ class Runtime:
         return Relay(
             ledger=self.ledger,
             workers=self.workers,
+            approvals=self.approvals,
             publisher=self.publisher,
             follow_tenants=self._follow_tenants,
             interval_s=settings.relay_interval_s,

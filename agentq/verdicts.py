@@ -117,6 +117,7 @@ class Granted:
     remaining_s: float | None
     queued_s: float
     traced_by: uuid.UUID | None = None  # the worker, where attempts leave a trace
+    approval: uuid.UUID | None = None  # what it waited for
 
 
 Refusal = Literal[
@@ -174,6 +175,25 @@ class NewStep:
     branch: int | None = None
     fan: int = 0
     collect: bool = False
+    approval: uuid.UUID | None = None  # waits for it
+
+
+@dataclass(frozen=True, slots=True)
+class NewApproval:
+    """A question to people. The step waits until it is decided or its time is over."""
+
+    approval_id: uuid.UUID
+    step_id: uuid.UUID
+    kind: Literal["ask", "effect"]
+    name: str
+    args: bytes
+    args_hash: bytes
+    question: str
+    groups: tuple[str, ...]
+    within_s: float
+    effect_key: str | None = None
+    details: bytes | None = None
+    channels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +267,7 @@ class Proceeded:
     steps: tuple[NewStep, ...]
     children: tuple[NewChild, ...] = ()
     extras: Extras = field(default_factory=Extras)
+    asks: tuple[NewApproval, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,12 +311,21 @@ class Postponed:
     extras: Extras = field(default_factory=Extras)
 
 
-Outcome = Proceeded | Finished | GaveUp | Broke | Interrupted | Postponed
+@dataclass(frozen=True, slots=True)
+class Awaiting:
+    """A call of the step needs a person's leave first: the step waits and runs again; the attempt does not count."""
+
+    approval_id: uuid.UUID
+    ask: NewApproval | None  # None: somebody is asked already
+    extras: Extras = field(default_factory=Extras)
+
+
+Outcome = Proceeded | Finished | GaveUp | Broke | Interrupted | Postponed | Awaiting
 
 
 # ── a settlement ─────────────────────────────────────────────────────────────
 
-Closing = Literal["next", "end", "fail", "retry", "postpone", "dead", "release", "cancelled"]
+Closing = Literal["next", "end", "fail", "retry", "postpone", "await", "dead", "release", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,6 +343,8 @@ class Settlement:
     steps: tuple[NewStep, ...] = ()
     children: tuple[NewChild, ...] = ()
     extras: Extras = field(default_factory=Extras)
+    asks: tuple[NewApproval, ...] = ()
+    awaits: uuid.UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,7 +361,7 @@ class Settled:
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """The attempt was settled: next, end, fail, retry, postpone, dead, release or cancelled."""
+    """The attempt was settled: next, end, fail, retry, postpone, await, dead, release or cancelled."""
 
     closing: Closing
 

@@ -14,15 +14,26 @@ from pydantic import BaseModel
 
 from agentq.agents import loop
 from agentq.agents.agent import Agent, Step
+from agentq.agents.asking import Asking, question_of
 from agentq.agents.context import AsyncContext, Context, Means
 from agentq.agents.registry import Registry
-from agentq.agents.returns import Branch, Child, Done, Fail, Next, Sleep, Spawn, seconds
+from agentq.agents.returns import Ask, Branch, Child, Done, Fail, Next, Sleep, Spawn, seconds
 from agentq.engine import Attempt
-from agentq.errors import DeadlineExceeded, FenceLost, InvalidState, NotNow, Permanent, SessionCancelled
+from agentq.errors import (
+    ApprovalRefused,
+    DeadlineExceeded,
+    FenceLost,
+    InvalidState,
+    NotNow,
+    Permanent,
+    SessionCancelled,
+)
 from agentq.payload import bounded, canonical, decode, encode, fingerprint, fold
 from agentq.step import new_id
 from agentq.verdicts import (
+    Awaiting,
     Broke,
+    Extras,
     Failure,
     Finished,
     GaveUp,
@@ -46,11 +57,19 @@ class Act:
     def __init__(self, registry: Registry, means: Means, *, retries: int, timeout_s: float) -> None:
         self._registry = registry
         self._means = means
-        self._plan = Planner(registry, retries=retries, timeout_s=timeout_s, payload_max_bytes=means.payload_max_bytes)
+        self._plan = Planner(
+            registry,
+            retries=retries,
+            timeout_s=timeout_s,
+            payload_max_bytes=means.payload_max_bytes,
+            asking=means.asking,
+        )
 
     def __call__(self, attempt: Attempt) -> Outcome:
         outcome = self._try(attempt)
-        if isinstance(outcome, Broke | Postponed):
+        if attempt.awaits is not None and not isinstance(outcome, Interrupted):
+            outcome = attempt.awaits  # whatever the step made of the exception that told it so
+        if isinstance(outcome, Broke | Postponed | Awaiting):
             return replace(outcome, extras=attempt.extras().of_failed())
         return outcome
 
@@ -69,6 +88,10 @@ class Act:
             return Interrupted("draining" if attempt.stopped == "draining" else "fenced")
         except NotNow as error:
             return Postponed(error.delay_s)
+        except ApprovalRefused as error:
+            # A no is no fault: nothing to retry, and no dead letter.
+            failure = Failure("gave_up", type(error).__name__, str(error)[:2000])
+            return GaveUp(failure, stored_state(attempt.claim), attempt.extras().of_failed())
         except DeadlineExceeded as error:
             return Broke(Failure("timeout", "DeadlineExceeded", str(error)))
         except (SystemExit, KeyboardInterrupt) as error:
@@ -89,6 +112,7 @@ class Act:
         attempt.extras = context.extras
         run = _run_async if step.is_async else _run_here
         returned = run(attempt, step, self._arguments(step, state, context, claim))
+        context.heed_answer()
         if attempt.stopped not in (None, "timeout"):
             attempt.check()  # an answer that is merely late still counts, while the fence holds
         return self._plan.outcome(agent, claim, state, returned, context)
@@ -136,8 +160,17 @@ def _run_async(attempt: Attempt, step: Step, arguments: tuple[tuple[Any, ...], d
 class Planner:
     """Turns what a step returned into what the engine records."""
 
-    def __init__(self, registry: Registry, *, retries: int, timeout_s: float, payload_max_bytes: int) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        *,
+        retries: int,
+        timeout_s: float,
+        payload_max_bytes: int,
+        asking: Asking | None = None,
+    ) -> None:
         self._registry = registry
+        self._asking = asking
         self._retries = retries
         self._timeout_s = timeout_s
         self._max_bytes = payload_max_bytes
@@ -167,14 +200,25 @@ class Planner:
                 delay_s = _until_s(until) if until is not None else seconds(duration)
                 follower = self._step(agent, claim, then, args, delay_s=delay_s)
                 return Proceeded(self._state(agent, state, given), (follower,), extras=extras)
+            case Ask():
+                return self._ask(agent, claim, state, returned, extras)
             case Spawn():
                 steps, children = self._spawn(agent, claim, returned)
                 return Proceeded(self._state(agent, state, returned.state), steps, children, extras)
             case _:
                 raise Permanent(
                     f"step {claim.name!r} returned {type(returned).__name__}; "
-                    "return Next, Done, Fail, Sleep or Spawn (and is an `await` or `return` missing?)"
+                    "return Next, Done, Fail, Sleep, Ask or Spawn (and is an `await` or `return` missing?)"
                 )
+
+    def _ask(self, agent: Agent[Any], claim: Granted, state: BaseModel, ask: Ask, extras: Extras) -> Outcome:
+        assert self._asking is not None  # only a planner for first steps has none
+        follower = self._step(agent, claim, ask.then, ask.args)
+        question = question_of(
+            ask, self._asking, step_id=follower.step_id, name=follower.name, max_bytes=self._max_bytes
+        )
+        follower = replace(follower, approval=question.approval_id)
+        return Proceeded(self._state(agent, state, ask.state), (follower,), extras=extras, asks=(question,))
 
     def first_step(self, agent: Agent[Any]) -> NewStep:
         """The step with which a session of this agent begins."""

@@ -16,6 +16,7 @@ from pydantic.errors import PydanticSchemaGenerationError
 
 from agentq import engine
 from agentq.agents import loop
+from agentq.agents.asking import Asking, Request, answer_of, refusal
 from agentq.agents.effects import (
     Declaration,
     declaration_of,
@@ -24,7 +25,7 @@ from agentq.agents.effects import (
     performing,
     result_adapter,
 )
-from agentq.agents.returns import BranchResult
+from agentq.agents.returns import Answer, BranchResult
 from agentq.agents.tracing import Recording, Span, Tracing
 from agentq.engine import Attempt
 from agentq.errors import FenceLost, KeyConflict, NotNow, Permanent, Stopped, UnknownEffect
@@ -32,7 +33,7 @@ from agentq.payload import bounded, canonical, decode, encode, fingerprint
 from agentq.store.effects import EffectClaim, Effects
 from agentq.store.ledger import Ledger
 from agentq.store.pool import Connection, Store, persist
-from agentq.verdicts import Extras, Failure, Usage
+from agentq.verdicts import Awaiting, Extras, Failure, Usage
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -48,6 +49,7 @@ class Means:
     store: Store
     ledger: Ledger
     effects: Effects
+    asking: Asking
     classify: Callable[[BaseException], Failure]
     ambiguous: Callable[[BaseException], bool]
     payload_max_bytes: int
@@ -122,6 +124,8 @@ class _ContextBase:
         self._usage = Usage()
         self._recording = Recording(means.tracing, attempt.began, means.classify)
         self._results: tuple[BranchResult, ...] | None = None
+        self._answer: Answer | None = None
+        self._looked_at_answer = False
         self.tenant: str = claim.ref.tenant
         self.session_id: str = str(claim.ref.session_id)
         self.step_id: str = str(claim.ref.step_id)
@@ -208,6 +212,39 @@ class _ContextBase:
             )
         return self._results
 
+    @property
+    def answer(self) -> Answer:
+        """
+        What people said to the `Ask` that this step follows.
+
+        Raises:
+            Permanent: the step does not follow one.
+        """
+        self._looked_at_answer = True
+        found = self._load_answer()
+        if found is None:
+            raise Permanent(f"step {self.step!r} does not follow an Ask, so there is no answer")
+        return found
+
+    def heed_answer(self) -> None:
+        """
+        Return when nobody refused what this step follows, or the step knows of it.
+
+        Raises:
+            ApprovalDenied, ApprovalExpired: somebody did, and the step goes on as if they had not.
+        """
+        if self._attempt.claim.approval is None or self._looked_at_answer:
+            return
+        found = self._load_answer()
+        if found is not None and not found.granted:
+            raise refusal(self.step, found)
+
+    def _load_answer(self) -> Answer | None:
+        if self._answer is None and self._attempt.claim.approval is not None:
+            row = self._means.asking.approvals.answer(self._attempt.claim.ref)
+            self._answer = answer_of(row) if row is not None else None
+        return self._answer
+
     def extras(self) -> Extras:
         """What the attempt leaves beside its state."""
         recording = self._recording
@@ -221,6 +258,7 @@ class _ContextBase:
 
     def _prepare(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
         self.check()
+        self.heed_answer()
         self._calls += 1
         declared, name = declaration_of(function), name_of(function)
         arguments = bounded(f"the arguments of {name}", canonical([args, kwargs]), self._means.payload_max_bytes)
@@ -235,6 +273,20 @@ class _ContextBase:
         except (PydanticSchemaGenerationError, TypeError):
             adapter = TypeAdapter(Any)
         return _Call(key, name, declared, function, args, kwargs, fingerprint(name.encode(), arguments), adapter)
+
+    def _permitted(self, call: _Call) -> _Call:
+        """The call with the arguments that a person, or policy, allowed; raises when nobody has."""
+        if not call.declared.irreversible:
+            return call
+        request = Request(call.key, call.name, call.declared, call.function, call.args, call.kwargs)
+        args, kwargs = request.permitted(self._attempt.claim, self._means.asking, self._await)
+        digest = fingerprint(call.name.encode(), canonical([args, kwargs]))
+        return replace(call, args=args, kwargs=kwargs, hash=digest)
+
+    def _await(self, awaits: Awaiting) -> None:
+        # Kept beside the exception that follows: a step that catches everything must not run past it.
+        if self._attempt.awaits is None:
+            self._attempt.awaits = awaits
 
     def _claim(self, call: _Call) -> EffectClaim:
         found = persist(
@@ -353,8 +405,9 @@ class Context(_ContextBase):
         Raises:
             UnknownEffect: an attempt died in the middle of it, and nothing says what to do then.
             KeyConflict: the key was used with other arguments.
+            ApprovalDenied, ApprovalExpired: it is irreversible, and a person did not allow it.
         """
-        call = self._prepare(function, args, kwargs)
+        call = self._permitted(self._prepare(function, args, kwargs))
         with self._call_span(call) as span:
             span.output = self._perform(call, span)
         return cast(R, span.output)
@@ -392,6 +445,7 @@ class Context(_ContextBase):
         An exception in the step undoes the writes.
         """
         self.check()
+        self.heed_answer()
         yield self._attempt.open_transaction(self._means.store)
 
 
@@ -426,9 +480,12 @@ class AsyncContext(_ContextBase):
         self, function: Callable[P, Awaitable[R]] | Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
     ) -> R:
         """As `Context.call`. A plain function runs in a thread, so that it does not hold up the loop."""
+        if self._attempt.claim.approval is not None:
+            await asyncio.to_thread(self.heed_answer)
         call = self._prepare(function, args, kwargs)
         # One key asked for twice side by side: the second waits, and recalls what the first was told.
         async with self._turns.setdefault(call.key, asyncio.Lock()):
+            call = await asyncio.to_thread(self._permitted, call)
             with self._call_span(call) as span:
                 span.output = await self._perform(call, span)
             return cast(R, span.output)
@@ -467,6 +524,7 @@ class AsyncContext(_ContextBase):
     async def transaction(self) -> AsyncIterator[AsyncTransaction]:
         """As `Context.transaction`, for `async with`."""
         self.check()
+        await asyncio.to_thread(self.heed_answer)
         connection = await asyncio.to_thread(self._attempt.open_transaction, self._means.store)
         yield AsyncTransaction(self._attempt, connection)
 

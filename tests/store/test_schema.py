@@ -19,7 +19,7 @@ from agentq.store.pool import Store, name_tenant
 from agentq.store.schema import TENANT_TABLES, metadata
 from agentq.verdicts import Decision, Extras, TraceEvent
 from tests.conftest import new_tenant
-from tests.support.hands import Hands, at_once, step
+from tests.support.hands import Hands, at_once, new_ask, step
 
 # ── migrations ───────────────────────────────────────────────────────────────
 
@@ -227,6 +227,32 @@ IMPOSSIBLE = {
         ("usage", "tokens_out = -1"),
     ],
     "decision": [("confidence", "confidence = 1.5"), ("confidence", "confidence = -1")],
+    "approval": [
+        ("state", "state = 'maybe', decided_at = now()"),
+        ("kind", "kind = 'plea'"),
+        ("effect_key", "effect_key = 'k'"),
+        ("effect_key", "kind = 'effect'"),
+        ("decided", "decided_at = now()"),
+        ("decided", "state = 'void'"),
+        ("decided_by", "decided_by = 'ada', decided_via = 'login'"),
+        ("decided_by", "state = 'granted', decided_at = now()"),
+        ("decided_via", "decided_via = 'login'"),
+        ("edited", "edited = 'x', edited_hash = 'h'"),
+        ("edited_hash", "edited_hash = 'h'"),
+        (
+            "deadline",
+            "state = 'granted', decided_by = 'ada', decided_via = 'login', "
+            "decided_at = deadline_at + interval '1 microsecond'",
+        ),
+        ("groups", "groups = '{}'"),
+    ],
+    "notice": [
+        ("kind", "kind = 'gossip'"),
+        ("channel", "channel = 'pigeon'"),
+        ("state", "state = 'lost'"),
+        ("sent", "state = 'sent'"),
+        ("sent", "sent_at = now()"),
+    ],
     "worker": [
         ("state", "state = 'asleep'"),
         ("role", "role = 'boss'"),
@@ -279,7 +305,14 @@ def fill(hands: Hands) -> None:
     Effects(hands.store).claim(claim, "k", name="pay", args_hash=b"h", durable=False)
     join = step("join", fan=1)
     arm = step("arm", join_step=join.step_id, branch=0)
-    hands.settle(claim, "next", steps=(join, arm), extras=Extras(((b"1", "me"),), trace=(EVENT,), decisions=(CHOICE,)))
+    question = new_ask(arm, channels=("webhook",))
+    hands.settle(
+        claim,
+        "next",
+        steps=(join, arm),
+        extras=Extras(((b"1", "me"),), trace=(EVENT,), decisions=(CHOICE,)),
+        asks=(question,),
+    )
     hands.ledger.add_event(claim.ref, "progress", b"{}")
     hands.settle(hands.begin(), "dead")
     hands.rows("select agentq.keep_poison(%s, 'q', 'is no message', 'd', 'body', 4)", hands.tenant)

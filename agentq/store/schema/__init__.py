@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from sqlalchemy import Table
 
+from agentq.store.schema.approvals import APPROVAL_STATES, approval, notice
 from agentq.store.schema.base import NOW, SCHEMA, metadata
 from agentq.store.schema.dead_letters import dead_letter, poison_message, redrive_job, redrive_policy
 from agentq.store.schema.fleet import operator_action, refused_submission, worker
@@ -45,9 +46,12 @@ TENANT_TABLES: tuple[Table, ...] = (
     poison_message,
     trace,
     decision,
+    approval,
+    notice,
 )
 
 __all__ = [
+    "APPROVAL_STATES",
     "ENTRY_ENDED",
     "ENTRY_LIVE",
     "NOW",
@@ -56,6 +60,7 @@ __all__ = [
     "SESSION_LIVE",
     "TENANT_STATES",
     "TENANT_TABLES",
+    "approval",
     "branch",
     "checkpoint",
     "dead_letter",
@@ -64,6 +69,7 @@ __all__ = [
     "ledger_entry",
     "message",
     "metadata",
+    "notice",
     "operator_action",
     "poison_message",
     "redrive_job",

@@ -18,7 +18,7 @@ from sqlalchemy import (
     Uuid,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB, REAL
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, REAL
 
 from agentq.store.schema.base import NAME, metadata, one_of, time
 
@@ -35,6 +35,7 @@ tenant = Table(
     Column("state", Text, nullable=False, server_default="active"),
     Column("concurrency", Integer, nullable=False, comment="steps admitted to the broker or running, at most"),
     Column("weight", REAL, nullable=False, server_default="1"),
+    Column("preapproved", ARRAY(Text), nullable=False, server_default=text("'{}'"), comment="effects that need nobody"),
     Column("shedding", Boolean, nullable=False, server_default=text("false"), comment="above a lowered cap"),
     Column("trace_content", Text, comment="inputs and outputs in traces; null: as the fleet"),
     time("created_at", nullable=False, now=True),
@@ -124,13 +125,14 @@ ledger_entry = Table(
     Column("collect", Boolean, nullable=False, server_default=text("false"), comment="failed branches are values"),
     Column("failure", JSONB, comment="of the latest failed attempt"),
     Column("failures", JSONB, comment="of the last attempts that failed, oldest first; bounded"),
+    Column("approval", Uuid, comment="what it waits for, or whose answer it was given"),
     ForeignKeyConstraint(["tenant", "session_id"], ["agentq.session.tenant", "agentq.session.session_id"]),
     CheckConstraint(one_of("state", ENTRY_LIVE + ENTRY_ENDED), name="state"),
     CheckConstraint("(state = 'running') = (worker is not null)", name="worker"),
     CheckConstraint("(state = 'running') = (fence_token is not null)", name="token"),
     CheckConstraint(f"({one_of('state', ENTRY_ENDED)}) = (settled_at is not null)", name="settled"),
     CheckConstraint("state <> 'queued' or queued_at is not null", name="queued"),
-    CheckConstraint("state <> 'waiting' or waits_for > 0", name="waiting"),
+    CheckConstraint("state <> 'waiting' or waits_for > 0 or approval is not null", name="waiting"),
     CheckConstraint("state <> 'dead' or failure is not null", name="dead"),
     CheckConstraint("waits_for between 0 and fan", name="waits_for"),
     CheckConstraint("(join_step is null) = (branch is null)", name="branch"),
