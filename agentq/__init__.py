@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from agentq.agents.agent import Agent, Step
     from agentq.agents.context import AsyncContext, AsyncTransaction, Context
     from agentq.agents.effects import effect, idempotency_key
+    from agentq.agents.model import ModelAgent
     from agentq.agents.returns import Answer, Ask, Branch, BranchResult, Child, Done, Fail, Next, Sleep, Spawn
+    from agentq.agents.tools import ToolContext, tool
     from agentq.client import AsyncClient, AsyncSession, Client, Event, Session, SessionView
     from agentq.errors import (
         AgentqError,
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
         WaitTimeout,
     )
     from agentq.policies.kinds import classify_as
+    from agentq.policies.limits import Limits, Price
+    from agentq.policies.session_breaker import Breaker
 
 __all__ = [
     # Agents and steps
@@ -45,6 +49,13 @@ __all__ = [
     "Context",
     "AsyncContext",
     "AsyncTransaction",
+    # Model agents and their tools
+    "ModelAgent",
+    "tool",
+    "ToolContext",
+    "Limits",
+    "Breaker",
+    "Price",
     # What a step returns
     "Next",
     "Done",
@@ -94,6 +105,12 @@ __all__ = [
 _HOMES = {
     "classify_as": "agentq.policies.kinds",
     "Agent": "agentq.agents.agent",
+    "ModelAgent": "agentq.agents.model",
+    "tool": "agentq.agents.tools",
+    "ToolContext": "agentq.agents.tools",
+    "Limits": "agentq.policies.limits",
+    "Price": "agentq.policies.limits",
+    "Breaker": "agentq.policies.session_breaker",
     "Step": "agentq.agents.agent",
     "AsyncContext": "agentq.agents.context",
     "AsyncTransaction": "agentq.agents.context",

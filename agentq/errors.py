@@ -18,6 +18,7 @@ Errors: split by what the one who catches them must do.
     ├─ StepFailed              this attempt ended badly
     │  ├─ Transient            try again later
     │  ├─ Semantic             the answer was wrong: repair, then a person
+    │  │  └─ RepairsExhausted  it stayed wrong, however often it was fed back
     │  ├─ Permanent            no retry will help
     │  ├─ UnknownEffect        it may have happened: reconcile first
     │  └─ ApprovalRefused      a person did not allow the call; nothing was done
@@ -182,6 +183,12 @@ class Transient(StepFailed):
 
 class Semantic(StepFailed):
     """The call worked, its answer was wrong; a repair may help, the same call will not."""
+
+
+class RepairsExhausted(Semantic):
+    """A model's answers stayed unusable after all repairs; another attempt at the same would not help."""
+
+    final = True
 
 
 class Permanent(StepFailed):

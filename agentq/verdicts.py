@@ -26,6 +26,7 @@ FailureKind = Literal[
     "gave_up",
     "cancelled",
     "deadline",
+    "limit",
 ]
 
 
@@ -44,6 +45,7 @@ class Failure:
     retry_after_s: float | None = None
     where: str = ""
     place: str = ""
+    final: bool = False  # whatever its kind, another attempt would not help
 
     def cause(self, agent: str, step: str) -> Cause:
         """The cause of this failure in a step."""

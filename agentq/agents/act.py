@@ -193,8 +193,8 @@ class Planner:
             case Done(result):
                 data = bounded("the result", encode(result), self._max_bytes)
                 return Finished(data, self._state(agent, state, None), extras)
-            case Fail(reason):
-                failure = Failure("gave_up", "Fail", str(reason)[:2000])
+            case Fail(reason, kind, type_):
+                failure = Failure(kind, type_, str(reason)[:2000])
                 return GaveUp(failure, self._state(agent, state, None), extras)
             case Sleep(duration, then, given, until, args):
                 delay_s = _until_s(until) if until is not None else seconds(duration)

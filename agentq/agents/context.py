@@ -68,26 +68,30 @@ class History:
         self._attempt = attempt
         self._means = means
         self._stored: list[Any] | None = None
-        self._added: list[Any] = []
+        self._added: list[tuple[Any, str]] = []
 
-    def append(self, message: Any) -> None:
-        """Add a message (anything with a JSON form) to the end."""
+    def append(self, message: Any, *, by: str = _WRITER) -> None:
+        """Add a message (anything with a JSON form) to the end; `by` names the format and version of its writer."""
         data = bounded("a message", encode(message), self._means.payload_max_bytes)
-        self._added.append(decode(data))
+        self._added.append((decode(data), by))
 
     def __iter__(self) -> Iterator[Any]:
-        return iter([*self._load(), *self._added])
+        return iter([*self._load(), *(message for message, _ in self._added)])
 
     def __len__(self) -> int:
         return len(self._load()) + len(self._added)
 
     def added(self) -> tuple[tuple[bytes, str], ...]:
         """What this attempt adds, encoded, with the writer's name."""
-        return tuple((encode(message), _WRITER) for message in self._added)
+        return tuple((encode(message), by) for message, by in self._added)
+
+    def rows(self) -> list[tuple[int, bytes, str]]:
+        """The stored messages as they were written: position, body, writer."""
+        return self._means.ledger.messages(self._attempt.claim.ref)
 
     def _load(self) -> list[Any]:
         if self._stored is None:
-            self._stored = [decode(body) for _, body, _ in self._means.ledger.messages(self._attempt.claim.ref)]
+            self._stored = [decode(body) for _, body, _ in self.rows()]
         return self._stored
 
 
@@ -121,6 +125,7 @@ class _ContextBase:
         self._means = means
         self._calls = 0
         self._claimed: set[str] = set()
+        self.last_effect_key = ""
         self._usage = Usage()
         self._recording = Recording(means.tracing, attempt.began, means.classify)
         self._results: tuple[BranchResult, ...] | None = None
@@ -194,7 +199,34 @@ class _ContextBase:
 
     def progress(self, text: str, **data: Any) -> None:
         """Tell whoever watches the session's events, now; not kept with the result."""
-        self._means.ledger.add_event(self._attempt.claim.ref, "progress", encode({"text": text, **data}))
+        self.event("progress", text=text, **data)
+
+    def event(self, kind: str, **data: Any) -> None:
+        """As `progress`, as an event of another kind."""
+        self._means.ledger.add_event(self._attempt.claim.ref, kind, encode(data))
+
+    @property
+    def attempts_max(self) -> int:
+        """How many attempts this step has in all."""
+        return self._attempt.claim.attempts_max
+
+    @property
+    def in_branch(self) -> bool:
+        """Whether this step belongs to a branch of a `Spawn`, which `Done` ends."""
+        return self._attempt.claim.join_step is not None
+
+    def classify(self, error: BaseException) -> Failure:
+        """What kind of failure an exception is, and what may be kept of it."""
+        return self._means.classify(error)
+
+    @property
+    def payload_max_bytes(self) -> int:
+        """The most that one result, state or message may have."""
+        return self._means.payload_max_bytes
+
+    def effect_result(self, key: str) -> bytes | None:
+        """The stored result of one of this session's effects; None: there is none of that key."""
+        return self._means.effects.result(self._attempt.claim.ref, key)
 
     @property
     def results(self) -> Sequence[BranchResult]:
@@ -307,6 +339,7 @@ class _ContextBase:
             # ended, or only the answer to the claim was lost and nothing went out.
             found = replace(found, state="pending" if call.key in self._claimed else "fresh")
         self._claimed.add(call.key)
+        self.last_effect_key = call.key
         engine.probe("effect_claimed")
         return found
 
@@ -518,7 +551,11 @@ class AsyncContext(_ContextBase):
 
     async def progress_async(self, text: str, **data: Any) -> None:
         """As `progress`, without holding up the loop."""
-        await asyncio.to_thread(lambda: self.progress(text, **data))
+        await self.event_async("progress", text=text, **data)
+
+    async def event_async(self, kind: str, **data: Any) -> None:
+        """As `event`, without holding up the loop."""
+        await asyncio.to_thread(lambda: self.event(kind, **data))
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncTransaction]:

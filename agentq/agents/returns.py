@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel
 
 from agentq.errors import InvalidInput
+from agentq.verdicts import FailureKind
 
 if TYPE_CHECKING:
     from agentq.agents.agent import Step
@@ -62,6 +63,8 @@ class Fail:
     """The session, or this branch of it, ends failed, on purpose; nothing is retried."""
 
     reason: str
+    kind: FailureKind = "gave_up"
+    type: str = "Fail"
 
 
 @dataclass(frozen=True)
