@@ -19,6 +19,7 @@ from agentq.agents.model.conversation import Conversation
 from agentq.agents.model.history import WRITER, History, to_store
 from agentq.agents.model.request import ask, cost_micros, estimate, listed_price, name_of, resolve
 from agentq.agents.returns import Branch, Done, Fail, Next, Returned, Spawn
+from agentq.agents.tracing import Span
 from agentq.errors import Permanent, RepairsExhausted, Stopped
 from agentq.policies import session_breaker
 from agentq.policies.limits import Reached, Room, Used, before_model_call, before_tools
@@ -161,27 +162,38 @@ class Turn:
         settings = ModelSettings(timeout=self.agent.timeout_s, max_retries=0)
         settings |= self.agent.settings
         settings["max_tokens"] = room.max_tokens
+        sink = self._tell if self.agent.stream else None
         try:
-            response = await ask(
-                model, shown, parameters=parameters, settings=settings, sink=self._tell if self.agent.stream else None
-            )
+            with self.ctx.trace(
+                "model", model.model_name, input=_parts(shown[-1]), provider=model.system, max_tokens=room.max_tokens
+            ) as span:
+                response = await ask(model, shown, parameters=parameters, settings=settings, sink=sink)
+                self._count(response, span)
         except Stopped:
             raise
         except Exception as error:
             return self._instead(error)
-        self._count(response)
         return response
 
     async def _tell(self, text: str) -> None:
         await self.ctx.event_async("text", text=text, attempt=self.ctx.attempt)
 
-    def _count(self, response: ModelResponse) -> None:
+    def _count(self, response: ModelResponse, span: Span) -> None:
         usage, spent = response.usage, self.state.spent
         micros = cost_micros(self.agent.price, response)
         self.ctx.usage(
             input_tokens=usage.input_tokens,
             output_tokens=usage.output_tokens,
             cost_usd=None if micros is None else micros / 1e6,
+        )
+        span.output = _parts(response)
+        span.used(
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+            cost_micros=micros or 0,
+            model=response.model_name,
+            finish=response.finish_reason,
+            cached_tokens=usage.cache_read_tokens,
         )
         spent.steps += 1
         spent.model_calls += self.ctx.attempt
@@ -211,7 +223,9 @@ class Turn:
             return False
         state.model += 1
         state.repairs = 0
-        self.ctx.logger.warning("falls back to %s: %s", name_of(self.agent.models[state.model]), why)
+        chosen = name_of(self.agent.models[state.model])
+        self.ctx.logger.warning("falls back to model %s", chosen)
+        self.ctx.decide([name_of(model) for model in self.agent.models], chosen, why)
         return True
 
     # ── after the answer ─────────────────────────────────────────────────────
@@ -238,6 +252,8 @@ class Turn:
 
     def _call(self, response: ModelResponse, found: Calls) -> Returned:
         state, calls = self.state, found.calls
+        picked = ", ".join(call.tool for call in calls)
+        self.ctx.decide([*self.agent.toolbox.names, "answer"], picked, response.text or None)
         reached = before_tools(self.agent.limits, self._used(), calls=len(calls), grants=state.grants)
         if reached is not None:
             return self._reached(reached)
@@ -287,3 +303,8 @@ class Turn:
 
     def _tripped(self, trip: Trip) -> Returned:
         return Fail(f"the session's breaker tripped ({trip.rule}): {trip.why}", kind="limit", type="BreakerTripped")
+
+
+def _parts(message: ModelRequest | ModelResponse) -> Any:
+    """A message as a trace shows it."""
+    return to_store(message)["parts"]
