@@ -1,1 +1,0 @@
-"""People: asked, reminded, answered, obeyed."""
