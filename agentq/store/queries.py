@@ -10,8 +10,8 @@ _NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 
 
 @cache
-def load(name: str) -> dict[str, str]:
-    """The queries of `sql/<name>.sql` by name."""
-    text = files("agentq.store").joinpath("sql", f"{name}.sql").read_text("utf-8")
+def load(name: str, package: str = "agentq.store") -> dict[str, str]:
+    """The queries of a package's `sql/<name>.sql` by name."""
+    text = files(package).joinpath("sql", f"{name}.sql").read_text("utf-8")
     parts = _NAME.split(text)
     return {parts[i]: parts[i + 1].strip().rstrip(";") for i in range(1, len(parts), 2)}

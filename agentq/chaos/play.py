@@ -1,0 +1,178 @@
+"""A run from its seed to its verdict: what `agentq chaos` does."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from agentq.chaos import plan, schedule
+from agentq.chaos.arena import Arena
+from agentq.chaos.judge import End, History, Judgement, judge
+from agentq.chaos.nemesis import Nemesis
+from agentq.chaos.producer import Producers
+from agentq.chaos.recovery import Recovery, recoveries
+from agentq.chaos.schedule import Profile, Schedule
+from agentq.chaos.screen import Screen
+from agentq.chaos.strike import Hit, Servers
+from agentq.client import Client
+from agentq.client.views import ENDED
+from agentq.errors import StoreUnavailable
+
+LOOK_EVERY_S = 0.25
+LISTED_MAX = 20_000
+# How often a run may ask for the ends before it takes an unreachable fleet for an answer.
+ASK_TRIES = 60
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: its schedule, what was recorded, and the verdict."""
+
+    schedule: Schedule
+    history: History
+    judgement: Judgement
+    recoveries: tuple[Recovery, ...]
+    began: float
+    took_s: float
+
+    @property
+    def ok(self) -> bool:
+        return self.judgement.ok
+
+
+def play(
+    profile: Profile,
+    seed: int,
+    folder: Path,
+    screen: Screen,
+    *,
+    keep: bool = False,
+    prepare: Callable[[Arena], None] = lambda _arena: None,
+) -> Run:
+    """
+    One run against a fleet of its own.
+
+    `prepare` may change the fleet before the first blow; tests take a guard away there.
+
+    Raises:
+        ConfigError: something cannot start.
+    """
+    drawn = schedule.make(profile, seed)
+    arena = Arena(profile, folder, announce=screen.aside)
+    try:
+        with arena:
+            arena.outlive_the_start_of_postgres()
+            prepare(arena)
+            assert arena.service is not None
+            servers = Servers(arena.stack.postgres.url, arena.stack.valkey.url, arena.settings.key_prefix)
+            return _Act(drawn, arena.client, servers, screen, arena=arena, run=f"s{seed}-").play()
+    finally:
+        if not keep:
+            arena.remove()
+
+
+class _Act:
+    """The run while it goes on."""
+
+    def __init__(
+        self, drawn: Schedule, client: Client, servers: Servers, screen: Screen, *, arena: Arena, run: str
+    ) -> None:
+        assert arena.service is not None
+        self.schedule, self.client, self.screen = drawn, client, screen
+        self.service = arena.service
+        poisons = plan.poison(drawn.poisons, run=run)
+        sessions = plan.sessions(drawn.seed, count=drawn.profile.sessions, over_s=drawn.submit_s, run=run)
+        self.wanted = [*sessions, *poisons]
+        self.producers = Producers(client, self.wanted)
+        self.nemesis = Nemesis(drawn, self.service, servers, arena=arena, poisons=poisons, told=self._told)
+        self.began = time.time()
+
+    def play(self) -> Run:
+        try:
+            self.began = time.time()
+            self.producers.start()
+            self.nemesis.start()
+            self._watch()
+        finally:
+            self.producers.stop()
+            self.nemesis.stop()
+        requests = self.service.read()
+        history = History(
+            wanted=self.wanted,
+            accepted=list(self.producers.accepted),
+            requests=requests,
+            ends=ends(self.client, self.wanted),
+            hits=sorted(self.nemesis.hits, key=lambda hit: hit.number),
+            lease_s=self.schedule.profile.pace.lease_s,
+        )
+        took_s = round(time.time() - self.began, 1)
+        found = tuple(recoveries(history.hits, requests))
+        return Run(self.schedule, history, judge(history), found, self.began, took_s)
+
+    def _watch(self) -> None:
+        """Until all have ended, or nothing has moved for as long as our patience lasts."""
+        total, seen, moved_at = len(self.wanted), (0, 0), time.monotonic()
+        while True:
+            time.sleep(LOOK_EVERY_S)
+            ended = self._ended()
+            now = (ended, len(self.service.read()))
+            busy = self.producers.at_work or self.nemesis.at_work
+            if now != seen or busy:
+                seen, moved_at = now, time.monotonic()
+            self.screen.follow(time.time() - self.began, ended=ended, total=total, hits=len(self.nemesis.hits))
+            if ended == total and not busy:
+                return
+            if time.monotonic() - moved_at > self.schedule.profile.patience_s:
+                return
+
+    def _ended(self) -> int:
+        try:
+            keys = {each.key for each in self.wanted}
+            rows = [
+                row for tenant in _tenants(self.wanted) for row in self.client.list(tenant=tenant, limit=LISTED_MAX)
+            ]
+        except StoreUnavailable:
+            return 0
+        return sum(row.state in ENDED for row in rows if row.key in keys)
+
+    def _told(self, hit: Hit) -> None:
+        self.screen.blow(hit, time.time() - self.began)
+
+
+def ends(client: Client, wanted: Sequence[plan.Wanted]) -> list[End]:
+    """How every session that has one of these keys stands. A Postgres that has just come back is asked again."""
+    keys = {each.key for each in wanted}
+    for tries in range(ASK_TRIES):
+        try:
+            rows = [row for tenant in _tenants(wanted) for row in client.list(tenant=tenant, limit=LISTED_MAX)]
+            return [_end(client, row.tenant, str(row.session_id)) for row in rows if row.key in keys]
+        except StoreUnavailable:
+            if tries == ASK_TRIES - 1:
+                raise
+            time.sleep(0.5)
+    return []
+
+
+def _end(client: Client, tenant: str, session_id: str) -> End:
+    view = client.get(tenant, session_id).view()
+    failure = view.failure or {}
+    return End(
+        key=str(view.key),
+        tenant=tenant,
+        session_id=session_id,
+        state=view.state,
+        result=view.result if view.state == "done" else None,
+        failure_kind=str(failure.get("kind", "")),
+        failure=str(failure.get("message", ""))[:300],
+        waits_for_person=view.state in ("waiting", "paused"),
+    )
+
+
+def _tenants(wanted: Sequence[plan.Wanted]) -> list[str]:
+    return sorted({each.tenant for each in wanted})
+
+
+logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)  # its warnings would drown ours
