@@ -9,7 +9,7 @@ PY := .venv/bin/python
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo up test check pytest bench lock venv clean
+.PHONY: help demo up test check pytest bench chaos lock venv clean
 
 help: ## this list
 	@echo 'make demo       a support desk of agents on a real fleet, with a worker killed in the middle'
@@ -17,6 +17,7 @@ help: ## this list
 	@echo 'make test       make check, then every test on real servers, with coverage'
 	@echo 'make check      ruff, mypy and import-linter'
 	@echo 'make bench      steps per second and latency beside bare Celery and raw Postgres'
+	@echo 'make chaos      a fleet broken by a seeded schedule and judged by an outside record; ARGS="--seed 7"'
 	@echo 'make venv       .venv with agentq in it; the other targets do this by themselves'
 	@echo 'make lock       requirements.lock anew from pyproject.toml'
 	@echo 'make clean      remove .venv, caches and reports; data in .agentq stay'
@@ -41,6 +42,9 @@ pytest: venv
 
 bench: venv
 	@$(PY) -m benchmarks $(ARGS)
+
+chaos: venv
+	@$(PY) -m agentq chaos $(ARGS)
 
 lock: venv
 	$(PY) scripts/lock.py

@@ -89,6 +89,7 @@ class _Act:
         self.producers = Producers(client, self.wanted)
         self.nemesis = Nemesis(drawn, self.service, servers, arena=arena, poisons=poisons, told=self._told)
         self.began = time.time()
+        self._known = 0
 
     def play(self) -> Run:
         try:
@@ -109,7 +110,7 @@ class _Act:
             lease_s=self.schedule.profile.pace.lease_s,
         )
         took_s = round(time.time() - self.began, 1)
-        found = tuple(recoveries(history.hits, requests))
+        found = tuple(recoveries(history.hits, requests, lease_s=history.lease_s))
         return Run(self.schedule, history, judge(history), found, self.began, took_s)
 
     def _watch(self) -> None:
@@ -135,8 +136,9 @@ class _Act:
                 row for tenant in _tenants(self.wanted) for row in self.client.list(tenant=tenant, limit=LISTED_MAX)
             ]
         except StoreUnavailable:
-            return 0
-        return sum(row.state in ENDED for row in rows if row.key in keys)
+            return self._known
+        self._known = sum(row.state in ENDED for row in rows if row.key in keys)
+        return self._known
 
     def _told(self, hit: Hit) -> None:
         self.screen.blow(hit, time.time() - self.began)
@@ -175,4 +177,5 @@ def _tenants(wanted: Sequence[plan.Wanted]) -> list[str]:
     return sorted({each.tenant for each in wanted})
 
 
-logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)  # its warnings would drown ours
+for _name in ("psycopg.pool", "agentq.broker"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)  # they would warn of each fault that we stage

@@ -8,12 +8,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agentq.chaos.record import Request
+from agentq.chaos.schedule import FAULTS
 from agentq.chaos.strike import Hit
+
+# For so long after a blow is healed, what another blow did is not counted as its own alone.
+AFTERMATH_S = 2.0
 
 
 @dataclass(frozen=True)
 class Recovery:
-    """One fault's recoveries. Times are counted from when its cause was gone, or from the blow if it need not go."""
+    """
+    One fault's recoveries. Times are counted from when its cause was gone, or from the blow if it need not go.
+
+    `alone` are those during which no other blow fell or was fresh: the fault's own time. The others show what
+    several faults at once cost.
+    """
 
     fault: str
     blows: int
@@ -21,9 +30,12 @@ class Recovery:
     moved: int
     p50_s: float
     p99_s: float
+    alone: int
+    alone_p50_s: float
+    alone_p99_s: float
 
 
-def recoveries(hits: Sequence[Hit], requests: Sequence[Request]) -> list[Recovery]:
+def recoveries(hits: Sequence[Hit], requests: Sequence[Request], *, lease_s: float) -> list[Recovery]:
     """
     By fault: of the sessions with a call in flight at the blow, how soon each asked the service again.
 
@@ -32,28 +44,43 @@ def recoveries(hits: Sequence[Hit], requests: Sequence[Request]) -> list[Recover
     moves: dict[str, list[float]] = defaultdict(list)
     for request in requests:
         moves[request.session].append(request.at)
+    fell = [hit for hit in hits if not hit.missed]
     waits: dict[str, list[float]] = defaultdict(list)
-    for hit in hits:
-        for session in hit.sessions if not hit.missed else ():
+    alone: dict[str, list[float]] = defaultdict(list)
+    for hit in fell:
+        for session in hit.sessions:
             times = moves[session]
             after = bisect_right(times, hit.clock_from)
-            if after < len(times):
-                waits[hit.fault].append(times[after] - hit.clock_from)
+            if after == len(times):
+                continue
+            waits[hit.fault].append(times[after] - hit.clock_from)
+            if not any(_meddles(other, hit, times[after], lease_s) for other in fell if other is not hit):
+                alone[hit.fault].append(times[after] - hit.clock_from)
     found = []
     for fault in dict.fromkeys(hit.fault for hit in hits):
-        mine = [hit for hit in hits if hit.fault == fault and not hit.missed]
-        times = sorted(waits[fault])
+        mine = [hit for hit in fell if hit.fault == fault]
+        times, clean = sorted(waits[fault]), sorted(alone[fault])
         found.append(
             Recovery(
-                fault,
-                len(mine),
-                sum(len(hit.sessions) for hit in mine),
-                len(times),
-                rank(times, 0.5),
-                rank(times, 0.99),
+                fault=fault,
+                blows=len(mine),
+                hit=sum(len(hit.sessions) for hit in mine),
+                moved=len(times),
+                p50_s=rank(times, 0.5),
+                p99_s=rank(times, 0.99),
+                alone=len(clean),
+                alone_p50_s=rank(clean, 0.5),
+                alone_p99_s=rank(clean, 0.99),
             )
         )
     return found
+
+
+def _meddles(other: Hit, hit: Hit, moved_at: float, lease_s: float) -> bool:
+    """Whether the other blow may have had a part in how long this recovery took."""
+    # While Postgres has been up for less than a lease, only the lease tells of a death.
+    fresh_s = lease_s + AFTERMATH_S if FAULTS[other.fault].family == "postgres" else AFTERMATH_S
+    return other.began < moved_at and other.healed + fresh_s > hit.began
 
 
 def rank(times: Sequence[float], share: float) -> float:

@@ -76,16 +76,13 @@ class Screen:
         """The figures, the recoveries, and every violation."""
         self.rest()
         judgement = run.judgement
-        table = Table("fault", "blows", "sessions hit", "moved again", "p50", "p99", box=None, pad_edge=False)
+        heads = ("fault", "blows", "sessions hit", "moved again", "p50", "p99", "alone", "p50", "p99")
+        table = Table(*heads, box=None, pad_edge=False)
         for each in run.recoveries:
-            table.add_row(
-                each.fault,
-                str(each.blows),
-                str(each.hit),
-                str(each.moved),
-                f"{each.p50_s:.2f} s",
-                f"{each.p99_s:.2f} s",
-            )
+            figures = (str(each.blows), str(each.hit), str(each.moved))
+            times = (f"{each.p50_s:.2f} s", f"{each.p99_s:.2f} s")
+            alone = (str(each.alone), f"{each.alone_p50_s:.2f} s", f"{each.alone_p99_s:.2f} s") if each.alone else ()
+            table.add_row(each.fault, *figures, *times, *alone)
         if not self.quiet:
             self.console.print(table)
             for name, value in judgement.figures.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from agentq.cli import db, fleet, init, queue, run, session, start, submission, tenant
+from agentq.cli import chaos, db, fleet, init, queue, run, session, start, submission, tenant
 from agentq.cli import doctor as doctor_module
 from agentq.cli.exits import HELP, Guarded
 
@@ -49,6 +49,7 @@ for _command in (
     queue.queue,
     fleet.fleet,
     submission.submission,
+    chaos.chaos,
     db.db,
     init.init,
     doctor_module.doctor,
