@@ -52,10 +52,7 @@ def read(path: Path) -> list[Request]:
     base = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
     base.row_factory = sqlite3.Row
     try:
-        rows = base.execute(
-            "select id as number, what, session, place, kind, key, value, pid, at, until, applied, fate"
-            " from request order by id"
-        ).fetchall()
+        rows = base.execute(service.SQL["everything"]).fetchall()
     finally:
         base.close()
     return [Request(**{**dict(row), "applied": bool(row["applied"])}) for row in rows]

@@ -12,20 +12,17 @@ import contextlib
 import hashlib
 import json
 import random
+import re
 import sqlite3
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-SCHEMA = """
-create table if not exists request (
-    id integer primary key, what text not null, session text not null, place text not null, kind text not null,
-    key text not null, value text not null, pid integer not null, at real not null, until real,
-    applied integer not null default 0, fate text not null default 'open'
-);
-create index if not exists request_key on request (key, applied);
-"""
+_PARTS = re.split(
+    r"^-- name: (\w+)$", Path(__file__).with_name("sql").joinpath("service.sql").read_text("utf-8"), flags=re.MULTILINE
+)
+SQL = dict(zip(_PARTS[1::2], _PARTS[2::2], strict=True))
 
 
 class Record:
@@ -35,32 +32,27 @@ class Record:
         self._base = sqlite3.connect(path, isolation_level=None)
         self._base.execute("pragma journal_mode = wal")
         self._base.execute("pragma synchronous = off")
-        self._base.executescript(SCHEMA)
+        self._base.executescript(SQL["schema"])
 
     def arrived(self, request: dict[str, Any]) -> int:
         """Note it; its number."""
         names = ("what", "session", "place", "kind", "key", "value")
         row = [str(request.get(name, "")) for name in names]
-        cursor = self._base.execute(
-            "insert into request (what, session, place, kind, key, value, pid, at) values (?, ?, ?, ?, ?, ?, ?, ?)",
-            [*row, int(request.get("pid", 0)), time.time()],
-        )
+        cursor = self._base.execute(SQL["arrived"], [*row, int(request.get("pid", 0)), time.time()])
         return int(cursor.lastrowid or 0)
 
     def apply(self, number: int) -> None:
         """The change is made."""
-        self._base.execute("update request set applied = 1 where id = ?", (number,))
+        self._base.execute(SQL["apply"], (number,))
 
     def applied(self, key: str) -> tuple[str, str, str] | None:
         """Session, place and value of the change made under the key."""
-        found: tuple[str, str, str] | None = self._base.execute(
-            "select session, place, value from request where key = ? and applied = 1 order by id limit 1", (key,)
-        ).fetchone()
+        found: tuple[str, str, str] | None = self._base.execute(SQL["applied"], (key,)).fetchone()
         return found
 
     def ended(self, number: int, fate: str) -> None:
         """How the request ended, as far as this side knows."""
-        self._base.execute("update request set fate = ?, until = ? where id = ?", (fate, time.time(), number))
+        self._base.execute(SQL["ended"], (fate, time.time(), number))
 
 
 class Weather:
