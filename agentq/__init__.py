@@ -13,24 +13,34 @@ if TYPE_CHECKING:
     from agentq.agents.agent import Agent, Step
     from agentq.agents.context import AsyncContext, AsyncTransaction, Context
     from agentq.agents.effects import effect, idempotency_key
-    from agentq.agents.returns import Branch, BranchResult, Child, Done, Fail, Next, Sleep, Spawn
+    from agentq.agents.model import ModelAgent
+    from agentq.agents.returns import Answer, Ask, Branch, BranchResult, Child, Done, Fail, Next, Sleep, Spawn
+    from agentq.agents.tools import ToolContext, tool
     from agentq.client import AsyncClient, AsyncSession, Client, Event, Session, SessionView
     from agentq.errors import (
         AgentqError,
+        ApprovalClosed,
+        ApprovalDenied,
+        ApprovalExpired,
+        ApprovalRefused,
         ConfigError,
         DeadlineExceeded,
         InvalidInput,
         KeyConflict,
+        NotAnApprover,
         Permanent,
         Semantic,
         SessionCancelled,
         SessionFailed,
         StoreUnavailable,
         Transient,
+        UnknownApproval,
         UnknownEffect,
         WaitTimeout,
     )
     from agentq.policies.kinds import classify_as
+    from agentq.policies.limits import Limits, Price
+    from agentq.policies.session_breaker import Breaker
 
 __all__ = [
     # Agents and steps
@@ -39,11 +49,20 @@ __all__ = [
     "Context",
     "AsyncContext",
     "AsyncTransaction",
+    # Model agents and their tools
+    "ModelAgent",
+    "tool",
+    "ToolContext",
+    "Limits",
+    "Breaker",
+    "Price",
     # What a step returns
     "Next",
     "Done",
     "Fail",
     "Sleep",
+    "Ask",
+    "Answer",
     "Spawn",
     "Branch",
     "Child",
@@ -72,6 +91,12 @@ __all__ = [
     "Semantic",
     "Permanent",
     "UnknownEffect",
+    "ApprovalRefused",
+    "ApprovalDenied",
+    "ApprovalExpired",
+    "ApprovalClosed",
+    "NotAnApprover",
+    "UnknownApproval",
     "classify_as",
 ]
 
@@ -80,12 +105,20 @@ __all__ = [
 _HOMES = {
     "classify_as": "agentq.policies.kinds",
     "Agent": "agentq.agents.agent",
+    "ModelAgent": "agentq.agents.model",
+    "tool": "agentq.agents.tools",
+    "ToolContext": "agentq.agents.tools",
+    "Limits": "agentq.policies.limits",
+    "Price": "agentq.policies.limits",
+    "Breaker": "agentq.policies.session_breaker",
     "Step": "agentq.agents.agent",
     "AsyncContext": "agentq.agents.context",
     "AsyncTransaction": "agentq.agents.context",
     "Context": "agentq.agents.context",
     "effect": "agentq.agents.effects",
     "idempotency_key": "agentq.agents.effects",
+    "Answer": "agentq.agents.returns",
+    "Ask": "agentq.agents.returns",
     "Branch": "agentq.agents.returns",
     "BranchResult": "agentq.agents.returns",
     "Child": "agentq.agents.returns",
@@ -101,6 +134,12 @@ _HOMES = {
     "Session": "agentq.client",
     "SessionView": "agentq.client",
     "AgentqError": "agentq.errors",
+    "ApprovalClosed": "agentq.errors",
+    "ApprovalDenied": "agentq.errors",
+    "ApprovalExpired": "agentq.errors",
+    "ApprovalRefused": "agentq.errors",
+    "NotAnApprover": "agentq.errors",
+    "UnknownApproval": "agentq.errors",
     "ConfigError": "agentq.errors",
     "DeadlineExceeded": "agentq.errors",
     "InvalidInput": "agentq.errors",

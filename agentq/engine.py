@@ -24,7 +24,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, assert_never
 
 from agentq.errors import DeadlineExceeded, FenceLost, SessionCancelled, StoreUnavailable
@@ -33,6 +33,7 @@ from agentq.step import StepRef
 from agentq.store.ledger import Ledger
 from agentq.store.pool import Connection, Store, persist
 from agentq.verdicts import (
+    Awaiting,
     Broke,
     Carried,
     Deferred,
@@ -47,7 +48,6 @@ from agentq.verdicts import (
     Outcome,
     Postponed,
     Proceeded,
-    Repairing,
     Settled,
     Settlement,
     Superseded,
@@ -80,8 +80,7 @@ class Attempt:
         self.answered = False  # the step has returned, and only its settlement is left
         # What the attempt has used and noted so far; the context sets it once there is one.
         self.extras: Callable[[], Extras] = Extras
-        # What a failure comes to; a step that needs a dependency tells it of the failure first.
-        self.broken: Callable[[Failure], Outcome] = Broke
+        self.awaits: Awaiting | None = None  # a call of it needs a person's leave first
         self.connection: Connection | None = None
         self._transaction = ExitStack()
         self._transaction_lock = threading.RLock()
@@ -294,7 +293,6 @@ class Engine:
         quarantine: bool,
         settle_patience_s: float,
         admit_max: int,
-        refusals_max: int = 10_000,
     ) -> None:
         self.ledger = ledger
         self.act = act
@@ -306,7 +304,6 @@ class Engine:
         self.quarantine = quarantine
         self.settle_patience_s = settle_patience_s
         self.admit_max = admit_max
-        self.refusals_max = refusals_max
 
     def carry(self, ref: StepRef) -> Verdict:
         """
@@ -339,11 +336,10 @@ class Engine:
         """
         attempt.stop("timeout")
         failure = Failure("timeout", "DeadlineExceeded", f"no answer within {attempt.deadline - attempt.began:g} s")
-        outcome = attempt.broken(failure)
-        if isinstance(outcome, Broke | Postponed):
-            outcome = replace(outcome, extras=attempt.extras().of_failed())
         try:
-            settled = self.ledger.settle(attempt.claim, self._conclude(attempt.claim, outcome))
+            settled = self.ledger.settle(
+                attempt.claim, self._conclude(attempt.claim, Broke(failure, attempt.extras().of_failed()))
+            )
         except FenceLost:
             settled = None
         attempt.cut_transaction()
@@ -437,11 +433,11 @@ class Engine:
 
     def _conclude(self, claim: Granted, outcome: Outcome) -> Settlement:
         match outcome:
-            case Proceeded(state, steps, children, extras):
+            case Proceeded(state, steps, children, extras, asks):
                 kind, stored, parent, state_from = _checkpoint(claim, state)
                 return Settlement(
                     "next", kind=kind, state=stored, parent=parent, state_from=state_from,
-                    steps=steps, children=children, extras=extras,
+                    steps=steps, children=children, extras=extras, asks=asks,
                 )  # fmt: skip
             case Finished(result, state, extras):
                 kind, stored, parent, _ = _checkpoint(claim, state)
@@ -449,22 +445,16 @@ class Engine:
             case GaveUp(failure, state, extras):
                 kind, stored, parent, _ = _checkpoint(claim, state)
                 return Settlement("fail", kind=kind, state=stored, parent=parent, failure=failure, extras=extras)
-            case Broke(failure, extras, True):
-                return Settlement("dead", failure=failure, extras=extras)
             case Broke(failure, extras):
                 match self.judge(claim, failure):
                     case Retry(delay_s):
                         return Settlement("retry", delay_s=delay_s, failure=failure, extras=extras)
                     case Bury():
                         return Settlement("dead", failure=failure, extras=extras)
-            case Repairing(failure, extras):
-                return Settlement("repair", failure=failure, extras=extras)
-            case Postponed(_, extras) if claim.refusals >= self.refusals_max:
-                # Nothing goes round for ever: what is put off so often waits for what never comes.
-                why = Failure("permanent", "PutOffTooOften", f"put off {claim.refusals:,} times (step_refusals_max)")
-                return Settlement("dead", failure=why, extras=extras)
-            case Postponed(delay_s, extras, refund, why):
-                return Settlement("postpone", delay_s=delay_s, extras=extras, refund=refund, failure=why)
+            case Postponed(delay_s, extras):
+                return Settlement("postpone", delay_s=delay_s, extras=extras)
+            case Awaiting(approval_id, ask, extras):
+                return Settlement("await", awaits=approval_id, asks=(ask,) if ask else (), extras=extras)
             case Interrupted():
                 return Settlement("cancelled")
         assert_never(outcome)

@@ -10,22 +10,29 @@ Errors: split by what the one who catches them must do.
     │  ├─ UnknownTenant        no such tenant
     │  ├─ InvalidState         the input does not fit the agent's state model
     │  ├─ PayloadTooLarge      an input, state or result above the limit
-    │  └─ KeyConflict          the same key was used with other arguments
+    │  ├─ KeyConflict          the same key was used with other arguments
+    │  ├─ UnknownApproval      no such approval
+    │  └─ NotAnApprover        this person may not decide it, or is not known to be who they say
     ├─ StoreUnavailable        Postgres did not answer: nothing is known, try again
     ├─ BrokerUnavailable       the broker did not answer: only time is lost
     ├─ StepFailed              this attempt ended badly
     │  ├─ Transient            try again later
     │  ├─ Semantic             the answer was wrong: repair, then a person
+    │  │  └─ RepairsExhausted  it stayed wrong, however often it was fed back
     │  ├─ Permanent            no retry will help
-    │  └─ UnknownEffect        it may have happened: reconcile first
+    │  ├─ UnknownEffect        it may have happened: reconcile first
+    │  └─ ApprovalRefused      a person did not allow the call; nothing was done
+    │     ├─ ApprovalDenied    somebody said no
+    │     └─ ApprovalExpired   nobody answered in time
     ├─ Stopped                 raised inside a step that must not go on
     │  ├─ SessionCancelled     somebody cancelled the session
     │  ├─ DeadlineExceeded     the step's or the session's time is up
-    │  └─ NotNow               it comes back later; the attempt does not count
-    │     └─ HeldBack          what it needs is out of order, and it was not called
+    │  ├─ NotNow               it comes back later; the attempt does not count
+    │  └─ AwaitsApproval       a person is asked first; the step runs again with the answer
     ├─ FenceLost               a newer attempt owns the step: nothing was written
     ├─ SessionFailed           what `wait(...).result` raises for a session that failed
     ├─ WaitTimeout             the session goes on; the caller stopped waiting
+    ├─ ApprovalClosed          it was decided before, or nothing waits for it any more
     ├─ UnknownSession          no such session for this tenant
     └─ LedgerCorrupt           an invariant broke: stop the worker
 
@@ -118,13 +125,34 @@ class PayloadTooLarge(InvalidInput):
 class KeyConflict(InvalidInput):
     """An idempotency key or effect key was used before with other arguments."""
 
-    def __init__(self, what: str, key: str, by: str = "") -> None:
-        super().__init__(what, key, by)
-        self.what, self.key, self.by = what, key, by
+    def __init__(self, what: str, key: str) -> None:
+        super().__init__(what, key)
+        self.what, self.key = what, key
 
     def __str__(self) -> str:
-        by = f" by {self.by}" if self.by else ""
-        return f"{self.what} {self.key!r} was used before{by} with other arguments; use a new key for a new request"
+        return f"{self.what} {self.key!r} was used before with other arguments; use a new key for a new request"
+
+
+class UnknownApproval(InvalidInput):
+    """No such approval for this tenant."""
+
+    def __init__(self, approval_id: str) -> None:
+        super().__init__(approval_id)
+        self.approval_id = approval_id
+
+    def __str__(self) -> str:
+        return f"no approval {self.approval_id}: `agentq approval ls` shows those there are"
+
+
+class NotAnApprover(InvalidInput):
+    """This person may not decide, or could not be made sure of; nothing was changed."""
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(name, why)
+        self.name, self.why = name, why
+
+    def __str__(self) -> str:
+        return f"{self.name} may not decide this: {self.why}"
 
 
 class StoreUnavailable(AgentqError):
@@ -157,6 +185,12 @@ class Semantic(StepFailed):
     """The call worked, its answer was wrong; a repair may help, the same call will not."""
 
 
+class RepairsExhausted(Semantic):
+    """A model's answers stayed unusable after all repairs; another attempt at the same would not help."""
+
+    final = True
+
+
 class Permanent(StepFailed):
     """No retry will help: the step is dead at once and the caller is told."""
 
@@ -170,6 +204,35 @@ class UnknownEffect(StepFailed):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class ApprovalRefused(StepFailed):
+    """
+    A person did not allow what a step wanted to do, and it was not done.
+
+    A step may catch it and go another way. Uncaught, its session fails with it, without a retry: a no
+    is no fault.
+    """
+
+    def __init__(self, name: str, approval_id: str, by: str | None = None, comment: str | None = None) -> None:
+        super().__init__(name, approval_id, by, comment)
+        self.name, self.approval_id, self.by, self.comment = name, approval_id, by, comment
+
+
+class ApprovalDenied(ApprovalRefused):
+    """Somebody said no."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.by} denied {self.name}{f': {self.comment}' if self.comment else ''} (approval {self.approval_id})"
+        )
+
+
+class ApprovalExpired(ApprovalRefused):
+    """Nobody answered in time."""
+
+    def __str__(self) -> str:
+        return f"nobody answered in time whether {self.name} may go ahead (approval {self.approval_id})"
 
 
 class Stopped(AgentqError):
@@ -187,20 +250,23 @@ class DeadlineExceeded(Stopped):
 class NotNow(Stopped):
     """The step comes back after `delay_s` seconds, and the attempt does not count."""
 
-    def __init__(self, message: str, delay_s: float, *args: object) -> None:
-        super().__init__(message, delay_s, *args)
+    def __init__(self, message: str, delay_s: float) -> None:
+        super().__init__(message, delay_s)
         self.delay_s = delay_s
 
     def __str__(self) -> str:
         return str(self.args[0])
 
 
-class HeldBack(NotNow):
-    """The breaker of a dependency is not closed: it was not called, and the step comes back."""
+class AwaitsApproval(Stopped):
+    """The step waits for a person, without a worker, and runs again once they have answered."""
 
-    def __init__(self, message: str, delay_s: float, dependency: str) -> None:
-        super().__init__(message, delay_s, dependency)
-        self.dependency = dependency
+    def __init__(self, name: str, approval_id: str) -> None:
+        super().__init__(name, approval_id)
+        self.name, self.approval_id = name, approval_id
+
+    def __str__(self) -> str:
+        return f"{self.name} waits for approval {self.approval_id}"
 
 
 class FenceLost(AgentqError):
@@ -227,6 +293,23 @@ class SessionFailed(AgentqError):
 
 class WaitTimeout(AgentqError, TimeoutError):
     """The session has not ended yet; it goes on without the caller."""
+
+
+class ApprovalClosed(AgentqError):
+    """Too late: somebody else decided it, its deadline is over, or nothing waits for it any more."""
+
+    def __init__(self, approval_id: str, state: str, by: str | None, at: str | None) -> None:
+        super().__init__(approval_id, state, by, at)
+        self.approval_id, self.state, self.by, self.at = approval_id, state, by, at
+
+    def __str__(self) -> str:
+        match self.state:
+            case "granted" | "denied":
+                return f"approval {self.approval_id} was {self.state} by {self.by} at {self.at}; that stands"
+            case "expired":
+                return f"approval {self.approval_id} expired; what it asked was not done"
+            case _:
+                return f"approval {self.approval_id} is void: its session ended or went on without it"
 
 
 class UnknownSession(AgentqError, LookupError):

@@ -17,6 +17,7 @@ from agentq import engine
 from agentq.broker.publisher import Publisher
 from agentq.broker.queues import SUBMIT, queue_for
 from agentq.errors import BrokerUnavailable, StoreUnavailable
+from agentq.store.approvals import Approvals
 from agentq.store.ledger import Ledger
 from agentq.store.workers import Workers
 
@@ -34,6 +35,7 @@ class Relay:
         *,
         ledger: Ledger,
         workers: Workers,
+        approvals: Approvals,
         publisher: Publisher,
         follow_tenants: Callable[[list[str]], None],
         interval_s: float,
@@ -45,6 +47,7 @@ class Relay:
     ) -> None:
         self._ledger = ledger
         self._workers = workers
+        self._approvals = approvals
         self._publisher = publisher
         self._follow_tenants = follow_tenants
         self._interval_s = interval_s
@@ -73,6 +76,7 @@ class Relay:
         self.take_back_lost()
         self.find_missing()
         self.end_overdue()
+        self.expire_approvals()
         self._follow_tenants(self._workers.tenant_names())
 
     def admit_due(self) -> None:
@@ -122,6 +126,12 @@ class Relay:
             if wake is not None:
                 self._publisher.send([wake])
 
+    def expire_approvals(self) -> None:
+        """Let go on what waited for people in vain, and remind those who still have time."""
+        for tenant, approval_id, state in self._approvals.expire(self._batch):
+            log.info("approval %s of tenant %s is %s: nobody decided it in time", approval_id, tenant, state)
+        self._approvals.remind(self._batch)
+
     def _run(self) -> None:
         while not self._ending.is_set():
             try:
@@ -143,6 +153,7 @@ class Relay:
         self._follow_tenants(self._workers.tenant_names())
         self.take_back_lost()
         self.end_overdue()
+        self.expire_approvals()
         if time.monotonic() >= self._next_forget:
             self._next_forget = time.monotonic() + _FORGET_S
             self._workers.forget()

@@ -16,8 +16,8 @@ from typing import Any
 from kombu import Connection
 
 from agentq.agents.act import Act
+from agentq.agents.asking import Asking
 from agentq.agents.context import Means
-from agentq.agents.dependencies import Dependencies, rules_of
 from agentq.agents.registry import Registry, load_agents
 from agentq.broker.connection import connect
 from agentq.broker.publisher import Publisher
@@ -29,6 +29,7 @@ from agentq.policies.redaction import safe_failures
 from agentq.relay import Relay
 from agentq.settings import Settings, load
 from agentq.step import StepRef
+from agentq.store.approvals import Approvals
 from agentq.store.effects import Effects
 from agentq.store.ledger import Ledger
 from agentq.store.pool import Store
@@ -61,11 +62,9 @@ class Runtime:
         self.store = Store(settings.database_url, size=settings.database_pool, name=f"agentq {os.getpid()}")
         self.ledger = Ledger(self.store, traced=settings.trace)
         self.workers = Workers(self.store)
+        self.approvals = Approvals(self.store)
         self.publisher = Publisher(connect)
         self.in_flight = InFlight()
-        self.dependencies = Dependencies(
-            self.store, rules_of(settings), report_s=settings.dependency_report_s, classify=classify
-        )
         self.submissions = Submissions(settings, registry, self.store, self.publisher, self.in_flight)
         self.on_tenants: Callable[[list[str]], Any] | None = None
         self.heart: Heart | None = None
@@ -148,7 +147,6 @@ class Runtime:
             self.relay.stop()
         if self.heart is not None:
             self.heart.stop()
-        self.dependencies.close()
         self.publisher.close()
         self.store.close()
 
@@ -159,10 +157,12 @@ class Runtime:
             store=self.store,
             ledger=self.ledger,
             effects=Effects(self.store),
+            asking=Asking(
+                self.approvals, settings.approval_group, settings.approval_within_s, settings.notify_channels
+            ),
             classify=safe_failures(classify, redactor),
             ambiguous=ambiguous,
             payload_max_bytes=settings.payload_max_bytes,
-            dependencies=self.dependencies,
             patience_s=settings.settle_patience_s,
             tracing=tracing_of(settings, redactor),
         )
@@ -177,7 +177,6 @@ class Runtime:
             quarantine=quarantine,
             settle_patience_s=settings.settle_patience_s,
             admit_max=settings.relay_batch,
-            refusals_max=settings.step_refusals_max,
         )
 
     def _relay(self) -> Relay:
@@ -185,6 +184,7 @@ class Runtime:
         return Relay(
             ledger=self.ledger,
             workers=self.workers,
+            approvals=self.approvals,
             publisher=self.publisher,
             follow_tenants=self._follow_tenants,
             interval_s=settings.relay_interval_s,

@@ -20,8 +20,8 @@ from types import TracebackType
 from typing import Self
 
 from agentq.agents.act import Act
+from agentq.agents.asking import Asking
 from agentq.agents.context import Means
-from agentq.agents.dependencies import Dependencies, rules_of
 from agentq.agents.returns import Duration, seconds
 from agentq.client import ENDED, Client, Session, SessionView
 from agentq.engine import Engine, InFlight, Judge
@@ -29,6 +29,7 @@ from agentq.errors import AgentqError
 from agentq.heart import Heart
 from agentq.policies.failures import ambiguous, classify, retry_with_backoff
 from agentq.step import StepRef
+from agentq.store.approvals import Approvals
 from agentq.store.effects import Effects
 from agentq.store.ledger import Ledger
 from agentq.store.pool import Store
@@ -88,6 +89,7 @@ class LocalFleet:
         self.client = client
         self.store = Store(settings.database_url, size=6, name="agentq local fleet")
         self.ledger = Ledger(self.store, traced=settings.trace)
+        self.approvals = Approvals(self.store)
         self.clock = Clock(self.store, client._store)
         self.in_flight = InFlight()
         self.sent: deque[Wake] = deque()
@@ -104,19 +106,17 @@ class LocalFleet:
             heartbeat_s=settings.heartbeat_s,
             lease_s=settings.lease_s,
         )
-        # Told and asked at each call: a test sees at once what it did, also when it moves the clock.
-        self.dependencies = Dependencies(
-            self.store, rules_of(settings), report_s=0.0, classify=classify, draw=lambda: 0.0
-        )
         means = Means(
             store=self.store,
             ledger=self.ledger,
             effects=Effects(self.store),
+            asking=Asking(
+                self.approvals, settings.approval_group, settings.approval_within_s, settings.notify_channels
+            ),
             classify=self._classify,
             ambiguous=ambiguous,
             payload_max_bytes=settings.payload_max_bytes,
             tracing=tracing_of(settings, redactor_of(settings)),
-            dependencies=self.dependencies,
         )
         self.engine = Engine(
             ledger=self.ledger,
@@ -130,7 +130,6 @@ class LocalFleet:
             quarantine=False,
             settle_patience_s=settings.settle_patience_s,
             admit_max=settings.relay_batch,
-            refusals_max=settings.step_refusals_max,
         )
         self.heart.start(self.engine)
 
@@ -164,7 +163,7 @@ class LocalFleet:
             if self.client.sessions.state(session.tenant, uuid.UUID(session.id)) in ENDED:
                 break
             if self.carry_next(session.tenant) is None and not self._wait(session.tenant):
-                raise Stuck(f"session {session.id} has not ended, and nothing of tenant {session.tenant!r} is due")
+                raise Stuck(self._why_stuck(session))
         else:
             raise Stuck(f"session {session.id} has not ended after {steps_max} steps")
         for ref, error in self._dead:
@@ -172,6 +171,13 @@ class LocalFleet:
                 error.add_note(f"step {ref.step_id} of session {ref.session_id} died of this")
                 raise error
         return session.view()
+
+    def _why_stuck(self, session: Session) -> str:
+        asked = self.approvals.listing(tenant=session.tenant, state="open", session_id=uuid.UUID(session.id))
+        if asked:
+            waits = ", ".join(f"{approval.approval_id} ({approval.question})" for approval in asked)
+            return f"session {session.id} waits for people: {waits}; answer with client.approvals.grant or deny"
+        return f"session {session.id} has not ended, and nothing of tenant {session.tenant!r} is due"
 
     def carry_next(self, tenant: str) -> Verdict | None:
         """Carry one due step of the tenant to its verdict; None when none is due."""
@@ -202,7 +208,7 @@ class LocalFleet:
 
     def _wait(self, tenant: str) -> bool:
         """Go to where something happens next: a deadline passes, or a timer is due."""
-        if self.ledger.expire_sessions(100):
+        if self.ledger.expire_sessions(100) or self.approvals.expire(100):
             return True
         [(due_s,)] = self.store.query_as(tenant, SQL["next_due"], {"tenant": tenant})
         if due_s is None:

@@ -21,12 +21,12 @@ FailureKind = Literal[
     "unclassified",
     "permanent",
     "unknown",
-    "refused",
     "worker_lost",
     "timeout",
     "gave_up",
     "cancelled",
     "deadline",
+    "limit",
 ]
 
 
@@ -45,9 +45,7 @@ class Failure:
     retry_after_s: float | None = None
     where: str = ""
     place: str = ""
-    status: int | None = None
-    dependency: str | None = None  # what was called, when the failure speaks against it
-    feedback: str | None = None  # what the next attempt is told, when it is to repair a wrong answer
+    final: bool = False  # whatever its kind, another attempt would not help
 
     def cause(self, agent: str, step: str) -> Cause:
         """The cause of this failure in a step."""
@@ -59,12 +57,6 @@ class Failure:
             facts["where"] = _storable(self.where)
         if self.place:
             facts["place"] = _storable(self.place)
-        if self.status is not None:
-            facts["status"] = self.status
-        if self.dependency is not None:
-            facts["dependency"] = self.dependency
-        if self.feedback is not None:
-            facts["feedback"] = _storable(self.feedback)
         if attempt is not None:
             facts["attempt"] = attempt
         return facts
@@ -127,9 +119,7 @@ class Granted:
     remaining_s: float | None
     queued_s: float
     traced_by: uuid.UUID | None = None  # the worker, where attempts leave a trace
-    repairs: int = 0
-    refusals: int = 0
-    repair: dict[str, Any] | None = None  # the failure that this attempt is to repair
+    approval: uuid.UUID | None = None  # what it waited for
 
 
 Refusal = Literal[
@@ -187,6 +177,25 @@ class NewStep:
     branch: int | None = None
     fan: int = 0
     collect: bool = False
+    approval: uuid.UUID | None = None  # waits for it
+
+
+@dataclass(frozen=True, slots=True)
+class NewApproval:
+    """A question to people. The step waits until it is decided or its time is over."""
+
+    approval_id: uuid.UUID
+    step_id: uuid.UUID
+    kind: Literal["ask", "effect"]
+    name: str
+    args: bytes
+    args_hash: bytes
+    question: str
+    groups: tuple[str, ...]
+    within_s: float
+    effect_key: str | None = None
+    details: bytes | None = None
+    channels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +269,7 @@ class Proceeded:
     steps: tuple[NewStep, ...]
     children: tuple[NewChild, ...] = ()
     extras: Extras = field(default_factory=Extras)
+    asks: tuple[NewApproval, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,20 +292,7 @@ class GaveUp:
 
 @dataclass(frozen=True, slots=True)
 class Broke:
-    """
-    The attempt raised. What it had used by then is written all the same; its messages are not.
-
-    `final`: whatever would have been tried again was tried; no attempt follows.
-    """
-
-    failure: Failure
-    extras: Extras = field(default_factory=Extras)
-    final: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Repairing:
-    """The answer was wrong: the next attempt is told so, at once. Counted as a repair, not as an attempt."""
+    """The attempt raised. What it had used by then is written all the same; its messages are not."""
 
     failure: Failure
     extras: Extras = field(default_factory=Extras)
@@ -310,25 +307,27 @@ class Interrupted:
 
 @dataclass(frozen=True, slots=True)
 class Postponed:
-    """
-    Not now, through no fault of the step: it comes back later, and the attempt does not count.
-
-    `refund` names a dependency that is out of order: attempts that failed on it before it was known are
-    given back too. `failure` says why, for people.
-    """
+    """Not now, through no fault of the step: it comes back later, and the attempt does not count."""
 
     delay_s: float
     extras: Extras = field(default_factory=Extras)
-    refund: str | None = None
-    failure: Failure | None = None
 
 
-Outcome = Proceeded | Finished | GaveUp | Broke | Repairing | Interrupted | Postponed
+@dataclass(frozen=True, slots=True)
+class Awaiting:
+    """A call of the step needs a person's leave first: the step waits and runs again; the attempt does not count."""
+
+    approval_id: uuid.UUID
+    ask: NewApproval | None  # None: somebody is asked already
+    extras: Extras = field(default_factory=Extras)
+
+
+Outcome = Proceeded | Finished | GaveUp | Broke | Interrupted | Postponed | Awaiting
 
 
 # ── a settlement ─────────────────────────────────────────────────────────────
 
-Closing = Literal["next", "end", "fail", "retry", "repair", "postpone", "dead", "release", "cancelled"]
+Closing = Literal["next", "end", "fail", "retry", "postpone", "await", "dead", "release", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,10 +342,11 @@ class Settlement:
     state_from: uuid.UUID | None = None
     result: bytes | None = None
     failure: Failure | None = None
-    refund: str | None = None
     steps: tuple[NewStep, ...] = ()
     children: tuple[NewChild, ...] = ()
     extras: Extras = field(default_factory=Extras)
+    asks: tuple[NewApproval, ...] = ()
+    awaits: uuid.UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,7 +363,7 @@ class Settled:
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """The attempt was settled: next, end, fail, retry, repair, postpone, dead, release or cancelled."""
+    """The attempt was settled: next, end, fail, retry, postpone, await, dead, release or cancelled."""
 
     closing: Closing
 

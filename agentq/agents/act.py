@@ -14,16 +14,26 @@ from pydantic import BaseModel
 
 from agentq.agents import loop
 from agentq.agents.agent import Agent, Step
+from agentq.agents.asking import Asking, question_of
 from agentq.agents.context import AsyncContext, Context, Means
-from agentq.agents.dependencies import Permit, blamed
 from agentq.agents.registry import Registry
-from agentq.agents.returns import Branch, Child, Done, Fail, Next, Sleep, Spawn, seconds
+from agentq.agents.returns import Ask, Branch, Child, Done, Fail, Next, Sleep, Spawn, seconds
 from agentq.engine import Attempt
-from agentq.errors import DeadlineExceeded, FenceLost, HeldBack, InvalidState, NotNow, Permanent, SessionCancelled
+from agentq.errors import (
+    ApprovalRefused,
+    DeadlineExceeded,
+    FenceLost,
+    InvalidState,
+    NotNow,
+    Permanent,
+    SessionCancelled,
+)
 from agentq.payload import bounded, canonical, decode, encode, fingerprint, fold
 from agentq.step import new_id
 from agentq.verdicts import (
+    Awaiting,
     Broke,
+    Extras,
     Failure,
     Finished,
     GaveUp,
@@ -34,13 +44,11 @@ from agentq.verdicts import (
     Outcome,
     Postponed,
     Proceeded,
-    Repairing,
 )
 
 log = logging.getLogger("agentq.act")
 
 BRANCHES_MAX = 1000
-FEEDBACK_MAX = 20_000
 
 
 class Act:
@@ -49,11 +57,19 @@ class Act:
     def __init__(self, registry: Registry, means: Means, *, retries: int, timeout_s: float) -> None:
         self._registry = registry
         self._means = means
-        self._plan = Planner(registry, retries=retries, timeout_s=timeout_s, payload_max_bytes=means.payload_max_bytes)
+        self._plan = Planner(
+            registry,
+            retries=retries,
+            timeout_s=timeout_s,
+            payload_max_bytes=means.payload_max_bytes,
+            asking=means.asking,
+        )
 
     def __call__(self, attempt: Attempt) -> Outcome:
         outcome = self._try(attempt)
-        if isinstance(outcome, Broke | Repairing | Postponed):
+        if attempt.awaits is not None and not isinstance(outcome, Interrupted):
+            outcome = attempt.awaits  # whatever the step made of the exception that told it so
+        if isinstance(outcome, Broke | Postponed | Awaiting):
             return replace(outcome, extras=attempt.extras().of_failed())
         return outcome
 
@@ -70,21 +86,21 @@ class Act:
                 # Only an effect said so. Without the fence the settlement is refused; with it, it must be made.
                 return Broke(Failure("transient", "FenceLost", str(error)))
             return Interrupted("draining" if attempt.stopped == "draining" else "fenced")
-        except HeldBack as error:
-            why = Failure("refused", "HeldBack", str(error), dependency=error.dependency)
-            return Postponed(error.delay_s, refund=error.dependency, failure=why)
         except NotNow as error:
             return Postponed(error.delay_s)
+        except ApprovalRefused as error:
+            # A no is no fault: nothing to retry, and no dead letter.
+            failure = Failure("gave_up", type(error).__name__, str(error)[:2000])
+            return GaveUp(failure, stored_state(attempt.claim), attempt.extras().of_failed())
         except DeadlineExceeded as error:
-            return attempt.broken(Failure("timeout", "DeadlineExceeded", str(error)))
+            return Broke(Failure("timeout", "DeadlineExceeded", str(error)))
         except (SystemExit, KeyboardInterrupt) as error:
             # A step must not end the worker; its neighbours run in the same process.
             return Broke(Failure("permanent", type(error).__name__, "the step tried to end its process"))
         except BaseException as error:
             # The traceback stays in this process's log at debug level: it may show what users typed.
             log.debug("step %s broke", attempt.claim.name, exc_info=True)
-            failure = self._means.classify(error)
-            return self._of_dependency(attempt, error, failure) or self._of_answer(attempt, error, failure)
+            return Broke(self._means.classify(error))
 
     def _attempt(self, attempt: Attempt) -> Outcome:
         claim = attempt.claim
@@ -92,58 +108,14 @@ class Act:
         step = agent.find(claim.name)
         state = agent.read(stored_state(claim))
         attempt.check()
-        if step.needs is None:
-            return self._run(attempt, agent, step, state)
-        with self._means.dependencies.calling(step.needs, claim.ref.tenant) as permit:
-            attempt.broken = lambda failure: self._late(attempt, permit, failure)
-            return self._run(attempt, agent, step, state)
-
-    def _run(self, attempt: Attempt, agent: Agent[Any], step: Step, state: BaseModel) -> Outcome:
-        claim = attempt.claim
-        make = AsyncContext if step.is_async else Context
-        context = make(attempt, self._means, repairs_max=step.repairs or 0, needs=step.needs)
+        context = AsyncContext(attempt, self._means) if step.is_async else Context(attempt, self._means)
         attempt.extras = context.extras
         run = _run_async if step.is_async else _run_here
         returned = run(attempt, step, self._arguments(step, state, context, claim))
+        context.heed_answer()
         if attempt.stopped not in (None, "timeout"):
             attempt.check()  # an answer that is merely late still counts, while the fence holds
         return self._plan.outcome(agent, claim, state, returned, context)
-
-    def _late(self, attempt: Attempt, permit: Permit, failure: Failure) -> Outcome:
-        """A step that needs a dependency ran out of time: most likely it was waiting for it."""
-        self._means.dependencies.report(permit.name, False, failure, permit=permit)
-        return self._blame(attempt, permit.name, failure)
-
-    def _of_dependency(self, attempt: Attempt, error: BaseException, failure: Failure) -> Outcome | None:
-        """What a failure comes to that speaks against a dependency; None when it does not."""
-        name = blamed(error, attempt.began)
-        return self._blame(attempt, name, failure) if name is not None else None
-
-    def _blame(self, attempt: Attempt, name: str, failure: Failure) -> Outcome:
-        """Not the step's fault when the breaker is open; if it is not yet, the attempt may be given back later."""
-        failure = replace(failure, dependency=name)
-        delay_s = self._means.dependencies.held(name, attempt.claim.ref.tenant, failure)
-        return Broke(failure) if delay_s is None else Postponed(delay_s, refund=name, failure=failure)
-
-    def _of_answer(self, attempt: Attempt, error: BaseException, failure: Failure) -> Outcome:
-        """What a failure of the step itself comes to: a wrong answer may be repaired, then falls back."""
-        claim = attempt.claim
-        if failure.kind != "semantic":
-            return Broke(failure)
-        agent = self._registry.find(claim.agent, claim.agent_version)
-        step = agent.find(claim.name)
-        if step.repairs is None:
-            return Broke(failure)
-        if claim.repairs < step.repairs:
-            feedback = _feedback(step, error, agent.read(stored_state(claim)), failure)
-            if feedback is not None:
-                return Repairing(replace(failure, feedback=feedback[:FEEDBACK_MAX]))
-        if step.fallback is None:
-            return Broke(failure, final=True)
-        try:
-            return self._plan.fallback(agent, claim, step, failure)
-        except Permanent as wrong:
-            return Broke(self._means.classify(wrong), final=True)
 
     @staticmethod
     def _arguments(
@@ -159,18 +131,6 @@ def stored_state(claim: Granted) -> bytes:
         return fold(claim.states)
     assert claim.input is not None  # a step begins from a checkpoint or from the session's input
     return claim.input
-
-
-def _feedback(step: Step, error: BaseException, state: BaseModel, failure: Failure) -> str | None:
-    """What the next attempt is told; None when no repair will help."""
-    if step.on_semantic is None:
-        return failure.message
-    try:
-        told = step.on_semantic(error, state)
-    except Exception as broken:
-        log.warning("on_semantic of step %s raised %s; the error itself is fed back", step.name, type(broken).__name__)
-        return failure.message
-    return None if told is None else str(told)
 
 
 def _run_here(_: Attempt, step: Step, arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
@@ -200,8 +160,17 @@ def _run_async(attempt: Attempt, step: Step, arguments: tuple[tuple[Any, ...], d
 class Planner:
     """Turns what a step returned into what the engine records."""
 
-    def __init__(self, registry: Registry, *, retries: int, timeout_s: float, payload_max_bytes: int) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        *,
+        retries: int,
+        timeout_s: float,
+        payload_max_bytes: int,
+        asking: Asking | None = None,
+    ) -> None:
         self._registry = registry
+        self._asking = asking
         self._retries = retries
         self._timeout_s = timeout_s
         self._max_bytes = payload_max_bytes
@@ -224,28 +193,32 @@ class Planner:
             case Done(result):
                 data = bounded("the result", encode(result), self._max_bytes)
                 return Finished(data, self._state(agent, state, None), extras)
-            case Fail(reason):
-                failure = Failure("gave_up", "Fail", str(reason)[:2000])
+            case Fail(reason, kind, type_):
+                failure = Failure(kind, type_, str(reason)[:2000])
                 return GaveUp(failure, self._state(agent, state, None), extras)
             case Sleep(duration, then, given, until, args):
                 delay_s = _until_s(until) if until is not None else seconds(duration)
                 follower = self._step(agent, claim, then, args, delay_s=delay_s)
                 return Proceeded(self._state(agent, state, given), (follower,), extras=extras)
+            case Ask():
+                return self._ask(agent, claim, state, returned, extras)
             case Spawn():
                 steps, children = self._spawn(agent, claim, returned)
                 return Proceeded(self._state(agent, state, returned.state), steps, children, extras)
             case _:
                 raise Permanent(
                     f"step {claim.name!r} returned {type(returned).__name__}; "
-                    "return Next, Done, Fail, Sleep or Spawn (and is an `await` or `return` missing?)"
+                    "return Next, Done, Fail, Sleep, Ask or Spawn (and is an `await` or `return` missing?)"
                 )
 
-    def fallback(self, agent: Agent[Any], claim: Granted, step: Step, failure: Failure) -> Proceeded:
-        """The step that goes on where repairs did not help, with the state as the failed one found it."""
-        assert step.fallback is not None
-        then = agent.find(step.fallback)
-        args = {"error": failure.message} if then.takes("error") else None
-        return Proceeded(stored_state(claim), (self._step(agent, claim, then, args),))
+    def _ask(self, agent: Agent[Any], claim: Granted, state: BaseModel, ask: Ask, extras: Extras) -> Outcome:
+        assert self._asking is not None  # only a planner for first steps has none
+        follower = self._step(agent, claim, ask.then, ask.args)
+        question = question_of(
+            ask, self._asking, step_id=follower.step_id, name=follower.name, max_bytes=self._max_bytes
+        )
+        follower = replace(follower, approval=question.approval_id)
+        return Proceeded(self._state(agent, state, ask.state), (follower,), extras=extras, asks=(question,))
 
     def first_step(self, agent: Agent[Any]) -> NewStep:
         """The step with which a session of this agent begins."""

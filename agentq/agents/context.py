@@ -16,7 +16,7 @@ from pydantic.errors import PydanticSchemaGenerationError
 
 from agentq import engine
 from agentq.agents import loop
-from agentq.agents.dependencies import Dependencies, Permit
+from agentq.agents.asking import Asking, Request, answer_of, refusal
 from agentq.agents.effects import (
     Declaration,
     declaration_of,
@@ -25,15 +25,15 @@ from agentq.agents.effects import (
     performing,
     result_adapter,
 )
-from agentq.agents.returns import BranchResult
+from agentq.agents.returns import Answer, BranchResult
 from agentq.agents.tracing import Recording, Span, Tracing
 from agentq.engine import Attempt
-from agentq.errors import FenceLost, HeldBack, KeyConflict, NotNow, Permanent, Stopped, UnknownEffect
+from agentq.errors import FenceLost, KeyConflict, NotNow, Permanent, Stopped, UnknownEffect
 from agentq.payload import bounded, canonical, decode, encode, fingerprint
 from agentq.store.effects import EffectClaim, Effects
 from agentq.store.ledger import Ledger
 from agentq.store.pool import Connection, Store, persist
-from agentq.verdicts import Extras, Failure, Usage
+from agentq.verdicts import Awaiting, Extras, Failure, Usage
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -49,10 +49,10 @@ class Means:
     store: Store
     ledger: Ledger
     effects: Effects
+    asking: Asking
     classify: Callable[[BaseException], Failure]
     ambiguous: Callable[[BaseException], bool]
     payload_max_bytes: int
-    dependencies: Dependencies
     patience_s: float = 120.0
     tracing: Tracing = field(default_factory=Tracing)
 
@@ -68,26 +68,30 @@ class History:
         self._attempt = attempt
         self._means = means
         self._stored: list[Any] | None = None
-        self._added: list[Any] = []
+        self._added: list[tuple[Any, str]] = []
 
-    def append(self, message: Any) -> None:
-        """Add a message (anything with a JSON form) to the end."""
+    def append(self, message: Any, *, by: str = _WRITER) -> None:
+        """Add a message (anything with a JSON form) to the end; `by` names the format and version of its writer."""
         data = bounded("a message", encode(message), self._means.payload_max_bytes)
-        self._added.append(decode(data))
+        self._added.append((decode(data), by))
 
     def __iter__(self) -> Iterator[Any]:
-        return iter([*self._load(), *self._added])
+        return iter([*self._load(), *(message for message, _ in self._added)])
 
     def __len__(self) -> int:
         return len(self._load()) + len(self._added)
 
     def added(self) -> tuple[tuple[bytes, str], ...]:
         """What this attempt adds, encoded, with the writer's name."""
-        return tuple((encode(message), _WRITER) for message in self._added)
+        return tuple((encode(message), by) for message, by in self._added)
+
+    def rows(self) -> list[tuple[int, bytes, str]]:
+        """The stored messages as they were written: position, body, writer."""
+        return self._means.ledger.messages(self._attempt.claim.ref)
 
     def _load(self) -> list[Any]:
         if self._stored is None:
-            self._stored = [decode(body) for _, body, _ in self._means.ledger.messages(self._attempt.claim.ref)]
+            self._stored = [decode(body) for _, body, _ in self.rows()]
         return self._stored
 
 
@@ -103,17 +107,6 @@ class _Call:
     kwargs: dict[str, Any]
     hash: bytes
     adapter: TypeAdapter[Any]
-    permit: Permit | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Repair:
-    """A wrong answer of the attempt before, for this one to mend: the `number`th repair of `of`."""
-
-    number: int
-    of: int
-    error: str
-    feedback: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,17 +119,18 @@ class _Known:
 class _ContextBase:
     """What both kinds of context share."""
 
-    def __init__(self, attempt: Attempt, means: Means, *, repairs_max: int = 0, needs: str | None = None) -> None:
+    def __init__(self, attempt: Attempt, means: Means) -> None:
         claim = attempt.claim
         self._attempt = attempt
         self._means = means
-        self._repairs_max = repairs_max
-        self._needs = needs
         self._calls = 0
         self._claimed: set[str] = set()
+        self.last_effect_key = ""
         self._usage = Usage()
         self._recording = Recording(means.tracing, attempt.began, means.classify)
         self._results: tuple[BranchResult, ...] | None = None
+        self._answer: Answer | None = None
+        self._looked_at_answer = False
         self.tenant: str = claim.ref.tenant
         self.session_id: str = str(claim.ref.session_id)
         self.step_id: str = str(claim.ref.step_id)
@@ -148,15 +142,6 @@ class _ContextBase:
             log,
             {"tenant": self.tenant, "session": self.session_id, "step": claim.name, "attempt": claim.attempt},
         )
-
-    @property
-    def repair(self) -> Repair | None:
-        """What was wrong with the answer of the attempt before, when this one is to repair it."""
-        claim = self._attempt.claim
-        if claim.repair is None:
-            return None
-        message = claim.repair["message"]
-        return Repair(claim.repairs, self._repairs_max, message, claim.repair.get("feedback", message))
 
     @property
     def idempotency_key(self) -> str:
@@ -214,7 +199,34 @@ class _ContextBase:
 
     def progress(self, text: str, **data: Any) -> None:
         """Tell whoever watches the session's events, now; not kept with the result."""
-        self._means.ledger.add_event(self._attempt.claim.ref, "progress", encode({"text": text, **data}))
+        self.event("progress", text=text, **data)
+
+    def event(self, kind: str, **data: Any) -> None:
+        """As `progress`, as an event of another kind."""
+        self._means.ledger.add_event(self._attempt.claim.ref, kind, encode(data))
+
+    @property
+    def attempts_max(self) -> int:
+        """How many attempts this step has in all."""
+        return self._attempt.claim.attempts_max
+
+    @property
+    def in_branch(self) -> bool:
+        """Whether this step belongs to a branch of a `Spawn`, which `Done` ends."""
+        return self._attempt.claim.join_step is not None
+
+    def classify(self, error: BaseException) -> Failure:
+        """What kind of failure an exception is, and what may be kept of it."""
+        return self._means.classify(error)
+
+    @property
+    def payload_max_bytes(self) -> int:
+        """The most that one result, state or message may have."""
+        return self._means.payload_max_bytes
+
+    def effect_result(self, key: str) -> bytes | None:
+        """The stored result of one of this session's effects; None: there is none of that key."""
+        return self._means.effects.result(self._attempt.claim.ref, key)
 
     @property
     def results(self) -> Sequence[BranchResult]:
@@ -232,6 +244,39 @@ class _ContextBase:
             )
         return self._results
 
+    @property
+    def answer(self) -> Answer:
+        """
+        What people said to the `Ask` that this step follows.
+
+        Raises:
+            Permanent: the step does not follow one.
+        """
+        self._looked_at_answer = True
+        found = self._load_answer()
+        if found is None:
+            raise Permanent(f"step {self.step!r} does not follow an Ask, so there is no answer")
+        return found
+
+    def heed_answer(self) -> None:
+        """
+        Return when nobody refused what this step follows, or the step knows of it.
+
+        Raises:
+            ApprovalDenied, ApprovalExpired: somebody did, and the step goes on as if they had not.
+        """
+        if self._attempt.claim.approval is None or self._looked_at_answer:
+            return
+        found = self._load_answer()
+        if found is not None and not found.granted:
+            raise refusal(self.step, found)
+
+    def _load_answer(self) -> Answer | None:
+        if self._answer is None and self._attempt.claim.approval is not None:
+            row = self._means.asking.approvals.answer(self._attempt.claim.ref)
+            self._answer = answer_of(row) if row is not None else None
+        return self._answer
+
     def extras(self) -> Extras:
         """What the attempt leaves beside its state."""
         recording = self._recording
@@ -245,13 +290,12 @@ class _ContextBase:
 
     def _prepare(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
         self.check()
+        self.heed_answer()
         self._calls += 1
         declared, name = declaration_of(function), name_of(function)
         arguments = bounded(f"the arguments of {name}", canonical([args, kwargs]), self._means.payload_max_bytes)
         # The ordinal, not the arguments: prose that a model words anew must not make a new payment.
         key = f"s:{self.session_id}:{self.step_id}:{self._calls}"
-        if declared.repairable and self._attempt.claim.repairs:
-            key += f":r{self._attempt.claim.repairs}"  # the recorded answer is the one that was wrong
         if declared.key is not None:
             key = f"d:{declared.key(*args, **kwargs)}"
             if len(key) > 500:
@@ -261,6 +305,20 @@ class _ContextBase:
         except (PydanticSchemaGenerationError, TypeError):
             adapter = TypeAdapter(Any)
         return _Call(key, name, declared, function, args, kwargs, fingerprint(name.encode(), arguments), adapter)
+
+    def _permitted(self, call: _Call) -> _Call:
+        """The call with the arguments that a person, or policy, allowed; raises when nobody has."""
+        if not call.declared.irreversible:
+            return call
+        request = Request(call.key, call.name, call.declared, call.function, call.args, call.kwargs)
+        args, kwargs = request.permitted(self._attempt.claim, self._means.asking, self._await)
+        digest = fingerprint(call.name.encode(), canonical([args, kwargs]))
+        return replace(call, args=args, kwargs=kwargs, hash=digest)
+
+    def _await(self, awaits: Awaiting) -> None:
+        # Kept beside the exception that follows: a step that catches everything must not run past it.
+        if self._attempt.awaits is None:
+            self._attempt.awaits = awaits
 
     def _claim(self, call: _Call) -> EffectClaim:
         found = persist(
@@ -281,14 +339,12 @@ class _ContextBase:
             # ended, or only the answer to the claim was lost and nothing went out.
             found = replace(found, state="pending" if call.key in self._claimed else "fresh")
         self._claimed.add(call.key)
+        self.last_effect_key = call.key
         engine.probe("effect_claimed")
         return found
 
     def _decide(self, call: _Call, found: EffectClaim) -> _Known | None:
         """The stored result, or None when the call may go out; raises when it may not."""
-        # What the step itself needs, it has leave for.
-        if call.declared.needs not in (None, self._needs) and found.state in ("fresh", "again", "pending"):
-            self._admit(call, found)
         match found.state:
             case "fresh" | "again":
                 return None
@@ -311,40 +367,15 @@ class _ContextBase:
             case "held":
                 raise NotNow(f"effect {call.key!r} is being performed by another step now", delay_s=1.0)
             case "conflict":
-                used_by = (found.failure or {}).get("name", call.name)
-                raise KeyConflict(f"effect {call.name}: its key", call.key, "" if used_by == call.name else used_by)
+                raise KeyConflict("effect key", call.key)
             case "superseded" | "mine":
                 raise self._fence_lost()
-
-    def _admit(self, call: _Call, found: EffectClaim) -> None:
-        """
-        Leave to call what the effect needs.
-
-        Raises:
-            HeldBack: it is out of order. Nothing went out, and the effect is as it was.
-        """
-        assert call.declared.needs is not None
-        try:
-            call.permit = self._means.dependencies.admit(call.declared.needs, self.tenant)
-        except HeldBack:
-            if found.state != "pending":
-                self._means.effects.give_back(self._attempt.claim, call.key)
-                self._claimed.discard(call.key)
-            raise
-
-    def _reported(self, call: _Call, error: BaseException | None = None) -> None:
-        """Tell what became of the call to what it needs."""
-        if call.permit is None or call.declared.needs is None:
-            return
-        failure = self._means.classify(error) if error is not None else None
-        self._means.dependencies.report(call.declared.needs, error is None, failure, permit=call.permit, error=error)
 
     def _asks_first(self, call: _Call, found: EffectClaim) -> bool:
         return found.state == "pending" and not call.declared.idempotent and call.declared.check is not None
 
     def _store_result(self, call: _Call, value: Any) -> Any:
         engine.probe("effect_called")
-        self._reported(call)
         result = bounded(f"the result of {call.name}", encode(value), self._means.payload_max_bytes)
         if not self._settle_effect(call, "done", result=result):
             raise self._fence_lost()
@@ -359,7 +390,6 @@ class _ContextBase:
         When the error leaves open whether it happened, only a function that may be repeated counts as
         failed; one with a `check` stays pending, so that it is asked; any other is unknown.
         """
-        self._reported(call, error)
         if isinstance(error, Stopped | FenceLost):
             return  # stopped from outside: the effect stays pending
         failure = self._means.classify(error)
@@ -386,9 +416,7 @@ class _ContextBase:
     def _unknown(self, call: _Call) -> UnknownEffect:
         return UnknownEffect(
             f"whether {call.name} happened is not known: the call was cut off. It is not repeated, because it is "
-            "declared neither idempotent=True nor with a check=. Look at the other side, then tell what you found: "
-            f"agentq effect resolve '{call.key}' --tenant {self.tenant} --done RESULT_JSON (or --not-done) "
-            "--reason WHY, and redrive the session",
+            "declared neither idempotent=True nor with a check=; look at the other side",
             call.key,
         )
 
@@ -410,8 +438,9 @@ class Context(_ContextBase):
         Raises:
             UnknownEffect: an attempt died in the middle of it, and nothing says what to do then.
             KeyConflict: the key was used with other arguments.
+            ApprovalDenied, ApprovalExpired: it is irreversible, and a person did not allow it.
         """
-        call = self._prepare(function, args, kwargs)
+        call = self._permitted(self._prepare(function, args, kwargs))
         with self._call_span(call) as span:
             span.output = self._perform(call, span)
         return cast(R, span.output)
@@ -449,6 +478,7 @@ class Context(_ContextBase):
         An exception in the step undoes the writes.
         """
         self.check()
+        self.heed_answer()
         yield self._attempt.open_transaction(self._means.store)
 
 
@@ -475,17 +505,20 @@ class AsyncTransaction:
 class AsyncContext(_ContextBase):
     """The context of an `async def` step; `call` is awaited, whatever kind of function it is given."""
 
-    def __init__(self, attempt: Attempt, means: Means, *, repairs_max: int = 0, needs: str | None = None) -> None:
-        super().__init__(attempt, means, repairs_max=repairs_max, needs=needs)
+    def __init__(self, attempt: Attempt, means: Means) -> None:
+        super().__init__(attempt, means)
         self._turns: dict[str, asyncio.Lock] = {}
 
     async def call(
         self, function: Callable[P, Awaitable[R]] | Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
     ) -> R:
         """As `Context.call`. A plain function runs in a thread, so that it does not hold up the loop."""
+        if self._attempt.claim.approval is not None:
+            await asyncio.to_thread(self.heed_answer)
         call = self._prepare(function, args, kwargs)
         # One key asked for twice side by side: the second waits, and recalls what the first was told.
         async with self._turns.setdefault(call.key, asyncio.Lock()):
+            call = await asyncio.to_thread(self._permitted, call)
             with self._call_span(call) as span:
                 span.output = await self._perform(call, span)
             return cast(R, span.output)
@@ -508,10 +541,7 @@ class AsyncContext(_ContextBase):
             try:
                 value = await _run(call.function, call.args, call.kwargs)
             except asyncio.CancelledError:
-                # Stopped from outside: the effect stays pending, its outcome unknown.
-                if call.permit is not None:
-                    self._means.dependencies.report_later(call.permit, timed_out=self._attempt.stopped == "timeout")
-                raise
+                raise  # stopped from outside: the effect stays pending, its outcome unknown
             except BaseException as error:
                 await asyncio.to_thread(self._store_error, call, error)
                 raise
@@ -521,12 +551,17 @@ class AsyncContext(_ContextBase):
 
     async def progress_async(self, text: str, **data: Any) -> None:
         """As `progress`, without holding up the loop."""
-        await asyncio.to_thread(lambda: self.progress(text, **data))
+        await self.event_async("progress", text=text, **data)
+
+    async def event_async(self, kind: str, **data: Any) -> None:
+        """As `event`, without holding up the loop."""
+        await asyncio.to_thread(lambda: self.event(kind, **data))
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncTransaction]:
         """As `Context.transaction`, for `async with`."""
         self.check()
+        await asyncio.to_thread(self.heed_answer)
         connection = await asyncio.to_thread(self._attempt.open_transaction, self._means.store)
         yield AsyncTransaction(self._attempt, connection)
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextvars
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar, get_type_hints, overload
 
 from pydantic import TypeAdapter
 
+from agentq.agents.returns import Duration, seconds
 from agentq.errors import AgentqError, ConfigError
-from agentq.step import valid_name
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -27,9 +27,11 @@ class Declaration:
     idempotent: bool = False
     check: Callable[..., Any] | None = None
     key: Callable[..., str] | None = None
-    needs: str | None = None
     irreversible: bool = False
-    repairable: bool = False
+    to: tuple[str, ...] = ()
+    within_s: float | None = None
+    question: str | Callable[..., str] | None = None
+    auto: Callable[..., bool] | None = None
 
 
 _UNDECLARED = Declaration()
@@ -43,9 +45,11 @@ def effect(
     idempotent: bool = False,
     check: Callable[..., Any] | None = None,
     key: Callable[..., str] | None = None,
-    needs: str | None = None,
     irreversible: bool = False,
-    repairable: bool = False,
+    to: str | Sequence[str] = (),
+    within: Duration | None = None,
+    question: str | Callable[..., str] | None = None,
+    auto: Callable[..., bool] | None = None,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
 def effect(
     function: Callable[P, R] | None = None,
@@ -54,9 +58,11 @@ def effect(
     idempotent: bool = False,
     check: Callable[..., Any] | None = None,
     key: Callable[..., str] | None = None,
-    needs: str | None = None,
     irreversible: bool = False,
-    repairable: bool = False,
+    to: str | Sequence[str] = (),
+    within: Duration | None = None,
+    question: str | Callable[..., str] | None = None,
+    auto: Callable[..., bool] | None = None,
 ) -> Any:
     """
     Declare how a function behaves when an attempt dies between its call and its result.
@@ -69,19 +75,20 @@ def effect(
     `key` makes the key from the arguments (`key=lambda order: f"refund:{order}"`), tenant-wide, so
     that two sessions asking for the same thing do it once. Never build it from a model's prose.
 
-    `needs` names what it calls ("stripe"): while that is out of order, the step waits and loses no attempt.
-    `irreversible=True`: what it does cannot be taken back.
-    `repairable=True`: it is a question, whose answer may be wrong. A step that repairs asks it anew, while
-    every other effect keeps its recorded result. Never for what changes something.
+    `irreversible=True`: `ctx.call` waits for a person's leave first, without a worker: of the group
+    `to`, `within` a time, asked `question` (a text, or made from the arguments). The leave holds for
+    these arguments alone. `auto=fn` (of the arguments) says which calls need nobody, and so does the
+    tenant (`agentq tenant set acme --preapprove NAME`).
     """
-
-    if needs is not None:
-        valid_name("dependency", needs)
-    if repairable and key is not None:
-        raise ConfigError("an effect with a key= of its own has one result; it cannot be repairable as well")
+    groups = (to,) if isinstance(to, str) else tuple(to)
+    if not irreversible and (groups or within is not None or question is not None or auto is not None):
+        raise ConfigError("to=, within=, question= and auto= say how irreversible=True is asked about; set it")
+    within_s = seconds(within) if within is not None else None
 
     def declare(function: Callable[P, R]) -> Callable[P, R]:
-        setattr(function, _DECLARED, Declaration(idempotent, check, key, needs, irreversible, repairable))
+        setattr(
+            function, _DECLARED, Declaration(idempotent, check, key, irreversible, groups, within_s, question, auto)
+        )
         return function
 
     return declare(function) if function is not None else declare

@@ -6,11 +6,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel
 
 from agentq.errors import InvalidInput
+from agentq.verdicts import FailureKind
 
 if TYPE_CHECKING:
     from agentq.agents.agent import Step
@@ -62,6 +63,8 @@ class Fail:
     """The session, or this branch of it, ends failed, on purpose; nothing is retried."""
 
     reason: str
+    kind: FailureKind = "gave_up"
+    type: str = "Fail"
 
 
 @dataclass(frozen=True)
@@ -118,4 +121,44 @@ class BranchResult:
     session_id: str | None = None
 
 
-Returned = Next | Done | Fail | Sleep | Spawn
+@dataclass(frozen=True)
+class Ask:
+    """
+    Ask people, and go on with `then` once one has answered; no worker is held meanwhile.
+
+    `to` is the group, or groups, of which one may answer (default: the setting `approval_group`),
+    `within` the time they have (`approval_within_s`). `args` are arguments of `then`, which the
+    approver may change; `details` is shown to them beside the question.
+
+    `then` finds the answer in `ctx.answer`: granted, denied or expired. A step that does not look at it
+    never gets past a refusal: its first call, or its return, ends with ApprovalDenied or ApprovalExpired.
+    """
+
+    question: str
+    to: str | Sequence[str] = ()
+    within: Duration | None = None
+    then: Step | str = ""
+    state: BaseModel | None = None
+    args: Mapping[str, Any] = field(default_factory=dict)
+    details: Any = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What people said: to an `Ask`, in `ctx.answer`."""
+
+    outcome: Literal["granted", "denied", "expired"]
+    by: str | None = None
+    comment: str | None = None
+    args: Mapping[str, Any] = field(default_factory=dict)
+    edited: bool = False
+    at: datetime | None = None
+    approval_id: str = ""
+
+    @property
+    def granted(self) -> bool:
+        """Whether somebody said yes, in time."""
+        return self.outcome == "granted"
+
+
+Returned = Next | Done | Fail | Sleep | Spawn | Ask

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from agentq.agents.registry import Registry
+from agentq.client.approvals import AsyncApprovals
 from agentq.client.joining import async_driver_connection
 from agentq.client.sync import Client, Input, Session
 from agentq.client.views import Event, Feed, SessionView, async_polls
@@ -67,6 +68,7 @@ class AsyncClient:
     def __init__(self, settings: Settings, registry: Registry | None = None) -> None:
         self._client = Client(settings, registry)
         self.tenants = self._client.tenants
+        self.approvals = AsyncApprovals(self._client.approvals)
 
     @classmethod
     def from_env(cls, **explicit: Any) -> Self:

@@ -13,6 +13,7 @@ from agentq.agents.registry import Registry, load_agents
 from agentq.agents.returns import Duration
 from agentq.broker.connection import connect
 from agentq.broker.publisher import Publisher
+from agentq.client.approvals import Approvals
 from agentq.client.joining import driver_connection
 from agentq.client.tenants import Tenants, operator_name
 from agentq.client.views import ENDED, Event, Feed, SessionView, polls, view_of
@@ -20,6 +21,7 @@ from agentq.door import Door
 from agentq.errors import StoreUnavailable, UnknownSession, WaitTimeout
 from agentq.settings import Settings, load
 from agentq.step import valid_name
+from agentq.store.approvals import Approvals as StoredApprovals
 from agentq.store.ledger import Ledger
 from agentq.store.operators import Operators
 from agentq.store.pool import Store
@@ -114,6 +116,7 @@ class Client:
         self.sessions = Sessions(self._store)
         self.operators = Operators(self._store)
         self.tenants = Tenants(self.operators, settings)
+        self.approvals = Approvals(StoredApprovals(self._store), settings, self._admit)
 
     @classmethod
     def from_env(cls, **explicit: Any) -> Self:

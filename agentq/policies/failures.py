@@ -15,7 +15,7 @@ from typing import Any
 
 from agentq.engine import Bury, Judge, Retry
 from agentq.errors import Transient, UnknownEffect
-from agentq.policies.kinds import headers_of, kind_of, status_of
+from agentq.policies.kinds import headers_of, kind_of
 from agentq.verdicts import Failure, Granted
 
 _MESSAGE_MAX = 2000
@@ -35,7 +35,7 @@ def classify(error: BaseException) -> Failure:
         retry_after_s=_retry_after_s(error),
         where=_where(error),
         place=_place(error),
-        status=status_of(error),
+        final=getattr(error, "final", None) is True,
     )
 
 
@@ -137,7 +137,7 @@ def retry_with_backoff(base_s: float, max_s: float, draw: Callable[[], float] = 
         attempts = claim.attempts_max
         if failure.kind == "unclassified":
             attempts = min(attempts, _UNCLASSIFIED_ATTEMPTS)
-        if failure.kind in ("permanent", "unknown") or claim.attempt >= attempts:
+        if failure.final or failure.kind in ("permanent", "unknown") or claim.attempt >= attempts:
             return Bury()
         # Bounded before the power: an attempt count in the thousands must not overflow.
         ceiling_s = min(max_s, base_s * 2.0 ** min(claim.attempt - 1, 32))

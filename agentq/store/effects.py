@@ -6,6 +6,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+from agentq.step import StepRef
 from agentq.store.ledger import failure_json
 from agentq.store.pool import Store
 from agentq.store.queries import load
@@ -51,10 +52,6 @@ class Effects:
         parameters = _fenced(claim, key) | {"token": claim.token, "calling": calling}
         return bool(self.store.query(SQL["take_over_effect"], parameters)[0][0])
 
-    def give_back(self, claim: Granted, key: str) -> bool:
-        """Undo a claim whose call never went out. False: another attempt owns the effect by now."""
-        return bool(self.store.query(SQL["give_back_effect"], _fenced(claim, key))[0][0])
-
     def settle(
         self,
         claim: Granted,
@@ -67,6 +64,12 @@ class Effects:
         """Store the call's end. False: another attempt owns the effect by now."""
         parameters = _fenced(claim, key) | {"state": state, "result": result, "failure": failure_json(failure)}
         return bool(self.store.query(SQL["settle_effect"], parameters)[0][0])
+
+    def result(self, ref: StepRef, key: str) -> bytes | None:
+        """What an effect of this session came to; None: it is another's, or has no result."""
+        parameters = {"tenant": ref.tenant, "session": ref.session_id, "key": key}
+        rows = self.store.query_as(ref.tenant, SQL["effect_result"], parameters)
+        return rows[0][0] if rows else None
 
 
 def _fenced(claim: Granted, key: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from agentq.step import StepRef
 from agentq.store import traces
 from agentq.store.pool import ALL_TENANTS, Connection, Row, Store, driver_errors, run
 from agentq.store.queries import load
-from agentq.verdicts import Failure, Granted, NewChild, NewStep, NotGranted, Settled, Settlement, Wake
+from agentq.verdicts import Failure, Granted, NewApproval, NewChild, NewStep, NotGranted, Settled, Settlement, Wake
 
 SQL = load("ledger")
 
@@ -180,12 +180,12 @@ def _granted(ref: StepRef, token: int, traced_by: uuid.UUID | None, row: Row) ->
     (_, fence, attempt, attempts_max, crashes, seq, name, agent, version, timeout_s, args, state_from, states) = row[
         :13
     ]
-    given, join_step, branch, fan, priority, remaining_s, queued_s, repairs, refusals, repair = row[13:]
+    given, join_step, branch, fan, priority, remaining_s, queued_s, approval = row[13:]
     return Granted(
         ref, token, fence, attempt, attempts_max, crashes, seq, name, agent, version, timeout_s, args, state_from,
         tuple(states) if states is not None else None, given, join_step, branch, fan, priority, remaining_s, queued_s,
         traced_by,
-        repairs, refusals, repair,
+        approval,
     )  # fmt: skip
 
 
@@ -232,7 +232,7 @@ def _plain_follower(settlement: Settlement) -> NewStep | None:
     if len(settlement.steps) != 1 or settlement.children:
         return None
     [step] = settlement.steps
-    return step if step.delay_s <= 0 and not step.fan else None
+    return step if step.delay_s <= 0 and not step.fan and step.approval is None else None
 
 
 def _plan(settlement: Settlement, follower: NewStep | None) -> dict[str, Any]:
@@ -244,6 +244,10 @@ def _plan(settlement: Settlement, follower: NewStep | None) -> dict[str, Any]:
             plan["branches"] = branches
     if settlement.children:
         plan["children"] = [_child(child) for child in settlement.children]
+    if settlement.asks:
+        plan["asks"] = [_ask(ask) for ask in settlement.asks]
+    if settlement.awaits is not None:
+        plan["awaits"] = str(settlement.awaits)
     if settlement.extras.messages:
         plan["messages"] = [{"body": _text(body), "by": by} for body, by in settlement.extras.messages]
     usage = settlement.extras.usage
@@ -255,8 +259,6 @@ def _plan(settlement: Settlement, follower: NewStep | None) -> dict[str, Any]:
         }
     if settlement.extras.trace or settlement.extras.decisions:
         plan |= traces.as_plan(settlement.extras)
-    if settlement.refund is not None:
-        plan["refund"] = settlement.refund
     return plan
 
 
@@ -285,7 +287,26 @@ def _step(step: NewStep) -> dict[str, Any]:
         facts |= {"join_step": str(step.join_step), "branch": step.branch}
     if step.fan:
         facts |= {"fan": step.fan, "collect": step.collect}
+    if step.approval is not None:
+        facts["approval"] = str(step.approval)
     return facts
+
+
+def _ask(ask: NewApproval) -> dict[str, Any]:
+    return {
+        "id": str(ask.approval_id),
+        "step": str(ask.step_id),
+        "kind": ask.kind,
+        "name": ask.name,
+        "key": ask.effect_key,
+        "args": _text(ask.args),
+        "hash": _text(ask.args_hash),
+        "question": ask.question,
+        "details": _text(ask.details) if ask.details is not None else None,
+        "groups": list(ask.groups),
+        "channels": list(ask.channels),
+        "within_s": ask.within_s,
+    }
 
 
 def _child(child: NewChild) -> dict[str, Any]:

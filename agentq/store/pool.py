@@ -53,20 +53,15 @@ class Store:
             # A stopped process must not keep row locks for ever.
             "-c idle_in_transaction_session_timeout=60000",
         }
-        self._size = size
-        self._name = name
-        self._pool = self._open()
-
-    def _open(self) -> ConnectionPool[Connection]:
-        return ConnectionPool(
-            self.url,
-            kwargs=dict(self.connect_arguments),
+        self._pool: ConnectionPool[Connection] = ConnectionPool(
+            url,
+            kwargs=self.connect_arguments,
             min_size=1,
-            max_size=self._size,
+            max_size=size,
             timeout=10.0,
             max_idle=120.0,
             reconnect_timeout=0.0,
-            name=self._name,
+            name=name,
             open=True,
         )
 
@@ -75,13 +70,9 @@ class Store:
         self._pool.close(timeout=2.0)
 
     def renew(self) -> None:
-        """
-        Use new connections from now on, so that they see changed settings.
-
-        A pool of their own: one that is drained may still be opening some with the old settings.
-        """
-        old, self._pool = self._pool, self._open()
-        old.close(timeout=0.0)
+        """Drop every idle connection, so that new ones see changed role settings."""
+        for _ in range(self._pool.max_size):
+            self._pool.drain()
 
     @contextmanager
     def connection(self) -> Iterator[Connection]:

@@ -10,6 +10,7 @@ import pytest
 
 from agentq.errors import BrokerUnavailable
 from agentq.relay import Relay
+from agentq.store.approvals import Approvals
 from agentq.store.workers import Workers
 from agentq.verdicts import Wake
 from tests.support.hands import Hands, step
@@ -49,6 +50,7 @@ def relay(hands: Hands, broker: Broker) -> Relay:
     return Relay(
         ledger=hands.ledger,
         workers=Workers(hands.store),
+        approvals=Approvals(hands.store),
         publisher=broker,  # type: ignore[arg-type]
         follow_tenants=lambda names: None,
         interval_s=0.1,

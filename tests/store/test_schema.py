@@ -14,14 +14,12 @@ import pytest
 from agentq.embedded import Stack
 from agentq.errors import ConfigError, StoreUnavailable
 from agentq.store import migrate
-from agentq.store.dependencies import Breakers, Report
 from agentq.store.effects import Effects
 from agentq.store.pool import Store, name_tenant
 from agentq.store.schema import TENANT_TABLES, metadata
 from agentq.verdicts import Decision, Extras, TraceEvent
 from tests.conftest import new_tenant
-from tests.support.breakers import RULES
-from tests.support.hands import Hands, at_once, step
+from tests.support.hands import Hands, at_once, new_ask, step
 
 # ── migrations ───────────────────────────────────────────────────────────────
 
@@ -190,9 +188,6 @@ IMPOSSIBLE = {
         ("counts", "attempts_max = 0"),
         ("counts", "seq = -1"),
         ("counts", "crashes = -1"),
-        ("uncounted", "repairs = -1"),
-        ("uncounted", "refusals = -1"),
-        ("uncounted", "blamed = -1"),
     ],
     "checkpoint": [
         ("kind", "kind = 'half'"),
@@ -232,20 +227,38 @@ IMPOSSIBLE = {
         ("usage", "tokens_out = -1"),
     ],
     "decision": [("confidence", "confidence = 1.5"), ("confidence", "confidence = -1")],
+    "approval": [
+        ("state", "state = 'maybe', decided_at = now()"),
+        ("kind", "kind = 'plea'"),
+        ("effect_key", "effect_key = 'k'"),
+        ("effect_key", "kind = 'effect'"),
+        ("decided", "decided_at = now()"),
+        ("decided", "state = 'void'"),
+        ("decided_by", "decided_by = 'ada', decided_via = 'login'"),
+        ("decided_by", "state = 'granted', decided_at = now()"),
+        ("decided_via", "decided_via = 'login'"),
+        ("edited", "edited = 'x', edited_hash = 'h'"),
+        ("edited_hash", "edited_hash = 'h'"),
+        (
+            "deadline",
+            "state = 'granted', decided_by = 'ada', decided_via = 'login', "
+            "decided_at = deadline_at + interval '1 microsecond'",
+        ),
+        ("groups", "groups = '{}'"),
+    ],
+    "notice": [
+        ("kind", "kind = 'gossip'"),
+        ("channel", "channel = 'pigeon'"),
+        ("state", "state = 'lost'"),
+        ("sent", "state = 'sent'"),
+        ("sent", "sent_at = now()"),
+    ],
     "worker": [
         ("state", "state = 'asleep'"),
         ("role", "role = 'boss'"),
         ("stopped", "state = 'dead'"),
         ("stopped", "stopped_at = now()"),
     ],
-    "dependency": [
-        ("name", "name = 'Not A Name'"),
-        ("tenant", "tenant = 'Not A Name'"),
-        ("state", "state = 'ajar'"),
-        ("probe", "state = 'open', probe_at = null"),
-        ("forced", "forced_until = now()"),
-    ],
-    "dependency_window": [("counts", "ok = -1"), ("counts", "bad = -1")],
     "dead_letter": [
         ("state", "state = 'asleep'"),
         ("redriving", "state = 'redriving'"),
@@ -273,16 +286,6 @@ IMPOSSIBLE = {
 }
 
 
-def fill_dependencies(hands: Hands) -> None:
-    """A breaker that is half open, with a probe out and a failure in its window."""
-    breakers = Breakers(hands.store, {**RULES, "volume_min": 1, "pause_s": 0.0})
-    scope = (hands.tenant, "stripe")
-    breakers.report([Report(scope, bad=1)])
-    assert breakers.claim_probe(scope).probe is not None
-    window = "insert into agentq.dependency_window (tenant, name, slot) values (%s, 'stripe', 1) returning slot"
-    hands.rows(window, hands.tenant)
-
-
 EVENT = TraceEvent("model", "robot-1", 0.0, 0.1)
 CHOICE = Decision(0.0, b'["pay", "ask"]', "ask", confidence=0.5)
 
@@ -302,10 +305,16 @@ def fill(hands: Hands) -> None:
     Effects(hands.store).claim(claim, "k", name="pay", args_hash=b"h", durable=False)
     join = step("join", fan=1)
     arm = step("arm", join_step=join.step_id, branch=0)
-    hands.settle(claim, "next", steps=(join, arm), extras=Extras(((b"1", "me"),), trace=(EVENT,), decisions=(CHOICE,)))
+    question = new_ask(arm, channels=("webhook",))
+    hands.settle(
+        claim,
+        "next",
+        steps=(join, arm),
+        extras=Extras(((b"1", "me"),), trace=(EVENT,), decisions=(CHOICE,)),
+        asks=(question,),
+    )
     hands.ledger.add_event(claim.ref, "progress", b"{}")
     hands.settle(hands.begin(), "dead")
-    fill_dependencies(hands)
     hands.rows("select agentq.keep_poison(%s, 'q', 'is no message', 'd', 'body', 4)", hands.tenant)
     hands.rows(
         "insert into agentq.redrive_job (job_id, same_as, operator, reason, selection, terms, state, until)"

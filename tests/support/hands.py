@@ -17,7 +17,18 @@ from agentq.store.pool import Store
 from agentq.store.schema import TENANT_TABLES
 from agentq.store.sessions import NewSession, Sessions
 from agentq.store.workers import Registration
-from agentq.verdicts import Extras, Failure, Granted, NewChild, NewStep, NotGranted, Settled, Settlement, Wake
+from agentq.verdicts import (
+    Extras,
+    Failure,
+    Granted,
+    NewApproval,
+    NewChild,
+    NewStep,
+    NotGranted,
+    Settled,
+    Settlement,
+    Wake,
+)
 
 PIN = "robot@1"
 BROKEN = Failure("transient", "RuntimeError", "it broke")
@@ -147,6 +158,15 @@ class Hands:
 def step(name: str, **more: Any) -> NewStep:
     """A step to add."""
     return NewStep(new_id(), name, **{"attempts_max": 3, "timeout_s": 30.0} | more)
+
+
+def new_ask(waiting: NewStep, **more: Any) -> NewApproval:
+    """A question for which a step waits."""
+    facts: dict[str, Any] = {
+        "approval_id": waiting.approval or new_id(), "step_id": waiting.step_id, "kind": "ask", "name": waiting.name,
+        "args": b"{}", "args_hash": b"h", "question": "May it?", "groups": ("ops",), "within_s": 3600.0,
+    }  # fmt: skip
+    return NewApproval(**facts | more)
 
 
 def at_once(*calls: Callable[[], Any]) -> list[Any]:

@@ -12,16 +12,9 @@ from __future__ import annotations
 
 from sqlalchemy import Table
 
+from agentq.store.schema.approvals import APPROVAL_STATES, approval, notice
 from agentq.store.schema.base import NOW, SCHEMA, metadata
 from agentq.store.schema.dead_letters import dead_letter, poison_message, redrive_job, redrive_policy
-from agentq.store.schema.dependencies import (
-    BREAKER_STATES,
-    FLEET,
-    dependency,
-    dependency_change,
-    dependency_probe,
-    dependency_window,
-)
 from agentq.store.schema.fleet import operator_action, refused_submission, worker
 from agentq.store.schema.ledger import (
     ENTRY_ENDED,
@@ -53,35 +46,30 @@ TENANT_TABLES: tuple[Table, ...] = (
     poison_message,
     trace,
     decision,
-    dependency,
-    dependency_window,
-    dependency_probe,
-    dependency_change,
+    approval,
+    notice,
 )
 
 __all__ = [
-    "BREAKER_STATES",
+    "APPROVAL_STATES",
     "ENTRY_ENDED",
     "ENTRY_LIVE",
-    "FLEET",
     "NOW",
     "SCHEMA",
     "SESSION_ENDED",
     "SESSION_LIVE",
     "TENANT_STATES",
     "TENANT_TABLES",
+    "approval",
     "branch",
     "checkpoint",
     "dead_letter",
     "decision",
-    "dependency",
-    "dependency_change",
-    "dependency_probe",
-    "dependency_window",
     "effect",
     "ledger_entry",
     "message",
     "metadata",
+    "notice",
     "operator_action",
     "poison_message",
     "redrive_job",

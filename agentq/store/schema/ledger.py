@@ -18,7 +18,7 @@ from sqlalchemy import (
     Uuid,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB, REAL
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, REAL
 
 from agentq.store.schema.base import NAME, metadata, one_of, time
 
@@ -35,6 +35,7 @@ tenant = Table(
     Column("state", Text, nullable=False, server_default="active"),
     Column("concurrency", Integer, nullable=False, comment="steps admitted to the broker or running, at most"),
     Column("weight", REAL, nullable=False, server_default="1"),
+    Column("preapproved", ARRAY(Text), nullable=False, server_default=text("'{}'"), comment="effects that need nobody"),
     Column("shedding", Boolean, nullable=False, server_default=text("false"), comment="above a lowered cap"),
     Column("trace_content", Text, comment="inputs and outputs in traces; null: as the fleet"),
     time("created_at", nullable=False, now=True),
@@ -106,15 +107,6 @@ ledger_entry = Table(
     Column("attempt", Integer, nullable=False, server_default="0", comment="attempts that count against the limit"),
     Column("attempts_max", Integer, nullable=False),
     Column("crashes", SmallInteger, nullable=False, server_default="0", comment="workers that died under it"),
-    Column("repairs", SmallInteger, nullable=False, server_default="0", comment="wrong answers fed back to it"),
-    Column("refusals", Integer, nullable=False, server_default="0", comment="times it was put off, without fault"),
-    Column(
-        "blamed",
-        SmallInteger,
-        nullable=False,
-        server_default="0",
-        comment="failed attempts laid to a dependency: given back when that turns out to be out of order",
-    ),
     Column("quarantine", Boolean, nullable=False, server_default=text("false")),
     Column("worker", Uuid),
     Column("priority", SmallInteger, nullable=False, server_default="0"),
@@ -133,20 +125,19 @@ ledger_entry = Table(
     Column("collect", Boolean, nullable=False, server_default=text("false"), comment="failed branches are values"),
     Column("failure", JSONB, comment="of the latest failed attempt"),
     Column("failures", JSONB, comment="of the last attempts that failed, oldest first; bounded"),
-    Column("repair", JSONB, comment="the wrong answer that the next attempt is told of"),
+    Column("approval", Uuid, comment="what it waits for, or whose answer it was given"),
     ForeignKeyConstraint(["tenant", "session_id"], ["agentq.session.tenant", "agentq.session.session_id"]),
     CheckConstraint(one_of("state", ENTRY_LIVE + ENTRY_ENDED), name="state"),
     CheckConstraint("(state = 'running') = (worker is not null)", name="worker"),
     CheckConstraint("(state = 'running') = (fence_token is not null)", name="token"),
     CheckConstraint(f"({one_of('state', ENTRY_ENDED)}) = (settled_at is not null)", name="settled"),
     CheckConstraint("state <> 'queued' or queued_at is not null", name="queued"),
-    CheckConstraint("state <> 'waiting' or waits_for > 0", name="waiting"),
+    CheckConstraint("state <> 'waiting' or waits_for > 0 or approval is not null", name="waiting"),
     CheckConstraint("state <> 'dead' or failure is not null", name="dead"),
     CheckConstraint("waits_for between 0 and fan", name="waits_for"),
     CheckConstraint("(join_step is null) = (branch is null)", name="branch"),
     CheckConstraint("attempt between 0 and fence", name="attempt"),
     CheckConstraint("attempts_max > 0 and seq >= 0 and crashes >= 0", name="counts"),
-    CheckConstraint("repairs >= 0 and refusals >= 0 and blamed >= 0", name="uncounted"),
     # The backlog of each tenant, in the order of admission.
     Index("ledger_entry_ready", "tenant", "priority", "due_at", postgresql_where=text("state = 'ready'")),
     # What is with the broker or a worker: small, because the broker is kept shallow.
@@ -228,7 +219,6 @@ effect = Table(
     Column("calls", Integer, nullable=False, server_default="1", comment="times the call went out"),
     Column("result", LargeBinary),
     Column("failure", JSONB),
-    Column("resolved_by", Text, comment="who told what had become of it, when its outcome was not known"),
     time("claimed_at", nullable=False, now=True),
     time("settled_at"),
     ForeignKeyConstraint(["tenant", "session_id"], ["agentq.session.tenant", "agentq.session.session_id"]),
@@ -238,8 +228,6 @@ effect = Table(
     CheckConstraint("(state = 'pending') = (settled_at is null)", name="settled"),
     CheckConstraint("calls > 0", name="calls"),
     Index("effect_session", "tenant", "session_id", "step_id"),
-    # Those that nobody knows the end of; few, and the ones that people look for.
-    Index("effect_open", "tenant", "claimed_at", postgresql_where=text("state in ('pending', 'unknown')")),
 )
 
 session_event = Table(

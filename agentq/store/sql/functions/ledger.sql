@@ -26,7 +26,7 @@ create or replace function agentq.claim(
     status text, fence int, attempt int, attempts_max int, crashes smallint, seq int, name text, agent text,
     agent_version int, timeout_s real, args bytea, state_from uuid, states bytea[], input bytea,
     join_step uuid, branch int, fan int, priority smallint, remaining_s double precision, queued_s double precision,
-    repairs smallint, refusals int, repair jsonb
+    approval uuid
 ) language plpgsql as $$
 #variable_conflict use_column
 declare
@@ -56,8 +56,7 @@ begin
     status := 'granted';
     fence := e.fence; attempt := e.attempt; attempts_max := e.attempts_max; crashes := e.crashes; seq := e.seq;
     name := e.name; timeout_s := e.timeout_s; args := e.args; state_from := e.state_from; join_step := e.join_step;
-    branch := e.branch; fan := e.fan; priority := e.priority; repairs := e.repairs; refusals := e.refusals;
-    repair := e.repair;
+    branch := e.branch; fan := e.fan; priority := e.priority; approval := e.approval;
     remaining_s := extract(epoch from v_deadline - v_now); queued_s := extract(epoch from v_now - e.queued_at);
     if e.state_from is null then
         select se.input into input from agentq.session se where se.tenant = p_tenant and se.session_id = p_session;
@@ -136,15 +135,15 @@ create or replace function agentq.add_successors(
 begin
     insert into agentq.ledger_entry (
         tenant, session_id, step_id, seq, name, state, due_at, attempts_max, timeout_s, priority,
-        state_from, args, join_step, branch, fan, waits_for, collect)
+        state_from, args, join_step, branch, fan, waits_for, collect, approval)
     select p_tenant, p_session, n.id, p_seq + case when n.fan > 0 then 2 else 1 end, n.name,
-           case when n.fan > 0 then 'waiting' when p_held then 'held' else 'ready' end,
+           case when n.fan > 0 or n.approval is not null then 'waiting' when p_held then 'held' else 'ready' end,
            p_now + make_interval(secs => coalesce(n.delay_s, 0)),
            n.attempts_max, n.timeout_s, p_priority, p_state_from, decode(n.args, 'base64'), n.join_step, n.branch,
-           coalesce(n.fan, 0), coalesce(n.fan, 0), coalesce(n."collect", false)
+           coalesce(n.fan, 0), coalesce(n.fan, 0), coalesce(n."collect", false), n.approval
       from jsonb_to_recordset(p_plan -> 'steps') as n (
            id uuid, name text, delay_s double precision, attempts_max int, timeout_s real, args text,
-           join_step uuid, branch int, fan int, "collect" boolean);
+           join_step uuid, branch int, fan int, "collect" boolean, approval uuid);
     if p_plan ? 'children' then
         insert into agentq.session (tenant, session_id, agent, agent_version, input, input_hash, priority,
                                     parent_session, parent_join, parent_branch, deadline_at, trace_id)
@@ -184,7 +183,7 @@ end $$;
 
 -- Record a step's end and post what follows, in one transaction.
 --
--- verdict: next | end | fail | retry | repair | postpone | dead | release | cancelled
+-- verdict: next | end | fail | retry | postpone | await | dead | release | cancelled
 -- `closed` is false when a newer attempt owns the step: nothing was written.
 -- The step that simply follows comes as plain arguments (`p_next`), because that is nearly every
 -- settlement; timers, branches, children, messages and usage come in `p_plan`.
@@ -204,9 +203,11 @@ declare
 begin
     perform set_config('agentq.tenant', p_tenant, true);
 
-    if p_verdict in ('end', 'fail', 'dead') or p_plan ? 'messages' or p_plan ? 'branches' then
+    if p_verdict in ('end', 'fail', 'dead') or p_plan ? 'messages' or p_plan ? 'branches'
+        or p_plan ? 'asks' or p_plan ? 'awaits' then
         -- These touch the session too: its row first, then the entry. A spawn does not, but whoever ends
-        -- the session meanwhile must see its join, which no message would ever bring to a claim.
+        -- the session meanwhile must see its join, which no message would ever bring to a claim. So with
+        -- what waits for a person; there it also keeps a decision from coming in between.
         select state, agent into v_session, v_agent from agentq.session
          where tenant = p_tenant and session_id = p_session for no key update;
     else
@@ -221,23 +222,16 @@ begin
        set state = case p_verdict when 'dead' then 'dead' when 'cancelled' then 'cancelled'
                                   when 'retry' then case v_session when 'paused' then 'held' else 'ready' end
                                   when 'postpone' then case v_session when 'paused' then 'held' else 'ready' end
-                                  when 'repair' then case v_session when 'paused' then 'held' else 'ready' end
                                   when 'release' then case v_session when 'paused' then 'held' else 'queued' end
+                                  when 'await' then 'waiting'
                                   else 'done' end,
-           settled_at = case when p_verdict in ('retry', 'repair', 'postpone', 'release') then null else v_now end,
-           due_at = case when p_verdict in ('retry', 'repair', 'postpone') then v_now + make_interval(secs => p_delay_s) else l.due_at end,
+           settled_at = case when p_verdict in ('retry', 'postpone', 'release', 'await') then null else v_now end,
+           due_at = case when p_verdict in ('retry', 'postpone') then v_now + make_interval(secs => p_delay_s) else l.due_at end,
            queued_at = case when p_verdict = 'release' then v_now else l.queued_at end,
-           attempt = case when p_verdict in ('release', 'postpone', 'repair')
-                          then greatest(l.attempt - 1 - case when p_plan ->> 'refund' = l.failure ->> 'dependency'
-                                                             then l.blamed else 0 end, 0)
-                          else l.attempt end,
-           repairs = l.repairs + (p_verdict = 'repair')::int, refusals = l.refusals + (p_verdict = 'postpone')::int,
-           repair = case when p_verdict = 'repair' then p_failure else l.repair end,
-           blamed = case when p_verdict = 'retry' and p_failure ? 'dependency' then l.blamed + 1
-                         when p_verdict = 'retry' or p_plan ->> 'refund' = l.failure ->> 'dependency' then 0
-                         else l.blamed end,
+           attempt = case when p_verdict in ('release', 'postpone', 'await') then l.attempt - 1 else l.attempt end,
+           approval = case p_verdict when 'await' then (p_plan ->> 'awaits')::uuid else l.approval end,
            failure = coalesce(p_failure, l.failure), worker = null, fence_token = null,
-           failures = case when p_failure is null or p_verdict = 'postpone' then l.failures
+           failures = case when p_failure is null then l.failures
                            else agentq.remember_failure(l.failures, p_failure, v_now) end
      where l.tenant = p_tenant and l.session_id = p_session and l.step_id = p_step
        and l.state = 'running' and l.fence = p_fence and l.fence_token = p_token
@@ -288,6 +282,9 @@ begin
             perform agentq.add_successors(p_tenant, p_session, e.seq, e.priority, p_state_from, p_plan,
                                           v_session = 'paused', v_now);
             more := true;
+            if p_plan ? 'asks' then
+                perform agentq.ask(p_tenant, p_session, p_step, p_fence, p_plan -> 'asks', v_now);
+            end if;
         end if;
     when 'end' then
         if e.join_step is null then
@@ -307,6 +304,14 @@ begin
     when 'release' then
         if e.state = 'queued' then
             v_wake := agentq.wake(p_session, p_step, e.name, e.quarantine, e.fence);
+        end if;
+    when 'await' then
+        if p_plan ? 'asks' then
+            perform agentq.ask(p_tenant, p_session, p_step, p_fence, p_plan -> 'asks', v_now);
+        elsif not exists (select from agentq.approval a
+                           where a.tenant = p_tenant and a.approval_id = e.approval and a.state = 'open') then
+            perform agentq.release_waiting(p_tenant, e.approval, null, v_now);  -- decided since the attempt looked
+            more := true;
         end if;
     else
         null;

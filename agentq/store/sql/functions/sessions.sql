@@ -48,7 +48,8 @@ returns void language sql as $$
     )
     update agentq.ledger_entry e set state = 'cancelled', settled_at = p_now
      where e.tenant = p_tenant and e.session_id = p_session and e.state in ('ready', 'queued', 'waiting', 'held')
-       and (e.step_id = p_join or e.join_step in (select step_id from beneath))
+       and (e.step_id = p_join or e.join_step in (select step_id from beneath));
+    select agentq.void_approvals(p_tenant, p_session, p_now)
 $$;
 
 
@@ -66,6 +67,7 @@ begin
     if p_state <> 'done' then
         update agentq.ledger_entry set state = 'cancelled', settled_at = p_now
          where tenant = p_tenant and session_id = p_session and state in ('ready', 'queued', 'waiting', 'held');
+        perform agentq.void_approvals(p_tenant, p_session, p_now);
     end if;
     perform agentq.close_letters(p_tenant, p_session, p_state, p_now);
     if s.parent_session is null then return null; end if;

@@ -1,0 +1,310 @@
+"""One turn of a model: what came back is weighed, limits are asked, the model is asked, its answer judged."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from pydantic_ai.messages import ModelRequest, ModelResponse, ToolCallPart, ToolReturnPart, UserPromptPart
+from pydantic_ai.models import Model, ModelRequestParameters
+from pydantic_ai.settings import ModelSettings
+
+from agentq.agents.context import AsyncContext
+from agentq.agents.model import answer as answers
+from agentq.agents.model import history as histories
+from agentq.agents.model.answer import Calls, Final, Flaw
+from agentq.agents.model.conversation import Conversation
+from agentq.agents.model.history import WRITER, History, to_store
+from agentq.agents.model.request import ask, cost_micros, estimate, listed_price, name_of, resolve
+from agentq.agents.returns import Branch, Done, Fail, Next, Returned, Spawn
+from agentq.agents.tracing import Span
+from agentq.errors import Permanent, RepairsExhausted, Stopped
+from agentq.policies import session_breaker
+from agentq.policies.limits import Reached, Room, Used, before_model_call, before_tools
+from agentq.policies.session_breaker import Action, Hint, Trip
+
+if TYPE_CHECKING:
+    from agentq.agents.model.agent import ModelAgent
+
+# How often a history that the model finds too long is shown shorter, and how many results are then left.
+_KEPT_RESULTS = (8, 3, 1)
+
+
+class Turn:
+    """One model request, from the history so far to what follows. It alone changes the conversation's state."""
+
+    def __init__(self, agent: ModelAgent, state: Conversation, ctx: AsyncContext) -> None:
+        self.agent = agent
+        self.state = state
+        self.ctx = ctx
+
+    async def take(self) -> Returned:
+        """
+        Take the turn.
+
+        Raises:
+            RepairsExhausted: the model does not give a usable answer.
+            Permanent: the history cannot be read, or a cost limit meets a model without a price.
+            Exception: the model's failure, classified as ever.
+        """
+        state = self.state
+        state.began = state.began or time.time()
+        history = histories.read(await asyncio.to_thread(self.ctx.messages.rows))
+        if stop := self._weigh(history):
+            return stop
+        if not history:
+            self._add(history, self._first())
+        context = self.agent.context_for(state, self.ctx)
+        instructions = await self.agent.instructed(context)
+        parameters = self._parameters(history)
+        model = resolve(self.agent.models[state.model])
+        shown = self._shown(history, instructions)
+        tokens = estimate(shown, instructions, parameters)
+        room = self._room(model, tokens)
+        if isinstance(room, Reached):
+            return self._reached(room)
+        response = await self._ask(model, shown, parameters, room)
+        if not isinstance(response, ModelResponse):
+            return response
+        return self._follow(response, room)
+
+    # ── before the request ───────────────────────────────────────────────────
+
+    def _first(self) -> ModelRequest:
+        return ModelRequest([UserPromptPart(self.agent.first_message(self.agent.typed_input(self.state)))])
+
+    def _weigh(self, history: History) -> Returned | None:
+        """Look at what the calls of the last turn came to; stop, or leave a hint, when it goes in circles."""
+        state = self.state
+        if not state.calls:
+            return None
+        returns = histories.tool_returns(history)
+        asked = histories.tool_calls(history)
+        actions = [self._action(asked[call], returns.get(call)) for call in state.calls if call in asked]
+        state.window = session_breaker.note_actions(state.window, actions)
+        state.calls = []
+        match session_breaker.judge(state.window, self.agent.breaker):
+            case Trip() as trip:
+                return self._tripped(trip)
+            case Hint(text=text):
+                self._add(history, ModelRequest([UserPromptPart(f"[Note of the system that runs you] {text}")]))
+        return None
+
+    def _action(self, call: ToolCallPart, returned: ToolReturnPart | None) -> Action:
+        entry = self.agent.toolbox.find(call.tool_name)
+        options = entry.options if entry else None
+        return Action(
+            tool=call.tool_name,
+            arguments=call.args_as_dict(),
+            result=returned.model_response_str() if returned else None,
+            ok=returned is not None and returned.outcome == "success",
+            poll=options.poll if options else False,
+            changes=not options.idempotent if options else False,
+        )
+
+    def _parameters(self, history: History) -> ModelRequestParameters:
+        output = self.agent.output
+        return ModelRequestParameters(
+            function_tools=self.agent.toolbox.definitions(reader=bool(histories.stored_results(history))),
+            output_tools=output.tools,
+            output_mode="text" if output.is_text else "tool",
+            allow_text_output=output.is_text,
+        )
+
+    def _shown(self, history: History, instructions: str) -> History:
+        """The history as this request shows it, with the instructions of now; what is stored stays whole."""
+        shown = self.agent.view(list(history)) if self.agent.view else list(history)
+        if self.state.squeezes:
+            shown = histories.drop_old_tool_results(_KEPT_RESULTS[self.state.squeezes - 1])(shown)
+        last = shown[-1]
+        assert isinstance(last, ModelRequest), "a turn begins with something to answer"
+        return [*shown[:-1], replace(last, instructions=instructions or None)]
+
+    def _room(self, model: Model, tokens: int) -> Room | Reached:
+        limits, price = self.agent.limits, self.agent.price
+        if limits.cost_micros is not None and price is None:
+            price = listed_price(f"{model.system}:{model.model_name}")
+            if price is None:
+                raise Permanent(
+                    f"agent {self.agent.name!r} has a limit of cost, and nothing tells the price of "
+                    f"{name_of(model)}: give it with price=Price(input, output), in dollars per million tokens"
+                )
+        return before_model_call(
+            limits,
+            self._used(),
+            input_tokens=tokens,
+            max_tokens=int(self.agent.settings.get("max_tokens", self.agent.max_tokens)),
+            price=price,
+            grants=self.state.grants,
+        )
+
+    def _used(self) -> Used:
+        spent = self.state.spent
+        # Attempts of this very call that failed are calls too.
+        failed = self.ctx.attempt - 1
+        return Used(
+            spent.steps,
+            spent.model_calls + failed,
+            spent.tool_calls,
+            spent.input_tokens,
+            spent.output_tokens,
+            spent.cost_micros,
+            time.time() - self.state.began,
+        )
+
+    # ── the request ──────────────────────────────────────────────────────────
+
+    async def _ask(
+        self, model: Model, shown: History, parameters: ModelRequestParameters, room: Room
+    ) -> ModelResponse | Returned:
+        settings = ModelSettings(timeout=self.agent.timeout_s, max_retries=0)
+        settings |= self.agent.settings
+        settings["max_tokens"] = room.max_tokens
+        sink = self._tell if self.agent.stream else None
+        try:
+            with self.ctx.trace(
+                "model", model.model_name, input=_parts(shown[-1]), provider=model.system, max_tokens=room.max_tokens
+            ) as span:
+                response = await ask(model, shown, parameters=parameters, settings=settings, sink=sink)
+                self._count(response, span)
+        except Stopped:
+            raise
+        except Exception as error:
+            return self._instead(error)
+        return response
+
+    async def _tell(self, text: str) -> None:
+        await self.ctx.event_async("text", text=text, attempt=self.ctx.attempt)
+
+    def _count(self, response: ModelResponse, span: Span) -> None:
+        usage, spent = response.usage, self.state.spent
+        micros = cost_micros(self.agent.price, response)
+        self.ctx.usage(
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+            cost_usd=None if micros is None else micros / 1e6,
+        )
+        span.output = _parts(response)
+        span.used(
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+            cost_micros=micros or 0,
+            model=response.model_name,
+            finish=response.finish_reason,
+            cached_tokens=usage.cache_read_tokens,
+        )
+        spent.steps += 1
+        spent.model_calls += self.ctx.attempt
+        spent.input_tokens += usage.input_tokens
+        spent.output_tokens += usage.output_tokens
+        spent.cost_micros += micros or 0
+
+    def _instead(self, error: Exception) -> Returned:
+        """
+        What follows a request that failed: a shorter history, another model, or nothing but the error.
+
+        Raises:
+            Exception: the error itself.
+        """
+        failure = self.ctx.classify(error)
+        if failure.type.endswith("ContextWindowExceededError") and self.state.squeezes < len(_KEPT_RESULTS):
+            self.state.squeezes += 1
+            return Next(self.agent.steps["model"], self.state)
+        over = failure.kind in ("permanent", "semantic") or self.ctx.attempt >= self.ctx.attempts_max
+        if over and self._next_model(f"{failure.type}: {failure.message}"):
+            return Next(self.agent.steps["model"], self.state)
+        raise error
+
+    def _next_model(self, why: str) -> bool:
+        state = self.state
+        if state.model + 1 >= len(self.agent.models):
+            return False
+        state.model += 1
+        state.repairs = 0
+        chosen = name_of(self.agent.models[state.model])
+        self.ctx.logger.warning("falls back to model %s", chosen)
+        self.ctx.decide([name_of(model) for model in self.agent.models], chosen, why)
+        return True
+
+    # ── after the answer ─────────────────────────────────────────────────────
+
+    def _follow(self, response: ModelResponse, room: Room) -> Returned:
+        found = answers.read(response, self.agent.toolbox, self.agent.output)
+        flawed = isinstance(found, Flaw) or (isinstance(found, Calls) and found.flaw is not None)
+        usage = response.usage
+        self.state.window = session_breaker.note_answer(
+            self.state.window, tokens=usage.input_tokens + usage.output_tokens, flawed=flawed
+        )
+        if response.finish_reason == "length" and room.shrunk and isinstance(found, Flaw):
+            return self._reached(Reached("output", room.max_tokens, room.max_tokens))
+        match found:
+            case Final(value, note):
+                self._store(response, note)
+                return Done(value)
+            case Calls():
+                return self._call(response, found)
+            case Flaw(what, feedback):
+                self._repair(what)
+                self._store(response, feedback)
+                return Next(self.agent.steps["model"], self.state)
+
+    def _call(self, response: ModelResponse, found: Calls) -> Returned:
+        state, calls = self.state, found.calls
+        picked = ", ".join(call.tool for call in calls)
+        self.ctx.decide([*self.agent.toolbox.names, "answer"], picked, response.text or None)
+        reached = before_tools(self.agent.limits, self._used(), calls=len(calls), grants=state.grants)
+        if reached is not None:
+            return self._reached(reached)
+        if found.flaw is None:
+            state.repairs = 0
+        else:
+            self._repair(found.flaw)
+        self._store(response, found.feedback)
+        state.calls = [call.id for call in calls]
+        state.spent.tool_calls += len(calls)
+        state.spent.steps += len(calls)
+        steps = [(self._step_of(call.tool), {"call": call.model_dump()}) for call in calls]
+        if len(steps) == 1:
+            [(step, args)] = steps
+            return Next(step, state, args)
+        return Spawn([Branch(step, args) for step, args in steps], then=self.agent.steps["model"], state=state)
+
+    def _step_of(self, tool: str) -> Any:
+        entry = self.agent.toolbox.find(tool)
+        assert entry is not None
+        return self.agent.steps[entry.step]
+
+    def _repair(self, what: str) -> None:
+        """Count a flaw; when the model has had its repairs, the next model gets its turn, if there is one."""
+        self.state.repairs += 1
+        if self.state.repairs > self.agent.repairs and not self._next_model(what):
+            raise RepairsExhausted(f"the model gave no usable answer after {self.agent.repairs} repairs: {what}")
+
+    def _store(self, *messages: ModelRequest | ModelResponse | None) -> None:
+        for message in messages:
+            if message is not None:
+                self.ctx.messages.append(to_store(message), by=WRITER)
+
+    def _add(self, history: History, message: ModelRequest) -> None:
+        """A message of our own, stored and shown."""
+        self._store(message)
+        last = history[-1] if history else None
+        if isinstance(last, ModelRequest):
+            history[-1] = replace(last, parts=[*last.parts, *message.parts])
+        else:
+            history.append(message)
+
+    # ── ends ─────────────────────────────────────────────────────────────────
+
+    def _reached(self, reached: Reached) -> Returned:
+        return Fail(str(reached), kind="limit", type="LimitReached")
+
+    def _tripped(self, trip: Trip) -> Returned:
+        return Fail(f"the session's breaker tripped ({trip.rule}): {trip.why}", kind="limit", type="BreakerTripped")
+
+
+def _parts(message: ModelRequest | ModelResponse) -> Any:
+    """A message as a trace shows it."""
+    return to_store(message)["parts"]

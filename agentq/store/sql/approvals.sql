@@ -1,0 +1,57 @@
+-- Approvals and notices, as workers, approvers and the relay ask. What each function does, and why, stands with it.
+
+-- name: permit_effect
+select * from agentq.permit_effect(%(tenant)s, %(session)s, %(step)s, %(fence)s::int, %(token)s::bigint, %(key)s,
+                                   %(hash)s, %(name)s, %(args)s, %(question)s, %(auto)s);
+
+-- name: answer
+-- Of the question, not of a call: the step may have waited for the leave of a call of its own since.
+select approval_id, state, decided_by, decided_via, comment, args, edited, decided_at from agentq.approval
+ where tenant = %(tenant)s and session_id = %(session)s and step_id = %(step)s and kind = 'ask'
+   and state in ('granted', 'denied', 'expired')
+ order by asked_at desc limit 1;
+
+-- name: decide
+select * from agentq.decide_approval(%(tenant)s, %(approval)s, %(verdict)s, %(by)s, %(via)s, %(groups)s::text[],
+                                     %(comment)s, %(edited)s, %(edited_hash)s, %(diff)s);
+
+-- name: get
+select a.tenant, a.approval_id, a.session_id, a.step_id, s.agent, a.kind, a.name, a.question, a.groups, a.state,
+       a.asked_at, a.deadline_at, a.decided_at, a.decided_by, a.decided_via, a.comment, a.effect_key, a.args,
+       a.args_hash, a.details, a.edited, a.diff
+  from agentq.approval a join agentq.session s on s.tenant = a.tenant and s.session_id = a.session_id
+ where a.tenant = %(tenant)s and a.approval_id = %(approval)s;
+
+-- name: list
+-- The open ones by what is due first, the others by what was decided last.
+select a.tenant, a.approval_id, a.session_id, a.step_id, s.agent, a.kind, a.name, a.question, a.groups, a.state,
+       a.asked_at, a.deadline_at, a.decided_at, a.decided_by, a.decided_via, a.comment
+  from agentq.approval a join agentq.session s on s.tenant = a.tenant and s.session_id = a.session_id
+ where (%(tenant)s::text is null or a.tenant = %(tenant)s)
+   and (%(state)s::text is null or a.state = %(state)s)
+   and (%(session)s::uuid is null or a.session_id = %(session)s)
+   and (%(group)s::text is null or %(group)s = any (a.groups))
+ order by a.decided_at desc nulls first, a.deadline_at limit %(limit)s;
+
+-- name: find
+select tenant, approval_id from agentq.approval
+ where approval_id between %(low)s and %(high)s and (%(tenant)s::text is null or tenant = %(tenant)s)
+ limit 3;
+
+-- name: expire
+select * from agentq.expire_approvals(%(max)s::int);
+
+-- name: remind
+select agentq.remind_approvals(%(max)s::int);
+
+-- name: take_notices
+select * from agentq.take_notices(%(max)s::int, %(lease_s)s::double precision);
+
+-- name: settle_notice
+select agentq.settle_notice(%(tenant)s, %(notice)s, %(attempt)s::int, %(state)s, %(delay_s)s::double precision,
+                            %(failure)s);
+
+-- name: notices
+select notice_id, kind, channel, state, attempts, due_at, sent_at, failure from agentq.notice
+ where tenant = %(tenant)s and approval_id = %(approval)s
+ order by due_at;

@@ -1,0 +1,1 @@
+"""People: asked, reminded, answered, obeyed."""
