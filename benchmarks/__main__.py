@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--threads", type=int, default=8)
-    parser.add_argument("--only", choices=["hops", "waiting"], default=None)
+    parser.add_argument("--only", choices=["hops", "waiting", "tracing"], default=None)
     parser.add_argument("--json", type=Path, default=Path("artifacts/bench.json"))
     arguments = parser.parse_args()
     console = Console()
@@ -48,9 +48,11 @@ def main() -> None:
         )
         figures: dict[str, object] = {"machine": _machine()}
         console.print(_machine())
-        if arguments.only != "waiting":
+        if arguments.only in (None, "hops"):
             figures["hops"] = _hops(bench, arguments.rounds, console)
-        if arguments.only != "hops":
+        if arguments.only in (None, "tracing"):
+            figures["tracing"] = _tracing(bench, arguments.rounds, console)
+        if arguments.only in (None, "waiting"):
             figures["waiting"] = _waiting(bench, console)
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps(figures, indent=2), "utf-8")
@@ -88,6 +90,25 @@ def _hops(bench: Bench, rounds: int, console: Console) -> dict[str, object]:
         for (name, events), measured in found.items()
     }
     return {"raw": [asdict(rate) for rate in raw], **rows, "ratios": ratios}
+
+
+def _tracing(bench: Bench, rounds: int, console: Console) -> dict[str, object]:
+    """The same empty steps with and without a row for each attempt; who goes first changes from round to round."""
+    found: dict[bool, list[tuple[Rate, Latency]]] = {True: [], False: []}
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("with and without traces", total=rounds * 2)
+        for number in range(rounds):
+            for traced in (True, False) if number % 2 else (False, True):
+                found[traced].append(bench.agentq(events=False, traced=traced))
+                progress.advance(task)
+    ratio = _ratio(found[True], found[False])
+    console.print(
+        f"steps/s with a trace row for each attempt: [bold]{ratio:.2f}[/] of those without "
+        f"(median of {rounds} interleaved rounds)"
+    )
+    names = {True: "traced", False: "untraced"}
+    rows = {names[traced]: [{**asdict(rate), **asdict(hop)} for rate, hop in ran] for traced, ran in found.items()}
+    return {**rows, "ratio": ratio}
 
 
 def _ratio(ours: list[tuple[Rate, Latency]], theirs: list[tuple[Rate, Latency]]) -> float:

@@ -66,9 +66,9 @@ class Bench:
         """A producer with the measured agents."""
         return Client(self.settings, load_agents(("benchmarks.agents",)))
 
-    def agentq(self, *, events: bool) -> tuple[Rate, Latency]:
-        """agentq as shipped, or without the events that Flower needs."""
-        env = self.env | {"AGENTQ_TASK_EVENTS": str(events).lower()}
+    def agentq(self, *, events: bool, traced: bool = True) -> tuple[Rate, Latency]:
+        """agentq as shipped, or without the events that Flower needs, or without traces."""
+        env = self.env | {"AGENTQ_TASK_EVENTS": str(events).lower(), "AGENTQ_TRACE": str(traced).lower()}
         with (
             self.client() as client,
             agentq_workers(env, processes=self.processes, threads=self.threads, log=self.log) as pids,
