@@ -28,6 +28,7 @@ from agentq.engine import Engine, InFlight, Judge
 from agentq.errors import AgentqError
 from agentq.heart import Heart
 from agentq.policies.failures import ambiguous, classify, retry_with_backoff
+from agentq.policies.redaction import safe_failures
 from agentq.step import StepRef
 from agentq.store.approvals import Approvals
 from agentq.store.effects import Effects
@@ -106,6 +107,7 @@ class LocalFleet:
             heartbeat_s=settings.heartbeat_s,
             lease_s=settings.lease_s,
         )
+        redactor = redactor_of(settings)
         means = Means(
             store=self.store,
             ledger=self.ledger,
@@ -113,10 +115,10 @@ class LocalFleet:
             asking=Asking(
                 self.approvals, settings.approval_group, settings.approval_within_s, settings.notify_channels
             ),
-            classify=self._classify,
+            classify=safe_failures(self._classify, redactor),
             ambiguous=ambiguous,
             payload_max_bytes=settings.payload_max_bytes,
-            tracing=tracing_of(settings, redactor_of(settings)),
+            tracing=tracing_of(settings, redactor),
         )
         self.engine = Engine(
             ledger=self.ledger,

@@ -6,6 +6,7 @@ import click
 
 from agentq.cli import chaos, db, fleet, init, queue, run, session, start, submission, tenant
 from agentq.cli import doctor as doctor_module
+from agentq.cli import trace as trace_module
 from agentq.cli.exits import HELP, Guarded
 
 _ABOUT = f"""Runs AI agents as a fleet of Celery workers, every step durable in Postgres.
@@ -50,6 +51,7 @@ for _command in (
     fleet.fleet,
     submission.submission,
     chaos.chaos,
+    trace_module.cost_group,
     db.db,
     init.init,
     doctor_module.doctor,

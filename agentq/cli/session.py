@@ -22,6 +22,7 @@ from agentq.cli.output import (
     when,
 )
 from agentq.cli.reach import client, resolve
+from agentq.cli.trace import cost, trace
 from agentq.errors import WaitTimeout
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ _tenant_option = click.option("--tenant", help="Of this tenant; needed only when
 
 @click.group()
 def session() -> None:
-    """Sessions: ls, show, tail, cancel. An ID may be cut short as long as it is unmistakable."""
+    """Sessions: ls, show, trace, cost, tail, cancel. An ID may be cut short as long as it is unmistakable."""
 
 
 @session.command()
@@ -146,6 +147,10 @@ def cancel(id_: str, tenant: str | None, reason: str, dry_run: bool, as_json: bo
         click.echo(f"session {session_id} is cancelled")
     if state != "cancelled":
         raise Problem(f"session {session_id} had ended before, as {state}; nothing was changed", FAILED)
+
+
+session.add_command(trace)
+session.add_command(cost)
 
 
 def event_line(event: Event) -> str:

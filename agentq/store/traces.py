@@ -3,16 +3,117 @@
 from __future__ import annotations
 
 import base64
+import uuid
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from agentq.payload import storable
-from agentq.store.pool import Store
+from agentq.store.pool import ALL_TENANTS, Store, run
 from agentq.store.queries import load
 from agentq.verdicts import Decision, Extras, TraceEvent
 
 SQL = load("traces")
 
 WEEKS_AHEAD = 3
+ROWS_MAX = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class TraceRow:
+    """An attempt, or something that one did."""
+
+    step_id: uuid.UUID
+    fence: int
+    ordinal: int
+    kind: str
+    name: str
+    agent: str
+    agent_version: int
+    seq: int
+    branch: int | None
+    attempt: int
+    queued_at: datetime | None
+    started_at: datetime
+    ended_at: datetime
+    closing: str | None
+    failure: dict[str, Any] | None
+    worker: uuid.UUID | None
+    leads_to: str | None
+    tokens_in: int
+    tokens_out: int
+    cost_micros: int
+    detail: dict[str, Any] | None
+    input: bytes | None
+    output: bytes | None
+
+    @property
+    def took_s(self) -> float:
+        return max((self.ended_at - self.started_at).total_seconds(), 0.0)
+
+    @property
+    def wasted(self) -> bool:
+        """Whether it came to nothing: an attempt that brought its session no further."""
+        return self.closing is not None and self.closing not in ("next", "end", "fail")
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionRow:
+    """A choice that an attempt made."""
+
+    step_id: uuid.UUID
+    fence: int
+    ordinal: int
+    decided_at: datetime
+    step: str
+    options: bytes
+    picked: str
+    why: str | None
+    confidence: float | None
+    limits: dict[str, Any] | None
+    approver: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRow:
+    """A step's stored state and result."""
+
+    step_id: uuid.UUID
+    kind: str
+    parent: uuid.UUID | None
+    state: bytes | None
+    result: bytes | None
+    agent_version: int
+    saved_at: datetime
+    cost_micros: int
+    tokens_in: int
+    tokens_out: int
+
+
+@dataclass(frozen=True, slots=True)
+class Relative:
+    """A session of the same trace."""
+
+    session_id: uuid.UUID
+    parent_session: uuid.UUID | None
+    agent: str
+    agent_version: int
+    state: str
+    created_at: datetime
+    ended_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class SpendRow:
+    """What was used under one name. Waste is the part that came to nothing."""
+
+    of: str
+    count: int
+    sessions: int
+    tokens_in: int
+    tokens_out: int
+    cost_micros: int
+    waste_micros: int
 
 
 def as_plan(extras: Extras) -> dict[str, Any]:
@@ -97,3 +198,51 @@ class Traces:
     def forget(self, keep_days: int) -> list[str]:
         """Drop the weeks that are older; what was dropped."""
         return [row[0] for row in self.store.query(SQL["forget"], {"keep_days": keep_days})]
+
+    def of_session(self, tenant: str, session_id: uuid.UUID, since: datetime, limit: int = ROWS_MAX) -> list[TraceRow]:
+        """What the session's attempts left, in the order in which it began."""
+        parameters = {"tenant": tenant, "session": session_id, "since": since, "max": limit}
+        return [TraceRow(*row) for row in self.store.query_as(tenant, SQL["of_session"], parameters)]
+
+    def decisions(self, tenant: str, session_id: uuid.UUID, since: datetime) -> list[DecisionRow]:
+        """The choices that the session made."""
+        parameters = {"tenant": tenant, "session": session_id, "since": since, "max": ROWS_MAX}
+        return [DecisionRow(*row) for row in self.store.query_as(tenant, SQL["decisions"], parameters)]
+
+    def checkpoints(self, tenant: str, session_id: uuid.UUID) -> list[CheckpointRow]:
+        """The session's stored states as they are stored: whole, or as what changed."""
+        parameters = {"tenant": tenant, "session": session_id, "max": ROWS_MAX}
+        return [CheckpointRow(*row) for row in self.store.query_as(tenant, SQL["checkpoints"], parameters)]
+
+    def beginnings(self, tenant: str, session_id: uuid.UUID) -> dict[uuid.UUID, tuple[uuid.UUID | None, bytes | None]]:
+        """Each step's beginning: the checkpoint with its state (None: the input), and its arguments."""
+        parameters = {"tenant": tenant, "session": session_id, "max": ROWS_MAX}
+        rows = self.store.query_as(tenant, SQL["beginnings"], parameters)
+        return {row[0]: (row[1], row[2]) for row in rows}
+
+    def family(self, tenant: str, session_id: uuid.UUID) -> tuple[uuid.UUID, list[Relative]]:
+        """The trace that a session belongs to, and every session in it."""
+        of = {"tenant": tenant, "session": session_id}
+        with self.store.transaction(tenant) as connection:
+            [(trace_id,)] = run(connection, SQL["trace_id"], of)
+            rows = run(connection, SQL["family"], {"tenant": tenant, "trace": trace_id})
+        return trace_id, [Relative(*row) for row in rows]
+
+    def spend(self, by: str, *, seconds: float, tenant: str | None = None, agent: str | None = None) -> list[SpendRow]:
+        """What was used within the last so many seconds, by agent, tenant, day or model; the dearest first."""
+        parameters = {"by": by, "seconds": seconds, "tenant": tenant, "agent": agent}
+        whose = tenant or ALL_TENANTS
+        if by != "model":
+            return [SpendRow(*row) for row in self.store.query_as(whose, SQL["spend_by"], parameters)]
+        told = [SpendRow(*row) for row in self.store.query_as(whose, SQL["spend_by_model"], parameters)]
+        rest = _rest(self.spend("tenant", seconds=seconds, tenant=tenant, agent=agent), told)
+        return [*told, rest] if rest is not None else told
+
+
+def _rest(attempts: list[SpendRow], told: list[SpendRow]) -> SpendRow | None:
+    """What attempts used beyond what their events say, so that the sums are equal."""
+    left = [
+        max(sum(getattr(row, name) for row in attempts) - sum(getattr(row, name) for row in told), 0)
+        for name in ("tokens_in", "tokens_out", "cost_micros", "waste_micros")
+    ]
+    return SpendRow("(not told apart)", 0, 0, *left) if any(left[:3]) else None

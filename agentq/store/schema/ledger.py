@@ -80,6 +80,8 @@ session = Table(
     CheckConstraint("(parent_session is null) = (parent_branch is null)", name="branch"),
     Index("session_key", "tenant", "key", unique=True, postgresql_where=text("key is not null")),
     Index("session_recent", "tenant", "created_at"),
+    # A session and all that it led to.
+    Index("session_trace", "tenant", "trace_id", postgresql_where=text("trace_id is not null")),
     Index(
         "session_deadline",
         "deadline_at",

@@ -22,6 +22,13 @@ def upgrade() -> None:
         sa.Column("trace_parent", sa.BigInteger(), nullable=True, comment="the producer's span, where it gave one"),
         schema="agentq",
     )
+    op.create_index(
+        "session_trace",
+        "session",
+        ["tenant", "trace_id"],
+        schema="agentq",
+        postgresql_where=sa.text("trace_id is not null"),
+    )
     op.add_column(
         "tenant",
         sa.Column(

@@ -1,0 +1,340 @@
+"""What a session did and what it cost: `session trace`, `session cost` and `cost ls`."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from agentq.cli.exits import FAILED, Problem
+from agentq.cli.output import heading, json_option, note, plain, print_facts, print_json, print_table, reason_of, when
+from agentq.cli.reach import client, resolve
+
+if TYPE_CHECKING:
+    from agentq.client import Client
+    from agentq.seeing.story import Act, Story
+    from agentq.store.traces import SpendRow, TraceRow
+
+_BAR = 28
+_tenant_option = click.option("--tenant", help="Of this tenant; needed only when ids are alike.")
+
+
+def _tell(connected: Client, id_: str, tenant: str | None) -> Story:
+    from agentq.seeing.story import tell
+    from agentq.store.traces import Traces
+    from agentq.tracing import redactor_of
+
+    owner, session_id = resolve(connected, id_, tenant)
+    redactor = redactor_of(connected.settings)
+    return tell(connected.sessions, Traces(connected.sessions.store), owner, session_id, redactor.value)
+
+
+@click.command(short_help="Show what a session did, attempt by attempt.")
+@click.argument("id_", metavar="ID")
+@_tenant_option
+@click.option(
+    "--html",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write one page that needs no server.",
+)
+@json_option
+def trace(id_: str, tenant: str | None, html: Path | None, as_json: bool) -> None:
+    """
+    Show what a session did: each attempt, what it asked and called, what it decided, used and cost.
+
+    Inputs and outputs are redacted. With --html they are in the page, folded; with --json all of them.
+    """
+    if html is not None and as_json:
+        raise click.UsageError("--html and --json are two different answers: ask for one")
+    with client() as connected:
+        story = _tell(connected, id_, tenant)
+    if html is not None:
+        from agentq.seeing.page import page
+
+        try:
+            html.write_text(page(story), "utf-8")
+        except OSError as error:
+            raise Problem(f"{html} cannot be written: {error.strerror}", FAILED) from None
+        note(f"written to {html}")
+    elif as_json:
+        print_json(as_plain(story))
+    else:
+        show(story)
+
+
+@click.command(short_help="Show what a session used and cost.")
+@click.argument("id_", metavar="ID")
+@_tenant_option
+@json_option
+def cost(id_: str, tenant: str | None, as_json: bool) -> None:
+    """Show what a session used by model, tool and step, and how much of it came to nothing."""
+    with client() as connected:
+        story = _tell(connected, id_, tenant)
+    if as_json:
+        total: dict[str, float] = {
+            "tokens_in": story.tokens_in,
+            "tokens_out": story.tokens_out,
+            "cost_micros": story.cost_micros,
+        }
+        total |= {"waste_micros": story.waste_micros, "cost_usd": story.cost_micros / 1_000_000}
+        print_json({"session_id": story.session.session_id, "total": total, "lines": plain(story.cost)})
+        return
+    _show_cost(story)
+
+
+@click.group(name="cost")
+def cost_group() -> None:
+    """Cost: ls."""
+
+
+@cost_group.command()
+@click.option(
+    "--by",
+    type=click.Choice(["agent", "tenant", "day", "model"]),
+    default="agent",
+    show_default=True,
+    help="Sum up by this.",
+)
+@click.option("--tenant", help="Only this tenant's.")
+@click.option("--agent", help="Only this agent's.")
+@click.option("--since", default="30d", show_default=True, help="Used within this time: 90m, 24h, 7d.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV, and nothing else.")
+@json_option
+def ls(*, by: str, tenant: str | None, agent: str | None, since: str, as_csv: bool, as_json: bool) -> None:
+    """
+    Sum up what was used and what it cost, the dearest first; days in UTC.
+
+    Waste is what was paid for attempts that came to nothing, and for repairs of what a model wrote.
+    """
+    from agentq.agents.returns import seconds
+    from agentq.step import valid_name
+    from agentq.store.traces import Traces
+
+    for kind, name in (("tenant", tenant), ("agent", agent)):
+        if name is not None:
+            valid_name(kind, name)
+    if as_csv and as_json:
+        raise click.UsageError("--csv and --json are two different answers: ask for one")
+    try:
+        window_s = seconds(since)
+    except Exception as error:
+        raise click.UsageError(f"--since: {error}") from None
+    if window_s <= 0:
+        raise click.UsageError("--since must be longer than nothing")
+    with client() as connected:
+        rows = Traces(connected.sessions.store).spend(by, seconds=window_s, tenant=tenant, agent=agent)
+    if by == "day":
+        rows = sorted(rows, key=lambda row: row.of)
+    if as_json:
+        print_json([plain(row) | {"cost_usd": row.cost_micros / 1_000_000} for row in rows])
+    elif as_csv:
+        _print_csv(by, rows)
+    else:
+        _print_spend(by, rows)
+
+
+_COLUMNS = ("count", "sessions", "tokens_in", "tokens_out", "cost_micros", "waste_micros")
+
+
+def _print_csv(by: str, rows: list[SpendRow]) -> None:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow([by, *_COLUMNS])
+    for row in rows:
+        # A spreadsheet must not take a name for a formula.
+        name = f"'{row.of}" if row.of[:1] in "=+-@" else row.of
+        writer.writerow([name, *(getattr(row, column) for column in _COLUMNS)])
+
+
+def _print_spend(by: str, rows: list[SpendRow]) -> None:
+    from agentq.seeing.story import dollars
+
+    top = max((row.cost_micros for row in rows), default=0)
+    print_table(
+        (by.upper(), "COST", "WASTE", "", "TOKENS IN", "OUT", "REQUESTS" if by == "model" else "ATTEMPTS", "SESSIONS"),
+        (
+            (
+                row.of,
+                dollars(row.cost_micros),
+                dollars(row.waste_micros) if row.waste_micros else "",
+                "█" * round(20 * row.cost_micros / top) if top else "",
+                f"{row.tokens_in:,}",
+                f"{row.tokens_out:,}",
+                f"{row.count:,}",
+                f"{row.sessions:,}",
+            )
+            for row in rows
+        ),
+        empty="nothing was used in that time",
+    )
+    if len(rows) > 1:
+        print_facts((("together", dollars(sum(row.cost_micros for row in rows))),))
+
+
+# ── a session's story ────────────────────────────────────────────────────────
+
+
+def show(story: Story) -> None:
+    """The story in the terminal."""
+    from agentq.seeing.story import dollars
+
+    session = story.session
+    wasted = sum(act.row.wasted for act in story.acts)
+    print_facts(
+        (
+            ("session", session.session_id),
+            ("trace", story.trace_id if story.trace_id != session.session_id else None),
+            ("agent", f"{session.agent}@{session.agent_version}"),
+            ("tenant", session.tenant),
+            ("state", session.state),
+            ("started", when(session.created_at)),
+            ("attempts", f"{len(story.acts)}, {wasted} of them came to nothing" if wasted else len(story.acts)),
+            (
+                "tokens",
+                f"{story.tokens_in} in, {story.tokens_out} out" if story.tokens_in or story.tokens_out else None,
+            ),
+            ("cost", dollars(story.cost_micros) if story.cost_micros else None),
+            ("waste", dollars(story.waste_micros) if story.waste_micros else None),
+            ("failure", reason_of(session.failure)),
+        )
+    )
+    heading("Timeline")
+    print_table(("AT", "WHAT", "", "TOOK", "TOKENS", "COST", "NOTE"), _lines(story), empty="no attempt has ended yet")
+    for step in story.waiting:
+        click.echo(f"… {step.name} is {step.state}{f', due {when(step.due_at)}' if step.state == 'ready' else ''}")
+    for child in story.children:
+        click.echo(f"→ child {child.session_id} ({child.agent}@{child.agent_version}) is {child.state}")
+    _show_decisions(story)
+    if story.cost_micros:
+        _show_cost(story)
+
+
+def _lines(story: Story) -> list[tuple[Any, ...]]:
+    from agentq.seeing.timeline import scale_of
+
+    if not story.acts:
+        return []
+    zero = story.session.created_at
+    scale = scale_of([(act.row.started_at.timestamp(), act.row.ended_at.timestamp()) for act in story.acts], 0, _BAR)
+    rows: list[tuple[Any, ...]] = []
+    for act in story.acts:
+        for row in (act.row, *act.events):
+            left, right = scale.x(row.started_at.timestamp()), scale.x(row.ended_at.timestamp())
+            bar = " " * int(left) + ("█" if row.ordinal == 0 else "▪") * max(round(right - left), 1)
+            rows.append(_line(row, (row.started_at - zero).total_seconds(), bar[:_BAR]))
+    return rows
+
+
+def _line(row: TraceRow, at_s: float, bar: str) -> tuple[Any, ...]:
+    from agentq.seeing.story import dollars, seconds_text
+
+    what = (
+        f"{row.name}{f' #{row.attempt}' if row.attempt > 1 else ''}" if row.ordinal == 0 else f"  {row.kind} {row.name}"
+    )
+    notes = [
+        f"{row.closing}{f' {row.leads_to}' if row.leads_to else ''}" if row.closing else "",
+        reason_of(row.failure),
+    ]
+    notes.append(str((row.detail or {}).get("outcome", "")))
+    tokens = f"{row.tokens_in}+{row.tokens_out}" if row.tokens_in or row.tokens_out else ""
+    return (
+        f"+{seconds_text(max(at_s, 0.0))}",
+        what,
+        bar,
+        seconds_text(row.took_s),
+        tokens,
+        dollars(row.cost_micros) if row.cost_micros else "",
+        "; ".join(filter(None, notes)),
+    )
+
+
+def _show_decisions(story: Story) -> None:
+    from agentq.payload import decode
+    from agentq.seeing.story import short
+
+    made = [decision for act in story.acts for decision in act.decisions]
+    if not made:
+        return
+    heading("Decisions")
+    print_table(
+        ("STEP", "PICKED", "OF", "SURE", "WHY"),
+        (
+            (
+                one.step,
+                short(one.picked, 40),
+                len(options) if isinstance(options := decode(one.options), list) else "",
+                f"{one.confidence:.2f}" if one.confidence is not None else "",
+                one.why,
+            )
+            for one in made
+        ),
+        empty="none",
+    )
+
+
+def _show_cost(story: Story) -> None:
+    from agentq.seeing.story import dollars, seconds_text
+
+    heading("Cost")
+    print_table(
+        ("WHAT", "KIND", "TIMES", "TOKENS IN", "OUT", "TOOK", "COST", "WASTE"),
+        (
+            (
+                line.what,
+                line.kind,
+                line.count,
+                f"{line.tokens_in:,}",
+                f"{line.tokens_out:,}",
+                seconds_text(line.seconds),
+                dollars(line.cost_micros),
+                dollars(line.waste_micros) if line.waste_micros else "",
+            )
+            for line in story.cost
+        ),
+        empty="nothing was used",
+    )
+    print_facts(
+        (
+            ("together", dollars(story.cost_micros)),
+            ("waste", dollars(story.waste_micros) if story.waste_micros else None),
+        )
+    )
+
+
+def as_plain(story: Story) -> dict[str, Any]:
+    """The story in types that JSON has; stored JSON as JSON."""
+    return {
+        # What it was given and came to stands, redacted, with its attempts.
+        "session": {name: value for name, value in plain(story.session).items() if name not in ("input", "result")},
+        "trace_id": str(story.trace_id),
+        "totals": {
+            "tokens_in": story.tokens_in,
+            "tokens_out": story.tokens_out,
+            "cost_micros": story.cost_micros,
+            "waste_micros": story.waste_micros,
+        },
+        "attempts": [_plain_act(act) for act in story.acts],
+        "waiting": plain(story.waiting),
+        "sessions": plain(story.family),
+        "cost": plain(story.cost),
+    }
+
+
+def _plain_act(act: Act) -> dict[str, Any]:
+    return _decoded(plain(act.row)) | {
+        "given": act.given,
+        "made": act.made,
+        "result": act.result,
+        "changes": list(act.changes),
+        "events": [_decoded(plain(event)) for event in act.events],
+        "decisions": [_decoded(plain(decision)) for decision in act.decisions],
+    }
+
+
+def _decoded(row: dict[str, Any]) -> dict[str, Any]:
+    from agentq.payload import decode
+
+    return row | {name: decode(row[name].encode()) for name in ("input", "output", "options") if row.get(name)}

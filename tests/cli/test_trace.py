@@ -1,0 +1,93 @@
+"""`session trace`, `session cost` and `cost ls`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from agentq.agents.registry import Registry
+from agentq.client import Client
+from agentq.testing import LocalFleet
+from tests.cli.conftest import Cli
+from tests.support.bad_run import SECRET, define
+
+Local = Callable[..., LocalFleet]
+
+
+@pytest.fixture
+def bad(registry: Registry, client: Client, tenant: str, local: Local) -> str:
+    """The id of a run that went wrong."""
+    define(registry)
+    session = client.start("desk", tenant=tenant, input={"text": "hello"})
+    with pytest.raises(Exception, match="takes no coupon"):
+        local().drain(session)
+    return session.id
+
+
+def test_the_timeline_in_the_terminal(cli: Cli, bad: str, tenant: str) -> None:
+    """
+    One line for each attempt and each thing it did; decisions and cost below.
+    """
+    said = cli.ok("session", "trace", bad)
+    for text in ("read", "think #2", "model gpt-5", "Transient: overloaded", "send a coupon", "0.42", "$0.13", "child"):
+        assert text in said, text
+    assert SECRET not in said
+    assert "6, 2 of them came to nothing" in said
+
+
+def test_the_story_as_json(cli: Cli, bad: str) -> None:
+    told = cli.json("session", "trace", bad)
+    assert [attempt["closing"] for attempt in told["attempts"]] == ["next", "next", "retry", "next", "next", "dead"]
+    assert told["attempts"][0]["events"][1]["input"][0]["content"].startswith("Mail from [email] with [key]")
+    assert told["totals"]["cost_micros"] == 130_000
+    assert SECRET not in str(told)
+
+
+def test_the_page_is_written_to_a_file(cli: Cli, bad: str, tmp_path: Path) -> None:
+    result = cli("session", "trace", bad, "--html", str(tmp_path / "run.html"))
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert (tmp_path / "run.html").read_text("utf-8").startswith("<!doctype html>")
+    assert "cannot be written" in cli.refused(1, "session", "trace", bad, "--html", str(tmp_path / "no" / "run.html"))
+
+
+def test_bad_questions_are_refused(cli: Cli, bad: str, tmp_path: Path) -> None:
+    cli.refused(2, "session", "trace", bad, "--json", "--html", str(tmp_path / "x.html"))
+    cli.refused(2, "cost", "ls", "--json", "--csv")
+    cli.refused(2, "cost", "ls", "--since", "yesterday")
+    cli.refused(2, "cost", "ls", "--since", "-3d")
+    cli.refused(2, "cost", "ls", "--tenant", "No Such Name")
+    assert "no session" in cli.refused(4, "session", "trace", "0" * 32)
+    assert "no session" in cli.refused(4, "session", "cost", "0" * 32)
+
+
+def test_what_a_session_cost(cli: Cli, bad: str) -> None:
+    said = cli.ok("session", "cost", bad)
+    assert "gpt-5" in said
+    assert "$0.13" in said
+    told = cli.json("session", "cost", bad)
+    assert told["total"]["cost_micros"] == sum(line["cost_micros"] for line in told["lines"]) == 130_000
+    assert told["total"]["waste_micros"] == 30_000
+
+
+@pytest.mark.parametrize("by", ["agent", "tenant", "day", "model"])
+def test_sums_are_the_same_on_every_surface(cli: Cli, bad: str, tenant: str, client: Client, by: str) -> None:
+    """
+    By agent, tenant, day and model; as a table, CSV and JSON; and what checkpoints hold is the sum less the waste.
+    """
+    rows = cli.json("cost", "ls", "--by", by, "--tenant", tenant)
+    assert sum(row["cost_micros"] for row in rows) == 130_000
+    assert sum(row["waste_micros"] for row in rows) == 30_000
+    table = csv.DictReader(io.StringIO(cli.ok("cost", "ls", "--by", by, "--tenant", tenant, "--csv")))
+    assert sum(int(row["cost_micros"]) for row in table) == 130_000
+    assert client.sessions.get(tenant, uuid.UUID(bad)).cost_micros == 100_000
+
+
+def test_nothing_used_says_so(cli: Cli, tenant: str) -> None:
+    result = cli("cost", "ls", "--tenant", tenant)
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert "nothing was used" in result.stderr
