@@ -46,6 +46,7 @@ from agentq.verdicts import (
     Interrupted,
     NotGranted,
     Outcome,
+    Parked,
     Postponed,
     Proceeded,
     Settled,
@@ -453,6 +454,8 @@ class Engine:
                         return Settlement("dead", failure=failure, extras=extras)
             case Postponed(delay_s, extras):
                 return Settlement("postpone", delay_s=delay_s, extras=extras)
+            case Parked(hold, extras):
+                return Settlement("park", hold=hold, extras=extras)
             case Awaiting(approval_id, ask, extras):
                 return Settlement("await", awaits=approval_id, asks=(ask,) if ask else (), extras=extras)
             case Interrupted():

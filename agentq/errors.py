@@ -27,6 +27,7 @@ Errors: split by what the one who catches them must do.
     ├─ Stopped                 raised inside a step that must not go on
     │  ├─ SessionCancelled     somebody cancelled the session
     │  ├─ DeadlineExceeded     the step's or the session's time is up
+    │  ├─ Park                 its session is paused for a person; the attempt does not count
     │  ├─ NotNow               it comes back later; the attempt does not count
     │  └─ AwaitsApproval       a person is asked first; the step runs again with the answer
     ├─ FenceLost               a newer attempt owns the step: nothing was written
@@ -34,6 +35,7 @@ Errors: split by what the one who catches them must do.
     ├─ WaitTimeout             the session goes on; the caller stopped waiting
     ├─ ApprovalClosed          it was decided before, or nothing waits for it any more
     ├─ UnknownSession          no such session for this tenant
+    ├─ NotReopened             the session cannot go on from there; the message says what to do
     └─ LedgerCorrupt           an invariant broke: stop the worker
 
 Every error carries its ids as attributes and survives pickling, because all its
@@ -258,6 +260,17 @@ class NotNow(Stopped):
         return str(self.args[0])
 
 
+class Park(Stopped):
+    """The session is paused until a person resumes it, and the attempt does not count."""
+
+    def __init__(self, kind: str, reason: str, evidence: dict[str, object] | None = None) -> None:
+        super().__init__(kind, reason, evidence)
+        self.kind, self.reason, self.evidence = kind, reason, evidence
+
+    def __str__(self) -> str:
+        return f"paused by a {self.kind}: {self.reason}"
+
+
 class AwaitsApproval(Stopped):
     """The step waits for a person, without a worker, and runs again once they have answered."""
 
@@ -321,6 +334,27 @@ class UnknownSession(AgentqError, LookupError):
 
     def __str__(self) -> str:
         return f"tenant {self.tenant!r} has no session {self.session_id!r}"
+
+
+class NotReopened(AgentqError):
+    """The session was not reopened; nothing was changed. `outcome` says why, in one word."""
+
+    def __init__(self, session_id: str, outcome: str) -> None:
+        super().__init__(session_id, outcome)
+        self.session_id, self.outcome = session_id, outcome
+
+    def __str__(self) -> str:
+        return f"session {self.session_id} was not reopened: {_NOT_REOPENED.get(self.outcome, self.outcome)}"
+
+
+_NOT_REOPENED = {
+    "moved": "somebody else was quicker; look at it again before you repeat this",
+    "live": "it has not ended; name the step to go back to, or let it go on",
+    "no_step": "it has no such step; `agentq session show` lists its steps",
+    "superseded": "that step was replaced by an earlier replay; take the one that is in its place now",
+    "parent_ended": "its parent session has ended without it: reopen the parent, which brings its children back",
+    "deadline_over": "its deadline is over: give a new one, or none",
+}
 
 
 class LedgerCorrupt(AgentqError):

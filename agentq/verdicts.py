@@ -118,6 +118,9 @@ class Granted:
     priority: int
     remaining_s: float | None
     queued_s: float
+    path: uuid.UUID
+    generation: int
+    dry_effects: bool
     traced_by: uuid.UUID | None = None  # the worker, where attempts leave a trace
     approval: uuid.UUID | None = None  # what it waited for
 
@@ -314,6 +317,18 @@ class Postponed:
 
 
 @dataclass(frozen=True, slots=True)
+class Parked:
+    """
+    Not without a person, through no fault of the step: its session is paused, and the attempt does not count.
+
+    `hold` says why: kind (operator, breaker or limit), by, reason and evidence.
+    """
+
+    hold: dict[str, Any]
+    extras: Extras = field(default_factory=Extras)
+
+
+@dataclass(frozen=True, slots=True)
 class Awaiting:
     """A call of the step needs a person's leave first: the step waits and runs again; the attempt does not count."""
 
@@ -322,12 +337,12 @@ class Awaiting:
     extras: Extras = field(default_factory=Extras)
 
 
-Outcome = Proceeded | Finished | GaveUp | Broke | Interrupted | Postponed | Awaiting
+Outcome = Proceeded | Finished | GaveUp | Broke | Interrupted | Postponed | Parked | Awaiting
 
 
 # ── a settlement ─────────────────────────────────────────────────────────────
 
-Closing = Literal["next", "end", "fail", "retry", "postpone", "await", "dead", "release", "cancelled"]
+Closing = Literal["next", "end", "fail", "retry", "postpone", "await", "dead", "release", "park", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,6 +357,7 @@ class Settlement:
     state_from: uuid.UUID | None = None
     result: bytes | None = None
     failure: Failure | None = None
+    hold: dict[str, Any] | None = None
     steps: tuple[NewStep, ...] = ()
     children: tuple[NewChild, ...] = ()
     extras: Extras = field(default_factory=Extras)
@@ -363,7 +379,7 @@ class Settled:
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """The attempt was settled: next, end, fail, retry, postpone, await, dead, release or cancelled."""
+    """The attempt was settled: next, end, fail, retry, postpone, await, dead, release, park or cancelled."""
 
     closing: Closing
 

@@ -315,8 +315,8 @@ MUTATIONS = [
     sql("calls = e.calls + 1", "calls = e.calls", STORED + "a_call_that_failed_may_go_out_again"),
     Mutation(
         "agentq/agents/context.py",
-        'key = f"s:{self.session_id}:{self.step_id}:{self._calls}"',
-        'key = f"s:{self.session_id}:{self.step_id}:{self._calls}:{self.attempt}"',
+        'key = f"s:{self._attempt.claim.path}:{self._calls}"',
+        'key = f"s:{self._attempt.claim.path}:{self._calls}:{self.attempt}"',
         EFFECTS + "a_recorded_result_is_recalled_in_the_next_attempt",
     ),
     Mutation(

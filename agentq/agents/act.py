@@ -25,6 +25,7 @@ from agentq.errors import (
     FenceLost,
     InvalidState,
     NotNow,
+    Park,
     Permanent,
     SessionCancelled,
 )
@@ -42,6 +43,7 @@ from agentq.verdicts import (
     NewChild,
     NewStep,
     Outcome,
+    Parked,
     Postponed,
     Proceeded,
 )
@@ -69,7 +71,7 @@ class Act:
         outcome = self._try(attempt)
         if attempt.awaits is not None and not isinstance(outcome, Interrupted):
             outcome = attempt.awaits  # whatever the step made of the exception that told it so
-        if isinstance(outcome, Broke | Postponed | Awaiting):
+        if isinstance(outcome, Broke | Postponed | Parked | Awaiting):
             return replace(outcome, extras=attempt.extras().of_failed())
         return outcome
 
@@ -88,6 +90,8 @@ class Act:
             return Interrupted("draining" if attempt.stopped == "draining" else "fenced")
         except NotNow as error:
             return Postponed(error.delay_s)
+        except Park as error:
+            return Parked({"kind": error.kind, "reason": error.reason, "evidence": error.evidence})
         except ApprovalRefused as error:
             # A no is no fault: nothing to retry, and no dead letter.
             failure = Failure("gave_up", type(error).__name__, str(error)[:2000])

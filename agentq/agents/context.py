@@ -146,7 +146,7 @@ class _ContextBase:
     @property
     def idempotency_key(self) -> str:
         """A key for this step, the same in every attempt. Within `ctx.call`, use `agentq.idempotency_key()`."""
-        return f"{self.session_id}:{self.step_id}"
+        return str(self._attempt.claim.path)
 
     @property
     def deadline(self) -> float:
@@ -295,7 +295,7 @@ class _ContextBase:
         declared, name = declaration_of(function), name_of(function)
         arguments = bounded(f"the arguments of {name}", canonical([args, kwargs]), self._means.payload_max_bytes)
         # The ordinal, not the arguments: prose that a model words anew must not make a new payment.
-        key = f"s:{self.session_id}:{self.step_id}:{self._calls}"
+        key = f"s:{self._attempt.claim.path}:{self._calls}"
         if declared.key is not None:
             key = f"d:{declared.key(*args, **kwargs)}"
             if len(key) > 500:

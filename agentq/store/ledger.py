@@ -180,12 +180,11 @@ def _granted(ref: StepRef, token: int, traced_by: uuid.UUID | None, row: Row) ->
     (_, fence, attempt, attempts_max, crashes, seq, name, agent, version, timeout_s, args, state_from, states) = row[
         :13
     ]
-    given, join_step, branch, fan, priority, remaining_s, queued_s, approval = row[13:]
+    given, join_step, branch, fan, priority, remaining_s, queued_s, path, generation, dry_effects, approval = row[13:]
     return Granted(
         ref, token, fence, attempt, attempts_max, crashes, seq, name, agent, version, timeout_s, args, state_from,
         tuple(states) if states is not None else None, given, join_step, branch, fan, priority, remaining_s, queued_s,
-        traced_by,
-        approval,
+        path, generation, dry_effects, traced_by, approval,
     )  # fmt: skip
 
 
@@ -250,6 +249,8 @@ def _plan(settlement: Settlement, follower: NewStep | None) -> dict[str, Any]:
         plan["awaits"] = str(settlement.awaits)
     if settlement.extras.messages:
         plan["messages"] = [{"body": _text(body), "by": by} for body, by in settlement.extras.messages]
+    if settlement.hold is not None:
+        plan["hold"] = settlement.hold
     usage = settlement.extras.usage
     if usage.tokens_in or usage.tokens_out or usage.cost_micros:
         plan["usage"] = {

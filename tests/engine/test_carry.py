@@ -133,7 +133,7 @@ def _granted(attempt: int = 1, attempts_max: int = 3) -> Granted:
     ref = StepRef("t", new_id(), new_id())
     return Granted(
         ref, 1, attempt, attempt, attempts_max, 0, 0, "s", "a", 1, 1.0,
-        None, None, None, b"{}", None, None, 0, 0, None, 0.0,
+        None, None, None, b"{}", None, None, 0, 0, None, 0.0, new_id(), 0, False,
     )  # fmt: skip
 
 

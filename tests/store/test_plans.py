@@ -15,8 +15,9 @@ insert into agentq.session (tenant, session_id, agent, agent_version, input, inp
 select 't', gen_random_uuid(), 'a', 1, '{}', 'h' from generate_series(1, %s);
 """
 ENTRIES = """
-insert into agentq.ledger_entry (tenant, session_id, step_id, seq, name, state, attempts_max, timeout_s)
-select 't', session_id, gen_random_uuid(), 0, 's', 'ready', 1, 1 from agentq.session s
+insert into agentq.ledger_entry (tenant, session_id, step_id, seq, name, state, attempts_max, timeout_s,
+    path)
+select 't', session_id, gen_random_uuid(), 0, 's', 'ready', 1, 1, gen_random_uuid() from agentq.session s
  where not exists (select from agentq.ledger_entry e where e.session_id = s.session_id);
 """
 

@@ -43,9 +43,11 @@ def test_every_attempt_leaves_a_row_that_says_how_it_ended(hands: Hands) -> None
     assert second["cost_micros"] == 0
 
 
-@pytest.mark.parametrize("closing", ["end", "fail", "dead", "postpone", "release", "cancelled"])
+@pytest.mark.parametrize("closing", ["end", "fail", "dead", "postpone", "release", "park", "cancelled"])
 def test_however_it_is_closed(hands: Hands, closing: Any) -> None:
     claim = hands.begin()
+    if closing == "cancelled":
+        hands.sessions.cancel(hands.tenant, claim.ref.session_id, BROKEN)
     hands.settle(claim, closing)
     [row] = rows(hands, claim.ref.session_id)
     assert (row["closing"], row["attempt"]) == (closing, 1)

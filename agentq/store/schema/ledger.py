@@ -60,6 +60,10 @@ session = Table(
     Column("input_hash", LargeBinary, nullable=False, comment="of agent and input: a reused key must mean the same"),
     Column("result", LargeBinary),
     Column("failure", JSONB),
+    Column("hold", JSONB, comment="why a paused session is paused: kind, by, reason, at, evidence"),
+    Column("generation", SmallInteger, nullable=False, server_default="0", comment="replays and redrives so far"),
+    Column("forked_from", Uuid, comment="the session whose step this one began as"),
+    Column("dry_effects", Boolean, nullable=False, server_default=text("false"), comment="recorded effects only"),
     Column("priority", SmallInteger, nullable=False, server_default="0", comment="lower goes first"),
     Column("parent_session", Uuid),
     Column("parent_join", Uuid, comment="the parent's step that waits for this session"),
@@ -76,6 +80,8 @@ session = Table(
     CheckConstraint(f"({one_of('state', SESSION_ENDED)}) = (ended_at is not null)", name="ended"),
     CheckConstraint("(state = 'done') = (result is not null)", name="result"),
     CheckConstraint("(state in ('failed', 'cancelled')) = (failure is not null)", name="failure"),
+    CheckConstraint("hold is null or state = 'paused'", name="hold"),
+    CheckConstraint("generation >= 0", name="generation"),
     CheckConstraint("(parent_session is null) = (parent_join is null)", name="parent"),
     CheckConstraint("(parent_session is null) = (parent_branch is null)", name="branch"),
     Index("session_key", "tenant", "key", unique=True, postgresql_where=text("key is not null")),
@@ -128,6 +134,10 @@ ledger_entry = Table(
     Column("failure", JSONB, comment="of the latest failed attempt"),
     Column("failures", JSONB, comment="of the last attempts that failed, oldest first; bounded"),
     Column("approval", Uuid, comment="what it waits for, or whose answer it was given"),
+    Column("path", Uuid, nullable=False, comment="its place in the session, found again by a replay"),
+    Column("generation", SmallInteger, nullable=False, server_default="0", comment="the replay that began its line"),
+    Column("superseded", SmallInteger, comment="the generation that took its place"),
+    Column("unserved", Text, comment="agent@version that no worker serves: held without a slot until one does"),
     ForeignKeyConstraint(["tenant", "session_id"], ["agentq.session.tenant", "agentq.session.session_id"]),
     CheckConstraint(one_of("state", ENTRY_LIVE + ENTRY_ENDED), name="state"),
     CheckConstraint("(state = 'running') = (worker is not null)", name="worker"),
@@ -140,6 +150,8 @@ ledger_entry = Table(
     CheckConstraint("(join_step is null) = (branch is null)", name="branch"),
     CheckConstraint("attempt between 0 and fence", name="attempt"),
     CheckConstraint("attempts_max > 0 and seq >= 0 and crashes >= 0", name="counts"),
+    CheckConstraint(f"superseded is null or {one_of('state', ENTRY_ENDED)}", name="superseded"),
+    CheckConstraint("unserved is null or state = 'held'", name="unserved"),
     # The backlog of each tenant, in the order of admission.
     Index("ledger_entry_ready", "tenant", "priority", "due_at", postgresql_where=text("state = 'ready'")),
     # What is with the broker or a worker: small, because the broker is kept shallow.
@@ -150,6 +162,9 @@ ledger_entry = Table(
         "queued_at",
         postgresql_where=text("state in ('queued', 'running')"),
     ),
+    # Mostly empty: what replays have replaced, and what waits for a worker of its version.
+    Index("ledger_entry_superseded", "tenant", "session_id", postgresql_where=text("superseded is not null")),
+    Index("ledger_entry_unserved", "unserved", postgresql_where=text("unserved is not null")),
 )
 
 checkpoint = Table(

@@ -58,8 +58,11 @@ select branch, state, result, failure, child_session from agentq.branch
  order by branch;
 
 -- name: messages
+-- Without those of steps that a replay has replaced.
 select seq, body, written_by from agentq.message
  where tenant = %(tenant)s and session_id = %(session)s and seq > %(after)s
+   and step_id not in (select step_id from agentq.ledger_entry
+                        where tenant = %(tenant)s and session_id = %(session)s and superseded is not null)
  order by seq;
 
 -- name: add_event

@@ -39,7 +39,7 @@ $$;
 
 -- How often the session has been replayed: what a person allowed before a replay is not allowed after it.
 create or replace function agentq.generation_of(p_tenant text, p_session uuid) returns int language sql stable as $$
-    select 0
+    select generation::int from agentq.session where tenant = p_tenant and session_id = p_session
 $$;
 
 

@@ -15,6 +15,17 @@ $$ select jsonb_build_object('session', p_session, 'step', p_step, 'name', p_nam
                              'quarantine', p_quarantine, 'epoch', p_epoch) $$;
 
 
+-- A step's place in its session: the place of the step before it, its name, and whether it simply follows
+-- (`next`), is a join, a branch by number, or a child session's first step. Found again when a part is replayed.
+create or replace function agentq.place(p_before uuid, p_name text, p_as text) returns uuid language sql immutable as
+$$ select md5(p_before::text || ':' || p_as || ':' || p_name)::uuid $$;
+
+
+-- The place of a session's first step.
+create or replace function agentq.first_place(p_session uuid) returns uuid language sql immutable as
+$$ select md5(p_session::text)::uuid $$;
+
+
 -- Claim a step for one attempt. Only an admitted, due step of a running session is granted, to a
 -- live worker that serves the agent's version. The fence grows, the token is new.
 -- Losing this commit in a database crash is harmless, so it does not wait for the disk.
@@ -26,7 +37,7 @@ create or replace function agentq.claim(
     status text, fence int, attempt int, attempts_max int, crashes smallint, seq int, name text, agent text,
     agent_version int, timeout_s real, args bytea, state_from uuid, states bytea[], input bytea,
     join_step uuid, branch int, fan int, priority smallint, remaining_s double precision, queued_s double precision,
-    approval uuid
+    path uuid, generation smallint, dry_effects boolean, approval uuid
 ) language plpgsql as $$
 #variable_conflict use_column
 declare
@@ -34,11 +45,11 @@ declare
     v_serving boolean; e agentq.ledger_entry; v_deadline timestamptz;
 begin
     perform set_config('agentq.tenant', p_tenant, true), set_config('synchronous_commit', 'off', true);
-    select se.agent, se.agent_version, se.deadline_at,
+    select se.agent, se.agent_version, se.deadline_at, se.dry_effects,
            se.state = 'running' and se.agent || '@' || se.agent_version = any (p_serves)
            and exists (select from agentq.tenant te where te.name = p_tenant and te.state <> 'paused')
            and exists (select from agentq.worker wo where wo.worker_id = p_worker and wo.state in ('live', 'draining'))
-      into agent, agent_version, v_deadline, v_serving
+      into agent, agent_version, v_deadline, dry_effects, v_serving
       from agentq.session se where se.tenant = p_tenant and se.session_id = p_session;
     if v_serving then
         update agentq.ledger_entry l
@@ -56,7 +67,8 @@ begin
     status := 'granted';
     fence := e.fence; attempt := e.attempt; attempts_max := e.attempts_max; crashes := e.crashes; seq := e.seq;
     name := e.name; timeout_s := e.timeout_s; args := e.args; state_from := e.state_from; join_step := e.join_step;
-    branch := e.branch; fan := e.fan; priority := e.priority; approval := e.approval;
+    branch := e.branch; fan := e.fan; priority := e.priority; path := e.path; generation := e.generation;
+    approval := e.approval;
     remaining_s := extract(epoch from v_deadline - v_now); queued_s := extract(epoch from v_now - e.queued_at);
     if e.state_from is null then
         select se.input into input from agentq.session se where se.tenant = p_tenant and se.session_id = p_session;
@@ -86,13 +98,20 @@ begin
     if e.state in ('done', 'dead', 'cancelled') then return 'settled'; end if;
     if e.state = 'running' then return 'running'; end if;
     if e.session_state in ('done', 'failed', 'cancelled') then
-        update agentq.ledger_entry set state = 'cancelled', settled_at = v_now
+        -- Looked at again under its lock, here and below: somebody may be reopening or resuming it.
+        perform from agentq.session where tenant = p_tenant and session_id = p_session
+            and state in ('done', 'failed', 'cancelled') for no key update;
+        if not found then return 'not_due'; end if;
+        update agentq.ledger_entry set state = 'cancelled', settled_at = v_now, unserved = null
          where tenant = p_tenant and session_id = p_session and step_id = p_step
            and state in ('ready', 'queued', 'waiting', 'held');
         return 'ended';
     end if;
     if e.state <> 'queued' then return 'not_due'; end if;
     if e.session_state = 'paused' then
+        perform from agentq.session where tenant = p_tenant and session_id = p_session and state = 'paused'
+            for no key update;
+        if not found then return 'not_due'; end if;
         update agentq.ledger_entry set state = 'held'
          where tenant = p_tenant and session_id = p_session and step_id = p_step and state = 'queued';
         return 'paused';
@@ -129,36 +148,43 @@ end $$;
 
 -- Write the steps, children and branches that a settlement adds; admission takes them from there.
 create or replace function agentq.add_successors(
-    p_tenant text, p_session uuid, p_seq int, p_priority smallint, p_state_from uuid, p_plan jsonb, p_held boolean,
+    p_tenant text, p_session uuid, e agentq.ledger_entry, p_state_from uuid, p_plan jsonb, p_held boolean,
     p_now timestamptz
 ) returns void language plpgsql as $$
 begin
     insert into agentq.ledger_entry (
         tenant, session_id, step_id, seq, name, state, due_at, attempts_max, timeout_s, priority,
-        state_from, args, join_step, branch, fan, waits_for, collect, approval)
-    select p_tenant, p_session, n.id, p_seq + case when n.fan > 0 then 2 else 1 end, n.name,
+        state_from, args, join_step, branch, fan, waits_for, collect, approval, path, generation)
+    select p_tenant, p_session, n.id, e.seq + case when n.fan > 0 then 2 else 1 end, n.name,
            case when n.fan > 0 or n.approval is not null then 'waiting' when p_held then 'held' else 'ready' end,
            p_now + make_interval(secs => coalesce(n.delay_s, 0)),
-           n.attempts_max, n.timeout_s, p_priority, p_state_from, decode(n.args, 'base64'), n.join_step, n.branch,
-           coalesce(n.fan, 0), coalesce(n.fan, 0), coalesce(n."collect", false), n.approval
+           n.attempts_max, n.timeout_s, e.priority, p_state_from, decode(n.args, 'base64'), n.join_step, n.branch,
+           coalesce(n.fan, 0), coalesce(n.fan, 0), coalesce(n."collect", false), n.approval,
+           agentq.place(e.path, n.name, case when n.fan > 0 then 'join'
+                                             when n.join_step is distinct from e.join_step then n.branch::text
+                                             else 'next' end), e.generation
       from jsonb_to_recordset(p_plan -> 'steps') as n (
            id uuid, name text, delay_s double precision, attempts_max int, timeout_s real, args text,
            join_step uuid, branch int, fan int, "collect" boolean, approval uuid);
     if p_plan ? 'children' then
         insert into agentq.session (tenant, session_id, agent, agent_version, input, input_hash, priority,
-                                    parent_session, parent_join, parent_branch, deadline_at, trace_id)
+                                    parent_session, parent_join, parent_branch, deadline_at, trace_id, dry_effects,
+                                    state, hold)
+        -- Children of a session that is paused begin paused, and are resumed with it.
         select p_tenant, c.id, c.agent, c.version, decode(c.input, 'base64'), decode(c.input_hash, 'base64'),
-               p_priority, p_session, c.join_step, c.branch,
-               (select deadline_at from agentq.session where tenant = p_tenant and session_id = p_session),
-               (select coalesce(trace_id, session_id) from agentq.session
-                 where tenant = p_tenant and session_id = p_session)
+               e.priority, p_session, c.join_step, c.branch, s.deadline_at, coalesce(s.trace_id, s.session_id),
+               s.dry_effects, s.state,
+               case s.state when 'paused' then coalesce(s.hold, '{}') || jsonb_build_object('with', p_session) end
           from jsonb_to_recordset(p_plan -> 'children') as c (
-               id uuid, agent text, version int, input text, input_hash text, join_step uuid, branch int);
+               id uuid, agent text, version int, input text, input_hash text, join_step uuid, branch int),
+               agentq.session s
+         where s.tenant = p_tenant and s.session_id = p_session;
         insert into agentq.ledger_entry (tenant, session_id, step_id, seq, name, state, due_at, attempts_max,
-                                         timeout_s, priority)
-        select p_tenant, c.id, c.step_id, 0, c.name, 'ready', p_now, c.attempts_max, c.timeout_s, p_priority
+                                         timeout_s, priority, path)
+        select p_tenant, c.id, c.step_id, 0, c.name, case when p_held then 'held' else 'ready' end, p_now,
+               c.attempts_max, c.timeout_s, e.priority, agentq.place(e.path, c.name, 'child ' || c.branch)
           from jsonb_to_recordset(p_plan -> 'children') as c (
-               id uuid, step_id uuid, name text, attempts_max int, timeout_s real);
+               id uuid, step_id uuid, name text, attempts_max int, timeout_s real, branch int);
     end if;
     if p_plan ? 'branches' then
         insert into agentq.branch (tenant, session_id, join_step, branch, child_session)
@@ -183,7 +209,7 @@ end $$;
 
 -- Record a step's end and post what follows, in one transaction.
 --
--- verdict: next | end | fail | retry | postpone | await | dead | release | cancelled
+-- verdict: next | end | fail | retry | postpone | await | dead | release | park | cancelled
 -- `closed` is false when a newer attempt owns the step: nothing was written.
 -- The step that simply follows comes as plain arguments (`p_next`), because that is nearly every
 -- settlement; timers, branches, children, messages and usage come in `p_plan`.
@@ -203,7 +229,7 @@ declare
 begin
     perform set_config('agentq.tenant', p_tenant, true);
 
-    if p_verdict in ('end', 'fail', 'dead') or p_plan ? 'messages' or p_plan ? 'branches'
+    if p_verdict in ('end', 'fail', 'dead', 'park') or p_plan ? 'messages' or p_plan ? 'branches'
         or p_plan ? 'asks' or p_plan ? 'awaits' then
         -- These touch the session too: its row first, then the entry. A spawn does not, but whoever ends
         -- the session meanwhile must see its join, which no message would ever bring to a claim. So with
@@ -213,9 +239,16 @@ begin
     else
         select state, agent into v_session, v_agent from agentq.session
          where tenant = p_tenant and session_id = p_session;
+        if v_session <> 'running' then
+            -- Somebody may be resuming or reopening it: what is held or cancelled here must not miss that.
+            select state into v_session from agentq.session
+             where tenant = p_tenant and session_id = p_session for no key update;
+        end if;
     end if;
     if v_session not in ('running', 'paused') then
         p_verdict := 'cancelled';
+    elsif p_verdict = 'cancelled' then
+        p_verdict := 'release';  -- it was stopped for its session's end, and the session has been reopened
     end if;
 
     update agentq.ledger_entry l
@@ -223,12 +256,12 @@ begin
                                   when 'retry' then case v_session when 'paused' then 'held' else 'ready' end
                                   when 'postpone' then case v_session when 'paused' then 'held' else 'ready' end
                                   when 'release' then case v_session when 'paused' then 'held' else 'queued' end
-                                  when 'await' then 'waiting'
+                                  when 'await' then 'waiting' when 'park' then 'held'
                                   else 'done' end,
-           settled_at = case when p_verdict in ('retry', 'postpone', 'release', 'await') then null else v_now end,
+           settled_at = case when p_verdict in ('retry', 'postpone', 'release', 'await', 'park') then null else v_now end,
            due_at = case when p_verdict in ('retry', 'postpone') then v_now + make_interval(secs => p_delay_s) else l.due_at end,
            queued_at = case when p_verdict = 'release' then v_now else l.queued_at end,
-           attempt = case when p_verdict in ('release', 'postpone', 'await') then l.attempt - 1 else l.attempt end,
+           attempt = case when p_verdict in ('release', 'postpone', 'await', 'park') then l.attempt - 1 else l.attempt end,
            approval = case p_verdict when 'await' then (p_plan ->> 'awaits')::uuid else l.approval end,
            failure = coalesce(p_failure, l.failure), worker = null, fence_token = null,
            failures = case when p_failure is null then l.failures
@@ -273,14 +306,13 @@ begin
             next_queued := v_flowing and v_session = 'running';
             insert into agentq.ledger_entry (
                 tenant, session_id, step_id, seq, name, state, due_at, queued_at, attempts_max, timeout_s, priority,
-                state_from, args, join_step, branch)
+                state_from, args, join_step, branch, path, generation)
             values (p_tenant, p_session, p_next, e.seq + 1, p_next_name,
                     case when next_queued then 'queued' when v_session = 'paused' then 'held' else 'ready' end,
                     v_now, v_now, p_next_attempts, p_next_timeout_s, e.priority, p_state_from, p_next_args,
-                    e.join_step, e.branch);
+                    e.join_step, e.branch, agentq.place(e.path, p_next_name, 'next'), e.generation);
         elsif p_plan ? 'steps' then
-            perform agentq.add_successors(p_tenant, p_session, e.seq, e.priority, p_state_from, p_plan,
-                                          v_session = 'paused', v_now);
+            perform agentq.add_successors(p_tenant, p_session, e, p_state_from, p_plan, v_session = 'paused', v_now);
             more := true;
             if p_plan ? 'asks' then
                 perform agentq.ask(p_tenant, p_session, p_step, p_fence, p_plan -> 'asks', v_now);
@@ -313,6 +345,8 @@ begin
             perform agentq.release_waiting(p_tenant, e.approval, null, v_now);  -- decided since the attempt looked
             more := true;
         end if;
+    when 'park' then
+        perform agentq.hold_session(p_tenant, p_session, p_plan -> 'hold', v_now);
     else
         null;
     end case;

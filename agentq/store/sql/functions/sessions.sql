@@ -16,8 +16,9 @@ begin
     update agentq.branch set state = case when p_ok then 'done' else 'failed' end, result = p_result, failure = p_failure
      where tenant = p_tenant and session_id = p_session and join_step = p_join and branch = p_branch and state = 'open';
     if not found then return null; end if;
-    select collect, join_step, branch into j from agentq.ledger_entry
+    select state, collect, join_step, branch into j from agentq.ledger_entry
      where tenant = p_tenant and session_id = p_session and step_id = p_join;
+    if j.state <> 'waiting' then return null; end if;  -- given up, or a replay took its place
     if not p_ok and not j.collect then
         if j.join_step is not null then
             -- A spawn within a branch fails that branch; the join around it decides what that means.
@@ -46,7 +47,7 @@ returns void language sql as $$
         select e.step_id from agentq.ledger_entry e join beneath b on e.join_step = b.step_id
          where e.tenant = p_tenant and e.session_id = p_session and e.fan > 0
     )
-    update agentq.ledger_entry e set state = 'cancelled', settled_at = p_now
+    update agentq.ledger_entry e set state = 'cancelled', settled_at = p_now, unserved = null
      where e.tenant = p_tenant and e.session_id = p_session and e.state in ('ready', 'queued', 'waiting', 'held')
        and (e.step_id = p_join or e.join_step in (select step_id from beneath));
     select agentq.void_approvals(p_tenant, p_session, p_now)
@@ -60,12 +61,12 @@ create or replace function agentq.end_session(
 ) returns jsonb language plpgsql as $$
 declare s record;
 begin
-    update agentq.session set state = p_state, result = p_result, failure = p_failure, ended_at = p_now
+    update agentq.session set state = p_state, result = p_result, failure = p_failure, ended_at = p_now, hold = null
      where tenant = p_tenant and session_id = p_session and state in ('running', 'paused')
     returning parent_session, parent_join, parent_branch into s;
     if not found then return null; end if;
     if p_state <> 'done' then
-        update agentq.ledger_entry set state = 'cancelled', settled_at = p_now
+        update agentq.ledger_entry set state = 'cancelled', settled_at = p_now, unserved = null
          where tenant = p_tenant and session_id = p_session and state in ('ready', 'queued', 'waiting', 'held');
         perform agentq.void_approvals(p_tenant, p_session, p_now);
     end if;
@@ -106,8 +107,9 @@ begin
         return;
     end if;
     insert into agentq.ledger_entry (tenant, session_id, step_id, seq, name, state, due_at, attempts_max, timeout_s,
-                                     priority)
-    values (p_tenant, p_session, p_step, 0, p_name, 'ready', v_now, p_attempts_max, p_timeout_s, p_priority);
+                                     priority, path)
+    values (p_tenant, p_session, p_step, 0, p_name, 'ready', v_now, p_attempts_max, p_timeout_s, p_priority,
+            agentq.first_place(p_session));
     return query select 'created', p_session;
 end $$;
 
@@ -158,6 +160,15 @@ begin
                    and j.step_id = c.parent_join and j.state = 'cancelled'))
          limit p_max for no key update of c skip locked
     loop
+        -- Again under the parent's lock: somebody may have reopened it.
+        perform from agentq.session c
+           join agentq.session p on p.tenant = c.tenant and p.session_id = c.parent_session
+          where c.tenant = s.tenant and c.session_id = s.session_id and p.state = s.state
+            and (p.state in ('failed', 'cancelled') or exists (
+                 select from agentq.ledger_entry j where j.tenant = c.tenant and j.session_id = c.parent_session
+                    and j.step_id = c.parent_join and j.state = 'cancelled'))
+            for no key update of p;
+        if not found then continue; end if;
         v_wake := agentq.end_session(s.tenant, s.session_id, 'cancelled', null,
             jsonb_build_object('kind', 'cancelled', 'type', 'SessionCancelled', 'message', 'its parent session ' || case s.state when 'running' then 'gave up the branch' else s.state end),
             v_now);
