@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from agentq.agents.registry import Registry
 from agentq.client.approvals import AsyncApprovals
+from agentq.client.dead_letters import AsyncDeadLetters
 from agentq.client.joining import async_driver_connection
 from agentq.client.sync import Client, Input, Session
 from agentq.client.views import Event, Feed, SessionView, async_polls
@@ -69,6 +70,7 @@ class AsyncClient:
         self._client = Client(settings, registry)
         self.tenants = self._client.tenants
         self.approvals = AsyncApprovals(self._client.approvals)
+        self.dead_letters = AsyncDeadLetters(self._client.dead_letters, asyncio.to_thread)
 
     @classmethod
     def from_env(cls, **explicit: Any) -> Self:

@@ -14,6 +14,7 @@ from agentq.agents.returns import Duration
 from agentq.broker.connection import connect
 from agentq.broker.publisher import Publisher
 from agentq.client.approvals import Approvals
+from agentq.client.dead_letters import DeadLetters
 from agentq.client.joining import driver_connection
 from agentq.client.tenants import Tenants, operator_name
 from agentq.client.views import ENDED, Event, Feed, SessionView, polls, view_of
@@ -117,6 +118,7 @@ class Client:
         self.operators = Operators(self._store)
         self.tenants = Tenants(self.operators, settings)
         self.approvals = Approvals(StoredApprovals(self._store), settings, self._admit)
+        self.dead_letters = DeadLetters(self._store, self.operators, self.registry)
 
     @classmethod
     def from_env(cls, **explicit: Any) -> Self:

@@ -58,6 +58,7 @@ dead_letter = Table(
     Column("announced", Boolean, nullable=False, server_default=text("false"), comment="a message was sent, or waived"),
     Column("job_id", Uuid, comment="the redrive that took it up"),
     Column("canary", Boolean, nullable=False, server_default=text("false")),
+    Column("redriven_as", Uuid, comment="the step that runs in its place"),
     Column("changed_by", Text),
     Column("note", Text, comment="why it was discarded or redriven, or what resolved it"),
     time("died_at", nullable=False),
@@ -75,6 +76,8 @@ dead_letter = Table(
     Index("dead_letter_cause", "cause", "died_at", postgresql_where=text("state = 'open'")),
     Index("dead_letter_tenant", "tenant", "died_at", postgresql_where=text("state = 'open'")),
     Index("dead_letter_all", "died_at"),
+    # For an operator who has an id, or its beginning, and no tenant.
+    Index("dead_letter_id", "letter_id"),
     Index("dead_letter_job", "job_id", postgresql_where=text("job_id is not null")),
     Index("dead_letter_unsent", "tenant", postgresql_where=text("not announced")),
 )

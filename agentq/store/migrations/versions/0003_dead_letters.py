@@ -157,6 +157,7 @@ def upgrade() -> None:
         ),
         sa.Column("job_id", sa.Uuid(), nullable=True, comment="the redrive that took it up"),
         sa.Column("canary", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+        sa.Column("redriven_as", sa.Uuid(), nullable=True, comment="the step that runs in its place"),
         sa.Column("changed_by", sa.Text(), nullable=True),
         sa.Column("note", sa.Text(), nullable=True, comment="why it was discarded or redriven, or what resolved it"),
         sa.Column("died_at", sa.DateTime(timezone=True), nullable=False),
@@ -187,6 +188,7 @@ def upgrade() -> None:
         schema="agentq",
         postgresql_where=sa.text("state = 'open'"),
     )
+    op.create_index("dead_letter_id", "dead_letter", ["letter_id"], unique=False, schema="agentq")
     op.create_index(
         "dead_letter_job",
         "dead_letter",

@@ -140,3 +140,151 @@ begin
     end if;
     return v_id;
 end $$;
+
+
+-- Discard open letters: kept as rows, no longer in anybody's way. How many; fewer than `p_max`: that was all.
+create or replace function agentq.discard_letters(p_selection jsonb, p_operator text, p_reason text, p_max int)
+returns int language plpgsql set plan_cache_mode = 'force_custom_plan' as $$
+declare v_count int;
+begin
+    perform set_config('agentq.tenant', '*', true);
+    with picked as materialized (
+        select d.tenant, d.letter_id from agentq.letters(p_selection || '{"state": "open"}') d limit p_max)
+    , held as materialized (
+        select d.tenant, d.letter_id from agentq.dead_letter d join picked using (tenant, letter_id)
+         where d.state = 'open' for update of d skip locked)
+    update agentq.dead_letter d
+       set state = 'discarded', changed_by = p_operator, note = p_reason, changed_at = agentq.now(), announced = true
+      from held h where d.tenant = h.tenant and d.letter_id = h.letter_id;
+    get diagnostics v_count = row_count;
+    return v_count;
+end $$;
+
+
+-- Say of a session's effects whose outcome nobody knew what a person found on the other side.
+-- done: it happened, and a repeat gets null as its result; not-done, again: the call goes out once more.
+create or replace function agentq.decide_effects(p_tenant text, p_session uuid, p_decision text, p_operator text)
+returns int language plpgsql as $$
+declare v_count int;
+begin
+    update agentq.effect
+       set state = case p_decision when 'done' then 'done' else 'failed' end,
+           result = case p_decision when 'done' then 'null'::bytea end,
+           failure = failure || jsonb_build_object('decided', p_decision, 'by', p_operator), settled_at = agentq.now()
+     where tenant = p_tenant and session_id = p_session and state = 'unknown';
+    get diagnostics v_count = row_count;
+    return v_count;
+end $$;
+
+
+-- Bring one letter's session back, if it is still to be had: redriven | taken | moved | generation |
+-- unknown_effects | no_step | deadline_over | parent_ended.
+-- `taken`: somebody else has it, or has dealt with it. `moved`: the session went on without it.
+create or replace function agentq.redrive_letter(
+    p_job agentq.redrive_job, p_tenant text, p_letter uuid, p_state bytea, p_canary boolean
+) returns text language plpgsql as $$
+declare
+    d agentq.dead_letter; r record; v_step uuid; v_copy uuid := gen_random_uuid(); v_session uuid; v_decided int;
+begin
+    perform set_config('agentq.tenant', '*', true);
+    select session_id into v_session from agentq.dead_letter where tenant = p_tenant and letter_id = p_letter;
+    -- The session first, as everywhere; whoever holds it is busy with this very letter.
+    perform from agentq.session where tenant = p_tenant and session_id = v_session for no key update skip locked;
+    if not found then return 'taken'; end if;
+    select * into d from agentq.dead_letter
+     where tenant = p_tenant and letter_id = p_letter and state = 'open' for no key update skip locked;
+    if not found then return 'taken'; end if;
+    if d.generation >= (p_job.terms ->> 'max_generation')::int then return 'generation'; end if;
+    if exists (select from agentq.effect where tenant = p_tenant and session_id = v_session and state = 'unknown') then
+        if p_job.terms ->> 'effects' is null then return 'unknown_effects'; end if;
+        v_decided := agentq.decide_effects(p_tenant, v_session, p_job.terms ->> 'effects', p_job.operator);
+        insert into agentq.operator_action (operator, tenant, action, target, reason, detail)
+        values (p_job.operator, p_tenant, 'dlq effects', p_letter, p_job.reason,
+                jsonb_build_object('decided', p_job.terms ->> 'effects', 'effects', v_decided, 'session', v_session));
+    end if;
+    v_step := d.step_id;
+    if p_job.terms ->> 'from_step' is not null then
+        select l.step_id into v_step from agentq.ledger_entry l
+         where l.tenant = p_tenant and l.session_id = v_session and l.name = p_job.terms ->> 'from_step'
+           and l.seq <= d.seq and l.superseded is null
+         order by l.seq desc limit 1;
+        if not found then return 'no_step'; end if;
+    end if;
+    select * into r from agentq.reopen_session(p_tenant, v_session, v_step, v_copy, d.generation, p_state,
+                                               (p_job.terms ->> 'deadline_s')::double precision);
+    perform set_config('agentq.tenant', '*', true);
+    if r.outcome in ('moved', 'superseded', 'live', 'missing') then
+        update agentq.dead_letter
+           set state = 'resolved', changed_at = agentq.now(), announced = true, note = 'its session went on without this redrive'
+         where tenant = p_tenant and letter_id = p_letter;
+        return 'moved';
+    end if;
+    if r.outcome <> 'reopened' then return r.outcome; end if;
+    update agentq.dead_letter
+       set state = 'redriving', job_id = p_job.job_id, canary = p_canary, redriven_as = v_copy, announced = true,
+           changed_by = p_job.operator, note = p_job.reason, changed_at = agentq.now()
+     where tenant = p_tenant and letter_id = p_letter;
+    return 'redriven';
+end $$;
+
+
+-- The next letters of a job, each looked at once in a pass: what became of each.
+-- The job's row is held meanwhile, so that two who drive it by mistake take turns.
+create or replace function agentq.redrive_next(p_job uuid, p_max int, p_canary boolean)
+returns table (tenant text, letter_id uuid, session_id uuid, outcome text)
+language plpgsql set plan_cache_mode = 'force_custom_plan' as $$
+#variable_conflict use_column
+declare j agentq.redrive_job; c record; v_redriven int := 0; v_refused int := 0;
+begin
+    perform set_config('agentq.tenant', '*', true);
+    select * into strict j from agentq.redrive_job where job_id = p_job for update;
+    if j.ended_at is not null then return; end if;
+    for c in
+        select d.tenant, d.letter_id, d.session_id, d.died_at
+          from agentq.letters(j.selection || jsonb_strip_nulls(jsonb_build_object('state', 'open', 'since',
+                   greatest((j.selection ->> 'since')::timestamptz, j.cursor_at)))) d
+         where d.died_at <= j.until
+           and (j.cursor_at is null or (d.died_at, d.letter_id) > (j.cursor_at, j.cursor_letter))
+         order by d.died_at, d.letter_id limit p_max
+    loop
+        outcome := agentq.redrive_letter(j, c.tenant, c.letter_id, null, p_canary);
+        v_redriven := v_redriven + (outcome = 'redriven')::int;
+        v_refused := v_refused + (outcome not in ('redriven', 'taken', 'moved'))::int;
+        j.cursor_at := c.died_at; j.cursor_letter := c.letter_id;
+        tenant := c.tenant; letter_id := c.letter_id; session_id := c.session_id;
+        return next;
+    end loop;
+    update agentq.redrive_job set cursor_at = j.cursor_at, cursor_letter = j.cursor_letter,
+           redriven = redriven + v_redriven, refused = refused + v_refused where job_id = p_job;
+end $$;
+
+
+-- One letter with an edited state, as `redrive_next` does without.
+create or replace function agentq.redrive_edited(p_job uuid, p_tenant text, p_letter uuid, p_state bytea, p_canary boolean)
+returns text language plpgsql as $$
+declare j agentq.redrive_job; v_outcome text;
+begin
+    perform set_config('agentq.tenant', '*', true);
+    select * into strict j from agentq.redrive_job where job_id = p_job for update;
+    if j.ended_at is not null then return 'taken'; end if;
+    v_outcome := agentq.redrive_letter(j, p_tenant, p_letter, p_state, p_canary);
+    update agentq.redrive_job set (cursor_at, cursor_letter) = (
+               select d.died_at, d.letter_id from agentq.dead_letter d where d.tenant = p_tenant and d.letter_id = p_letter),
+           redriven = redriven + (v_outcome = 'redriven')::int,
+           refused = refused + (v_outcome not in ('redriven', 'taken', 'moved'))::int where job_id = p_job;
+    return v_outcome;
+end $$;
+
+
+-- What became of a job's canaries. Good: the session ended well, or got past the step that had died.
+create or replace function agentq.canaries(p_job uuid)
+returns table (good bigint, bad bigint, undecided bigint) language plpgsql stable as $$
+begin
+    return query select count(*) filter (where fate = 'good'), count(*) filter (where fate = 'bad'),
+           count(*) filter (where fate is null)
+      from (select case d.state when 'resolved' then 'good' when 'redriven' then 'bad' else (
+                       select 'good' from agentq.ledger_entry l
+                        where l.tenant = d.tenant and l.session_id = d.session_id and l.name = d.step and l.seq >= d.seq
+                          and l.superseded is null and l.state = 'done' and l.settled_at >= d.changed_at limit 1) end as fate
+              from agentq.dead_letter d where d.job_id = p_job and d.canary) f;
+end $$;
