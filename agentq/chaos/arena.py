@@ -7,7 +7,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -39,7 +39,14 @@ CONCURRENCY = 64
 class Arena:
     """All that a run needs, started together and taken away together. Nothing of it outlives `stop`."""
 
-    def __init__(self, profile: Profile, folder: Path, *, announce: Callable[[str], None] = quiet) -> None:
+    def __init__(
+        self,
+        profile: Profile,
+        folder: Path,
+        *,
+        environment: Mapping[str, str],
+        announce: Callable[[str], None] = quiet,
+    ) -> None:
         self.profile = profile
         self.folder = folder
         self.stack = Stack(folder / "data")
@@ -47,6 +54,7 @@ class Arena:
         self.proxy: Proxy | None = None
         self.service: ServiceProcess | None = None
         self.supervisor = Supervisor(())
+        self._added = environment
         self._announce = announce
         self._client: Client | None = None
 
@@ -174,6 +182,7 @@ class Arena:
             mines.ORDERS: str(self.orders),
             "PYTHONUNBUFFERED": "1",
             **self.profile.pace.settings,
+            **self._added,
         }
 
     def _is_live(self, child: Child) -> bool:

@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from agentq.agents.registry import load_agents
 from agentq.chaos import plan, schedule
-from agentq.chaos.arena import Arena
+from agentq.chaos.arena import AGENTS, CONCURRENCY, Arena, where
 from agentq.chaos.judge import End, History, Judgement, judge
 from agentq.chaos.nemesis import Nemesis
 from agentq.chaos.producer import Producers
+from agentq.chaos.record import ServiceProcess
 from agentq.chaos.recovery import Recovery, recoveries
-from agentq.chaos.schedule import Profile, Schedule
+from agentq.chaos.schedule import OUTSIDE, Profile, Schedule
 from agentq.chaos.screen import Screen
 from agentq.chaos.strike import Hit, Servers
+from agentq.chaos.tools import SERVICE
 from agentq.client import Client
+from agentq.client.tenants import operator_name
 from agentq.client.views import ENDED
-from agentq.errors import StoreUnavailable
+from agentq.embedded.files import explained
+from agentq.errors import ConfigError, StoreUnavailable, WaitTimeout
+from agentq.settings import Settings
 
 LOOK_EVERY_S = 0.25
 LISTED_MAX = 20_000
 # How often a run may ask for the ends before it takes an unreachable fleet for an answer.
 ASK_TRIES = 60
+GREETING_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -50,25 +57,22 @@ def play(
     screen: Screen,
     *,
     keep: bool = False,
-    prepare: Callable[[Arena], None] = lambda _arena: None,
+    environment: Mapping[str, str] | None = None,
 ) -> Run:
     """
-    One run against a fleet of its own.
-
-    `prepare` may change the fleet before the first blow; tests take a guard away there.
+    One run against a fleet of its own. `environment` is added to its workers': tests take a guard away there.
 
     Raises:
         ConfigError: something cannot start.
     """
-    drawn = schedule.make(profile, seed)
-    arena = Arena(profile, folder, announce=screen.aside)
+    arena = Arena(profile, folder, environment=environment or {}, announce=screen.aside)
     try:
         with arena:
             arena.outlive_the_start_of_postgres()
-            prepare(arena)
             assert arena.service is not None
             servers = Servers(arena.stack.postgres.url, arena.stack.valkey.url, arena.settings.key_prefix)
-            return _Act(drawn, arena.client, servers, screen, arena=arena, run=f"s{seed}-").play()
+            drawn = schedule.make(profile, seed)
+            return _Act(drawn, arena.client, arena.service, servers, screen, arena=arena, run=f"s{seed}-").play()
     finally:
         if not keep:
             arena.remove()
@@ -78,16 +82,22 @@ class _Act:
     """The run while it goes on."""
 
     def __init__(
-        self, drawn: Schedule, client: Client, servers: Servers, screen: Screen, *, arena: Arena, run: str
+        self,
+        drawn: Schedule,
+        client: Client,
+        service: ServiceProcess,
+        servers: Servers,
+        screen: Screen,
+        *,
+        arena: Arena | None,
+        run: str,
     ) -> None:
-        assert arena.service is not None
-        self.schedule, self.client, self.screen = drawn, client, screen
-        self.service = arena.service
+        self.schedule, self.client, self.service, self.screen = drawn, client, service, screen
         poisons = plan.poison(drawn.poisons, run=run)
         sessions = plan.sessions(drawn.seed, count=drawn.profile.sessions, over_s=drawn.submit_s, run=run)
         self.wanted = [*sessions, *poisons]
         self.producers = Producers(client, self.wanted)
-        self.nemesis = Nemesis(drawn, self.service, servers, arena=arena, poisons=poisons, told=self._told)
+        self.nemesis = Nemesis(drawn, service, servers, arena=arena, poisons=poisons, told=self._told)
         self.began = time.time()
         self._known = 0
 
@@ -142,6 +152,52 @@ class _Act:
 
     def _told(self, hit: Hit) -> None:
         self.screen.blow(hit, time.time() - self.began)
+
+
+def play_outside(
+    settings: Settings, seed: int, folder: Path, screen: Screen, *, bind: str, reason: str, profile: Profile = OUTSIDE
+) -> Run:
+    """
+    One run against a fleet of somebody's, with the faults that are possible without a hand on its machines.
+
+    Its workers must have imported `agentq.chaos.agents` and reach our service under AGENTQ_CHAOS_SERVICE. It gets
+    tenants of the run's own; what the broker holds for others under the same prefix is lost too, and comes back.
+
+    Raises:
+        ConfigError: no worker of that fleet ended a first session.
+    """
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    run = f"s{seed}-{int(time.time()):x}-"
+    service = ServiceProcess(folder, bind)
+    try:
+        with Client(settings, load_agents((AGENTS,))) as client:
+            for tenant in plan.TENANTS:
+                client.tenants.add(tenant, concurrency=CONCURRENCY, reason=reason)
+            client.operators.record_action(
+                operator=operator_name(), tenant=None, action="chaos", target=f"seed {seed}", reason=reason
+            )
+            _greet(client, run, where(settings.database_url))
+            servers = Servers(settings.database_url, settings.broker_url, settings.key_prefix)
+            drawn = schedule.make(profile, seed)
+            return _Act(drawn, client, service, servers, screen, arena=None, run=run).play()
+    finally:
+        service.stop()
+
+
+def _greet(client: Client, run: str, place: str) -> None:
+    """One session, before anything is broken: without workers that know our agents a run would show nothing."""
+    [first] = plan.sessions(0, count=1, over_s=0, run=f"{run}greeting-")
+    session = client.start(first.agent, tenant=first.tenant, input=first.input, key=first.key)
+    try:
+        state = session.wait(GREETING_TIMEOUT_S).state
+    except WaitTimeout:
+        state = client.cancel(session.tenant, session.id, reason="no worker took it")
+    if state != "done":
+        raise ConfigError(
+            f"a first session on the fleet at {place} ended {state}: its workers need AGENTQ_AGENTS=...,{AGENTS} and "
+            f"{SERVICE}=HOST:PORT of the effects service here; nothing was broken"
+        )
 
 
 def ends(client: Client, wanted: Sequence[plan.Wanted]) -> list[End]:

@@ -78,6 +78,8 @@ class ServiceProcess:
             words = (folder / "service.log").read_text("utf-8", "replace").strip().splitlines()[-1:]
             raise ConfigError(f"the effects service does not start on {bind}: {' '.join(words)}")
         self.port = int(port)
+        host = bind.rpartition(":")[0]
+        self._host = "127.0.0.1" if host in ("", "0.0.0.0") else host  # noqa: S104 - compared, not bound
 
     def open(self) -> list[Open]:
         """The calls that it is working on now."""
@@ -105,6 +107,6 @@ class ServiceProcess:
         self._log.close()
 
     def _ask(self, **request: Any) -> dict[str, Any]:
-        with socket.create_connection(("127.0.0.1", self.port), timeout=CONTROL_TIMEOUT_S) as connection:
+        with socket.create_connection((self._host, self.port), timeout=CONTROL_TIMEOUT_S) as connection:
             connection.sendall(json.dumps(request).encode() + b"\n")
             return dict(json.loads(connection.makefile("rb").readline()))

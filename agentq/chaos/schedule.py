@@ -195,7 +195,7 @@ def make(profile: Profile, seed: int) -> Schedule:
     for lane in (_FIRST, _SECOND):
         names = [name for name, times in profile.faults.items() if FAULTS[name].lane == lane for _ in range(times)]
         draw.shuffle(names)
-        if FAULTS[names[0]].family == "poison":
+        if names and FAULTS[names[0]].family == "poison":
             names.append(names.pop(0))  # it needs neighbours
         at_s = draw.uniform(2.0, 3.0)
         turns = {name: draw.sample(profile.servers, len(profile.servers)) for name in sorted(set(names))}

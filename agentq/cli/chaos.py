@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ from agentq.settings import load
 if TYPE_CHECKING:
     from agentq.chaos.play import Run
     from agentq.chaos.schedule import Schedule
+    from agentq.chaos.screen import Screen
+    from agentq.settings import Settings
 
 _SEEDS = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?\Z")
 _SEEDS_MAX = 1000
@@ -75,15 +78,61 @@ def chaos(
         return
     folder = (out or load().data_dir / "chaos").absolute()
     runs = [_run(profile, seed, folder, keep=keep, quiet=quiet or as_json) for seed in seeds]
-    if as_json:
-        from agentq.chaos.report import facts
+    _end(runs, folder, as_json=as_json)
 
-        found = [facts(run) for run in runs]
-        print_json(found[0] if len(found) == 1 else found)
-    elif len(runs) > 1:
-        _print_summary(folder, [(profile, run.schedule.seed) for run in runs])
-    if not all(run.ok for run in runs):
-        raise click.exceptions.Exit(FAILED)
+
+@chaos.command(short_help="The same against a fleet that is not ours, from outside.")
+@click.option("--url", required=True, help="Its Postgres, as the fleet's role.")
+@click.option("--broker", required=True, help="Its Redis or Valkey.")
+@click.option("--key-prefix", default="agentq:", show_default=True, help="What its keys in the broker begin with.")
+@click.option("--service", "bind", required=True, help="HOST:PORT for the effects service; its workers must reach it.")
+@click.option("--seed", "seeds", callback=_seeds, help="A number  [default: drawn]")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of the reports  [data_dir/chaos]")
+@click.option("--i-understand", "phrase", help='The phrase "break HOST:PORT", naming its Postgres.')
+@click.option("--reason", required=True, help="Why, for the record of operators' actions.")
+@click.option("--dry-run", is_flag=True, help="Print the schedule and touch nothing.")
+@click.option("--quiet", is_flag=True, help="Say only the verdict.")
+@json_option
+def staging(
+    *,
+    url: str,
+    broker: str,
+    key_prefix: str,
+    bind: str,
+    seeds: list[int],
+    out: Path | None,
+    phrase: str | None,
+    reason: str,
+    dry_run: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Break a staging fleet with what is possible from outside: its connections, its broker's messages, its tools.
+
+    Its workers must run with AGENTQ_AGENTS=...,agentq.chaos.agents and AGENTQ_CHAOS_SERVICE=HOST:PORT of the service
+    that this command starts. Every session in that fleet is delayed, and those of its other tenants share the faults:
+    keys of the broker below the prefix are deleted, and connections of the fleet's role are ended.
+    """
+    from agentq.broker.connection import is_redis
+    from agentq.chaos import schedule
+    from agentq.chaos.arena import where
+    from agentq.cli.reach import knock
+
+    if dry_run:
+        _show_schedules([schedule.make(schedule.OUTSIDE, seed) for seed in seeds], as_json=as_json)
+        return
+    wanted = f"break {where(url)}"
+    if phrase != wanted:
+        raise Problem(f"this breaks the fleet at {where(url)}: say --i-understand {wanted!r} if you mean it", REFUSED)
+    if not is_redis(broker):
+        raise Problem("--broker wants a redis:// address: what is done to messages is done in Redis or Valkey", REFUSED)
+    if not re.fullmatch(r"[^:]+:\d{1,5}", bind):
+        raise Problem(f"--service wants HOST:PORT, not {bind!r}", REFUSED)
+    knock(url)
+    settings = load(None, database_url=url, broker_url=broker, key_prefix=key_prefix)
+    folder = (out or settings.data_dir / "chaos").absolute()
+    runs = [_run_outside(settings, seed, folder, bind=bind, reason=reason, quiet=quiet or as_json) for seed in seeds]
+    _end(runs, folder, as_json=as_json)
 
 
 @chaos.command(short_help="Former runs as a table.")
@@ -101,24 +150,57 @@ def table(folder: Path | None, as_json: bool) -> None:
 
 
 def _run(profile: str, seed: int, folder: Path, *, keep: bool, quiet: bool) -> Run:
+    from agentq.chaos import schedule
+    from agentq.chaos.play import play
+
+    def act(screen: Screen) -> Run:
+        screen.say(f"chaos {profile}, seed {seed}: starting servers and workers", "bold")
+        return play(schedule.PROFILES[profile], seed, folder / f"run-{profile}-{seed}", screen, keep=keep)
+
+    return _reported(act, folder, quiet=quiet)
+
+
+def _run_outside(settings: Settings, seed: int, folder: Path, *, bind: str, reason: str, quiet: bool) -> Run:
+    from agentq.chaos.play import play_outside
+
+    def act(screen: Screen) -> Run:
+        screen.say(f"chaos from outside, seed {seed}", "bold")
+        return play_outside(settings, seed, folder / f"run-outside-{seed}", screen, bind=bind, reason=reason)
+
+    return _reported(act, folder, quiet=quiet)
+
+
+def _reported(act: Callable[[Screen], Run], folder: Path, *, quiet: bool) -> Run:
+    """Run it, write its report, and say the verdict."""
     from rich.console import Console
 
-    from agentq.chaos import report, schedule
-    from agentq.chaos.play import play
+    from agentq.chaos import report
     from agentq.chaos.screen import Screen
     from agentq.demo.surroundings import own_environment, terminable
 
     screen = Screen(Console(stderr=True), quiet=quiet)
-    screen.say(f"chaos {profile}, seed {seed}: starting servers and workers", "bold")
     try:
         with own_environment(), terminable():
-            run = play(schedule.PROFILES[profile], seed, folder / f"run-{profile}-{seed}", screen, keep=keep)
+            run = act(screen)
     finally:
         screen.rest()
     page = report.write(run, folder)
     screen.verdict(run)
     screen.say(f"report: {page}")
     return run
+
+
+def _end(runs: list[Run], folder: Path, *, as_json: bool) -> None:
+    """The answer, and the exit code."""
+    if as_json:
+        from agentq.chaos.report import facts
+
+        found = [facts(run) for run in runs]
+        print_json(found[0] if len(found) == 1 else found)
+    elif len(runs) > 1:
+        _print_summary(folder, [(run.schedule.profile.name, run.schedule.seed) for run in runs])
+    if not all(run.ok for run in runs):
+        raise click.exceptions.Exit(FAILED)
 
 
 def _show_schedules(schedules: list[Schedule], *, as_json: bool) -> None:

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
+from agentq.chaos import schedule
+from agentq.chaos.play import play
+from agentq.chaos.screen import Screen
+from agentq.chaos.strike import is_gone
 from agentq.cli import main
 
 pytestmark = pytest.mark.crash
 
+ROOT = Path(__file__).resolve().parents[2]
 SEED = os.environ.get("AGENTQ_TEST_SEED", "7")
 
 
@@ -31,3 +42,46 @@ def test_the_short_profile(tmp_path: Path) -> None:
     assert "<svg" in page
     assert "http" not in page.replace("http://www.w3.org", ""), "the page must need nothing else"
     assert not (tmp_path / f"run-short-{SEED}").exists(), "the run left its servers' folder"
+
+
+@pytest.mark.skipif(not os.environ.get("AGENTQ_TEST_LONG"), reason="set AGENTQ_TEST_LONG=1")
+@pytest.mark.parametrize(
+    ("broken", "faults", "violation"),
+    [
+        ("repeats", {"worker killed": 3, "worker frozen": 1}, "silent duplicate"),
+        ("forgets", {"broker emptied": 2, "messages dropped": 2}, "stuck"),
+        ("leaves", {"worker killed": 2}, "stuck"),
+    ],
+)
+def test_a_fleet_without_a_guard_fails(broken: str, faults: dict[str, int], violation: str, tmp_path: Path) -> None:
+    """The judge sees through a fleet that repeats unknown effects, forgets messages, or leaves dead workers' steps."""
+    profile = replace(schedule.SHORT, name=broken, sessions=40, faults=faults, patience_s=12.0)
+    run = play(
+        profile,
+        int(SEED),
+        tmp_path / "run",
+        Screen(Console(stderr=True)),
+        environment={"AGENTQ_AGENTS": "agentq.chaos.agents,tests.chaos.broken", "CHAOS_BROKEN": broken},
+    )
+    assert violation in {found.kind for found in run.judgement.violations}
+
+
+def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Interrupted in the middle: exit code 130, no process and no folder of the run is left."""
+    command = [sys.executable, "-m", "agentq", "chaos", "--profile", "short", "--seed", SEED, "--out", str(tmp_path)]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert running.stderr is not None
+    seen: list[str] = []
+    for line in running.stderr:
+        seen.append(line)
+        if "calls in flight" in line:
+            break
+    else:
+        pytest.fail("".join(seen))
+    family = [child.pid for child in psutil.Process(running.pid).children(recursive=True)]
+    assert len(family) > 5, "its fleet was not there yet"
+    running.send_signal(signal.SIGINT)
+    assert running.wait(60) == 130
+    running.stderr.close()
+    assert not [pid for pid in family if not is_gone(pid)]
+    assert not (tmp_path / f"run-short-{SEED}").exists()
