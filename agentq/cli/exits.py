@@ -17,6 +17,7 @@ from agentq.errors import (
     SchemaMismatch,
     StoreUnavailable,
     UnknownAgent,
+    UnknownApproval,
     UnknownSession,
     UnknownTenant,
 )
@@ -29,7 +30,7 @@ Exit codes:
     1  what was asked for failed, or a check did not hold
     2  wrong usage, refused input or wrong settings; nothing was changed
     3  Postgres or the broker is not there
-    4  no such session, tenant or agent
+    4  no such session, approval, tenant or agent
   130  interrupted
 """
 
@@ -38,6 +39,7 @@ _CODES: tuple[tuple[type[AgentqError], int], ...] = (
     (UnknownSession, NOT_FOUND),
     (UnknownTenant, NOT_FOUND),
     (UnknownAgent, NOT_FOUND),
+    (UnknownApproval, NOT_FOUND),
     (InvalidInput, REFUSED),
     (SchemaMismatch, UNAVAILABLE),
     (ConfigError, REFUSED),

@@ -71,6 +71,12 @@ def ls(as_json: bool) -> None:
     type=click.Choice(["active", "paused", "draining"]),
     help="paused: nothing of it runs. draining: no new sessions, the old ones end.",
 )
+@click.option(
+    "--preapprove",
+    metavar="EFFECT",
+    multiple=True,
+    help="An irreversible effect that needs nobody's leave; repeat it for all of them, '' for none.",
+)
 @click.option("--reason", required=True, help="Why; kept with your name.")
 @_dry_run
 @json_option
@@ -80,15 +86,18 @@ def set_(
     concurrency: int | None,
     weight: float | None,
     state: str | None,
+    preapprove: tuple[str, ...],
     reason: str,
     dry_run: bool,
     as_json: bool,
 ) -> None:
     """Change a tenant while the fleet runs. What is not given stays as it is."""
     wanted: dict[str, Any] = {"concurrency": concurrency, "weight": weight, "state": state}
+    if preapprove:
+        wanted["preapproved"] = sorted({name for name in preapprove if name.strip()})
     wanted = {field: value for field, value in wanted.items() if value is not None}
     if not wanted:
-        raise click.UsageError("nothing to change: give --concurrency, --weight or --state")
+        raise click.UsageError("nothing to change: give --concurrency, --weight, --state or --preapprove")
     if weight is not None and not 0 < weight <= 1000:
         raise click.BadParameter("a number above 0, at most 1000", param_hint="--weight")
     if not reason.strip():
@@ -100,7 +109,7 @@ def set_(
         change = {field: [getattr(before, field), value] for field, value in wanted.items()}
         change = {field: pair for field, pair in change.items() if pair[0] != pair[1]}
         if change and not dry_run:
-            connected.tenants.set(name, **wanted, reason=reason)
+            connected.tenants.set(name, preapprove=wanted.pop("preapproved", None), **wanted, reason=reason)
     if as_json:
         print_json({"tenant": name, "changed": change, "dry_run": dry_run})
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+from collections.abc import Sequence
 
 from agentq.errors import InvalidInput
 from agentq.settings import Settings
@@ -32,10 +33,12 @@ class Tenants:
         concurrency: int | None = None,
         weight: float | None = None,
         state: str | None = None,
+        preapprove: Sequence[str] | None = None,
         reason: str,
     ) -> None:
         """
-        Change what is given: `state` is active, paused or draining.
+        Change what is given: `state` is active, paused or draining; `preapprove` names the irreversible
+        effects that need nobody's leave, all of them.
 
         Raises:
             UnknownTenant, InvalidInput: there is none, or a value is out of range.
@@ -48,6 +51,7 @@ class Tenants:
             concurrency=concurrency,
             weight=weight,
             state=state,
+            preapproved=list(preapprove) if preapprove is not None else None,
             operator=operator_name(),
             reason=reason,
         )

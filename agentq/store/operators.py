@@ -25,6 +25,7 @@ class TenantRow:
     concurrency: int
     weight: float
     created_at: datetime
+    preapproved: list[str]
 
 
 class Operators:
@@ -59,6 +60,7 @@ class Operators:
         concurrency: int | None = None,
         weight: float | None = None,
         state: str | None = None,
+        preapproved: list[str] | None = None,
     ) -> None:
         """
         Change what is given; workers follow within a relay round.
@@ -66,7 +68,7 @@ class Operators:
         Raises:
             UnknownTenant: there is none of that name.
         """
-        change = {"concurrency": concurrency, "weight": weight, "state": state}
+        change = {"concurrency": concurrency, "weight": weight, "state": state, "preapproved": preapproved}
         with self.store.transaction(ALL_TENANTS) as connection:
             if not run(connection, SQL["change_tenant"], change | {"name": name}):
                 raise UnknownTenant(name)

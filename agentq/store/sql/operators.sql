@@ -9,13 +9,14 @@ returning name;
 -- A lowered cap sheds: slots are not handed on until admission finds the tenant below it again.
 update agentq.tenant
    set concurrency = coalesce(%(concurrency)s, concurrency), weight = coalesce(%(weight)s, weight),
-       state = coalesce(%(state)s, state), changed_at = agentq.now(),
+       state = coalesce(%(state)s, state), preapproved = coalesce(%(preapproved)s::text[], preapproved),
+       changed_at = agentq.now(),
        shedding = shedding or coalesce(%(concurrency)s, concurrency) < concurrency
  where name = %(name)s
 returning name;
 
 -- name: tenants
-select name, state, concurrency, weight, created_at from agentq.tenant order by name;
+select name, state, concurrency, weight, created_at, preapproved from agentq.tenant order by name;
 
 -- name: record_action
 insert into agentq.operator_action (operator, tenant, action, target, reason, detail)
