@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         ApprovalDenied,
         ApprovalExpired,
         ApprovalRefused,
+        BudgetExceeded,
         ConfigError,
         DeadlineExceeded,
         InvalidInput,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
         Transient,
         UnknownApproval,
         UnknownEffect,
+        UnknownPrice,
         WaitTimeout,
     )
     from agentq.policies.kinds import classify_as
@@ -97,6 +99,8 @@ __all__ = [
     "ApprovalClosed",
     "NotAnApprover",
     "UnknownApproval",
+    "BudgetExceeded",
+    "UnknownPrice",
     "classify_as",
 ]
 
@@ -140,6 +144,7 @@ _HOMES = {
     "ApprovalRefused": "agentq.errors",
     "NotAnApprover": "agentq.errors",
     "UnknownApproval": "agentq.errors",
+    "BudgetExceeded": "agentq.errors",
     "ConfigError": "agentq.errors",
     "DeadlineExceeded": "agentq.errors",
     "InvalidInput": "agentq.errors",
@@ -151,6 +156,7 @@ _HOMES = {
     "StoreUnavailable": "agentq.errors",
     "Transient": "agentq.errors",
     "UnknownEffect": "agentq.errors",
+    "UnknownPrice": "agentq.errors",
     "WaitTimeout": "agentq.errors",
 }
 

@@ -24,7 +24,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, assert_never
 
 from agentq.errors import DeadlineExceeded, FenceLost, SessionCancelled, StoreUnavailable
@@ -352,7 +352,7 @@ class Engine:
         """Return a running step to the fleet while this process drains; the attempt is not counted."""
         attempt.stop("draining")
         try:
-            settled = self.ledger.settle(attempt.claim, Settlement("release"))
+            settled = self.ledger.settle(attempt.claim, Settlement("release", extras=attempt.extras().of_failed()))
         except (FenceLost, StoreUnavailable):
             return
         self.send(settled.wakes)
@@ -381,8 +381,11 @@ class Engine:
         claim = attempt.claim
         if isinstance(outcome, Interrupted) and outcome.reason != "cancelled":
             log.warning("attempt %s of step %s was superseded while it ran", claim.fence, claim.ref.step_id)
+            self._charge_late(claim, attempt.extras())
             return Superseded(claim.fence), None
         settlement = self._conclude(claim, outcome)
+        if isinstance(outcome, Interrupted):
+            settlement = replace(settlement, extras=attempt.extras().of_failed())
         try:
             settlement, settled = self._settle(attempt, settlement)
         except FenceLost as lost:
@@ -392,6 +395,12 @@ class Engine:
             self.in_flight.doubt(claim.ref, claim.token)
             return Deferred("store_unavailable"), None
         return Carried(settlement.closing), settled
+
+    def _charge_late(self, claim: Granted, extras: Extras) -> None:
+        """The money that a superseded attempt spent; when it cannot be told, the relay charges the estimate."""
+        if extras.charges:
+            with suppress(StoreUnavailable):
+                self.ledger.charge_late(claim, extras.charges)
 
     def _settle(self, attempt: Attempt, settlement: Settlement) -> tuple[Settlement, Settled]:
         """Write the settlement, or the failure that it turned into."""

@@ -20,6 +20,8 @@ Errors: split by what the one who catches them must do.
     │  ├─ Semantic             the answer was wrong: repair, then a person
     │  │  └─ RepairsExhausted  it stayed wrong, however often it was fed back
     │  ├─ Permanent            no retry will help
+    │  │  ├─ BudgetExceeded     what the call may cost is more than is left
+    │  │  └─ UnknownPrice       nobody knows what the model costs
     │  ├─ UnknownEffect        it may have happened: reconcile first
     │  └─ ApprovalRefused      a person did not allow the call; nothing was done
     │     ├─ ApprovalDenied    somebody said no
@@ -195,6 +197,36 @@ class RepairsExhausted(Semantic):
 
 class Permanent(StepFailed):
     """No retry will help: the step is dead at once and the caller is told."""
+
+
+class BudgetExceeded(Permanent):
+    """
+    A call was not made: it may cost more than its budget has left.
+
+    `on_refusal` is what the budget's owner wants: `park` (a person decides) or `end`.
+    """
+
+    def __init__(self, message: str, scope: str, subject: str, period: str, on_refusal: str) -> None:
+        super().__init__(message, scope, subject, period, on_refusal)
+        self.scope, self.subject, self.period, self.on_refusal = scope, subject, period, on_refusal
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class UnknownPrice(Permanent):
+    """A call was not made, because nobody knows what the model costs."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(model)
+        self.model = model
+
+    def __str__(self) -> str:
+        return (
+            f"no price is known for the model {self.model!r}, so the call was not made: set one with "
+            f"`agentq budget price {self.model} --input USD --output USD`, or let tokens alone count "
+            '(unpriced = "tokens")'
+        )
 
 
 class UnknownEffect(StepFailed):

@@ -18,6 +18,7 @@ from agentq.broker.publisher import Publisher
 from agentq.broker.queues import SUBMIT, queue_for
 from agentq.errors import BrokerUnavailable, StoreUnavailable
 from agentq.store.approvals import Approvals
+from agentq.store.budgets import Budgets
 from agentq.store.ledger import Ledger
 from agentq.store.workers import Workers
 
@@ -46,6 +47,7 @@ class Relay:
         housekeeping: Callable[[], None] = lambda: None,
     ) -> None:
         self._ledger = ledger
+        self._budgets = Budgets(ledger.store)
         self._workers = workers
         self._approvals = approvals
         self._publisher = publisher
@@ -77,6 +79,7 @@ class Relay:
         self.find_missing()
         self.end_overdue()
         self.expire_approvals()
+        self.settle_leaked()
         self._follow_tenants(self._workers.tenant_names())
 
     def admit_due(self) -> None:
@@ -132,6 +135,11 @@ class Relay:
             log.info("approval %s of tenant %s is %s: nobody decided it in time", approval_id, tenant, state)
         self._approvals.remind(self._batch)
 
+    def settle_leaked(self) -> None:
+        """Charge, as estimated, the calls that were reserved by attempts which are gone."""
+        if settled := self._budgets.settle_leaked(self._batch):
+            log.warning("%s reserved calls lost their attempt and are charged as estimated", settled)
+
     def _run(self) -> None:
         while not self._ending.is_set():
             try:
@@ -154,6 +162,7 @@ class Relay:
         self.take_back_lost()
         self.end_overdue()
         self.expire_approvals()
+        self.settle_leaked()
         if time.monotonic() >= self._next_forget:
             self._next_forget = time.monotonic() + _FORGET_S
             self._workers.forget()

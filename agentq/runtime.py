@@ -19,6 +19,7 @@ from agentq.agents.act import Act
 from agentq.agents.asking import Asking
 from agentq.agents.context import Means
 from agentq.agents.registry import Registry, load_agents
+from agentq.agents.spending import Budgeting
 from agentq.broker.connection import connect
 from agentq.broker.publisher import Publisher
 from agentq.engine import Engine, InFlight
@@ -163,6 +164,7 @@ class Runtime:
             classify=safe_failures(classify, redactor),
             ambiguous=ambiguous,
             payload_max_bytes=settings.payload_max_bytes,
+            budgeting=Budgeting(self.store, unpriced=settings.unpriced, patience_s=settings.settle_patience_s),
             patience_s=settings.settle_patience_s,
             tracing=tracing_of(settings, redactor),
         )

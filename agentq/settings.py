@@ -98,6 +98,9 @@ class Settings(BaseModel):
         "refuse", description="what a start for a tenant that is not in the table does"
     )
     tenant_concurrency: int = Field(64, ge=1, description="concurrency cap of a tenant added without one")
+    unpriced: Literal["refuse", "tokens"] = Field(
+        "refuse", description="a model call whose price nobody knows: not made, or counted in tokens alone"
+    )
     task_events: bool = Field(
         True, description="workers tell Flower of each task; a fifth of a worker's time per empty step"
     )

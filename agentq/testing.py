@@ -23,6 +23,7 @@ from agentq.agents.act import Act
 from agentq.agents.asking import Asking
 from agentq.agents.context import Means
 from agentq.agents.returns import Duration, seconds
+from agentq.agents.spending import Budgeting
 from agentq.client import ENDED, Client, Session, SessionView
 from agentq.engine import Engine, InFlight, Judge
 from agentq.errors import AgentqError
@@ -31,6 +32,7 @@ from agentq.policies.failures import ambiguous, classify, retry_with_backoff
 from agentq.policies.redaction import safe_failures
 from agentq.step import StepRef
 from agentq.store.approvals import Approvals
+from agentq.store.budgets import Budgets
 from agentq.store.effects import Effects
 from agentq.store.ledger import Ledger
 from agentq.store.pool import Store
@@ -119,6 +121,7 @@ class LocalFleet:
             ambiguous=ambiguous,
             payload_max_bytes=settings.payload_max_bytes,
             tracing=tracing_of(settings, redactor),
+            budgeting=Budgeting(self.store, unpriced=settings.unpriced),
         )
         self.engine = Engine(
             ledger=self.ledger,
@@ -212,6 +215,7 @@ class LocalFleet:
         """Go to where something happens next: a deadline passes, or a timer is due."""
         if self.ledger.expire_sessions(100) or self.approvals.expire(100):
             return True
+        Budgets(self.store).settle_leaked(100)
         [(due_s,)] = self.store.query_as(tenant, SQL["next_due"], {"tenant": tenant})
         if due_s is None:
             return False

@@ -251,6 +251,31 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
+class Charge:
+    """What a reserved call came to: charged as used, uncertain (charged as estimated), or never sent."""
+
+    reservation_id: str
+    state: Literal["charged", "uncertain", "released"]
+    cost_micros: int | None = None
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    note: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """As the function `agentq.settle_charges` reads it."""
+        return {
+            "id": self.reservation_id,
+            "state": self.state,
+            "micros": self.cost_micros,
+            "input": self.input_tokens,
+            "cached": self.cached_tokens,
+            "output": self.output_tokens,
+            "note": self.note,
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class Extras:
     """What an attempt leaves beside its state: messages for the history, usage, and what is written of it."""
 
@@ -258,6 +283,7 @@ class Extras:
     usage: Usage = field(default_factory=Usage)
     trace: tuple[TraceEvent, ...] = ()
     decisions: tuple[Decision, ...] = ()
+    charges: tuple[Charge, ...] = ()
 
     def of_failed(self) -> Extras:
         """What is written of an attempt that brought the session no further: everything but its messages."""

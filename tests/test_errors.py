@@ -19,6 +19,8 @@ SAMPLES: dict[str, AgentqError] = {
     "KeyConflict": errors.KeyConflict("session key", "k"),
     "Transient": errors.Transient("slow", retry_after_s=3.0),
     "NotNow": errors.NotNow("busy", delay_s=1.0),
+    "BudgetExceeded": errors.BudgetExceeded("spent", "tenant", "", "day", "end"),
+    "UnknownPrice": errors.UnknownPrice("garage:home-made"),
     "UnknownEffect": errors.UnknownEffect("who knows", "s:1"),
     "FenceLost": errors.FenceLost("session", "step", 3),
     "SessionFailed": errors.SessionFailed("session", "failed", "no luck"),

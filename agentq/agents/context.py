@@ -26,6 +26,7 @@ from agentq.agents.effects import (
     result_adapter,
 )
 from agentq.agents.returns import Answer, BranchResult
+from agentq.agents.spending import AsyncSpend, Budgeting, Spend, Spending, SpendRequest
 from agentq.agents.tracing import Recording, Span, Tracing
 from agentq.engine import Attempt
 from agentq.errors import FenceLost, KeyConflict, NotNow, Permanent, Stopped, UnknownEffect
@@ -33,7 +34,7 @@ from agentq.payload import bounded, canonical, decode, encode, fingerprint
 from agentq.store.effects import EffectClaim, Effects
 from agentq.store.ledger import Ledger
 from agentq.store.pool import Connection, Store, persist
-from agentq.verdicts import Awaiting, Extras, Failure, Usage
+from agentq.verdicts import Awaiting, Charge, Extras, Failure, Usage
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -53,6 +54,7 @@ class Means:
     classify: Callable[[BaseException], Failure]
     ambiguous: Callable[[BaseException], bool]
     payload_max_bytes: int
+    budgeting: Budgeting
     patience_s: float = 120.0
     tracing: Tracing = field(default_factory=Tracing)
 
@@ -128,6 +130,8 @@ class _ContextBase:
         self.last_effect_key = ""
         self._usage = Usage()
         self._recording = Recording(means.tracing, attempt.began, means.classify)
+        self._charges: list[Charge] = []
+        self._spending = Spending(attempt, means.budgeting, self._charged)
         self._results: tuple[BranchResult, ...] | None = None
         self._answer: Answer | None = None
         self._looked_at_answer = False
@@ -280,7 +284,12 @@ class _ContextBase:
     def extras(self) -> Extras:
         """What the attempt leaves beside its state."""
         recording = self._recording
-        return Extras(self.messages.added(), self._usage, recording.events(), recording.decisions())
+        charges = tuple(self._charges)
+        return Extras(self.messages.added(), self._usage, recording.events(), recording.decisions(), charges)
+
+    def _charged(self, charge: Charge, usage: Usage) -> None:
+        self._charges.append(charge)
+        self._usage += usage
 
     # ── effects ──────────────────────────────────────────────────────────────
 
@@ -469,6 +478,35 @@ class Context(_ContextBase):
             done_performing(token)
         return self._store_result(call, value)
 
+    def spend(
+        self,
+        *,
+        model: str,
+        max_tokens: int,
+        input_tokens: int | None = None,
+        prompt: Any = None,
+        provider: str | None = None,
+        session_cost_usd: Decimal | float | str | None = None,
+        session_tokens: int | None = None,
+    ) -> Spend:
+        """
+        Reserve a model call in every budget before it goes out; its charge is written with the step's settlement.
+
+            with ctx.spend(model="openai:gpt-5", prompt=text, max_tokens=800) as call:
+                answer = …
+                call.used(input_tokens=answer.usage.input, output_tokens=answer.usage.output)
+
+        `max_tokens` is what the call is told, too. Give `input_tokens`, or the `prompt` to estimate them
+        from (`agentq.policies.budgets.anchored_tokens` knows better after the first call). An error in the
+        block decides: never sent or refused, nothing is charged; otherwise the estimate is, marked uncertain.
+        What is used counts as the step's usage; do not report it to `ctx.usage` again.
+
+        Raises:
+            BudgetExceeded, UnknownPrice: the call is not made. Catch them to do with less.
+        """
+        request = SpendRequest(model, max_tokens, input_tokens, prompt, provider, session_cost_usd, session_tokens)
+        return Spend(self._spending, request)
+
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
         """
@@ -548,6 +586,21 @@ class AsyncContext(_ContextBase):
         finally:
             done_performing(token)
         return await asyncio.to_thread(self._store_result, call, value)
+
+    def spend(
+        self,
+        *,
+        model: str,
+        max_tokens: int,
+        input_tokens: int | None = None,
+        prompt: Any = None,
+        provider: str | None = None,
+        session_cost_usd: Decimal | float | str | None = None,
+        session_tokens: int | None = None,
+    ) -> AsyncSpend:
+        """As `Context.spend`, for `async with`."""
+        request = SpendRequest(model, max_tokens, input_tokens, prompt, provider, session_cost_usd, session_tokens)
+        return AsyncSpend(self._spending, request)
 
     async def progress_async(self, text: str, **data: Any) -> None:
         """As `progress`, without holding up the loop."""

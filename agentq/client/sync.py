@@ -15,6 +15,7 @@ from agentq.broker.connection import connect
 from agentq.broker.publisher import Publisher
 from agentq.client.approvals import Approvals
 from agentq.client.dead_letters import DeadLetters
+from agentq.client.budgets import ClientBudgets
 from agentq.client.joining import driver_connection
 from agentq.client.tenants import Tenants, operator_name
 from agentq.client.views import ENDED, Event, Feed, SessionView, polls, view_of
@@ -23,6 +24,7 @@ from agentq.errors import StoreUnavailable, UnknownSession, WaitTimeout
 from agentq.settings import Settings, load
 from agentq.step import valid_name
 from agentq.store.approvals import Approvals as StoredApprovals
+from agentq.store.budgets import Budgets
 from agentq.store.ledger import Ledger
 from agentq.store.operators import Operators
 from agentq.store.pool import Store
@@ -119,6 +121,7 @@ class Client:
         self.tenants = Tenants(self.operators, settings)
         self.approvals = Approvals(StoredApprovals(self._store), settings, self._admit)
         self.dead_letters = DeadLetters(self._store, self.operators, self.registry)
+        self.budgets = ClientBudgets(Budgets(self._store), self.operators)
 
     @classmethod
     def from_env(cls, **explicit: Any) -> Self:

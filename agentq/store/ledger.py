@@ -16,7 +16,18 @@ from agentq.step import StepRef
 from agentq.store import traces
 from agentq.store.pool import ALL_TENANTS, Connection, Row, Store, driver_errors, run
 from agentq.store.queries import load
-from agentq.verdicts import Failure, Granted, NewApproval, NewChild, NewStep, NotGranted, Settled, Settlement, Wake
+from agentq.verdicts import (
+    Charge,
+    Failure,
+    Granted,
+    NewApproval,
+    NewChild,
+    NewStep,
+    NotGranted,
+    Settled,
+    Settlement,
+    Wake,
+)
 
 SQL = load("ledger")
 
@@ -117,6 +128,11 @@ class Ledger:
             more=more,
             session_ended_before=session_state not in ("running", "paused"),
         )
+
+    def charge_late(self, claim: Granted, charges: tuple[Charge, ...]) -> None:
+        """Charge what an attempt used that is superseded, and whose settlement therefore never comes."""
+        stated = Jsonb([charge.as_json() for charge in charges])
+        self.store.query(SQL["charge_late"], _ids(claim.ref) | {"fence": claim.fence, "charges": stated})
 
     def disown(self, ref: StepRef, token: int) -> Wake | None:
         """Give back a claim whose answer was lost; nothing happens when it was never made or has ended."""
@@ -251,6 +267,8 @@ def _plan(settlement: Settlement, follower: NewStep | None) -> dict[str, Any]:
         plan["messages"] = [{"body": _text(body), "by": by} for body, by in settlement.extras.messages]
     if settlement.hold is not None:
         plan["hold"] = settlement.hold
+    if settlement.extras.charges:
+        plan["charges"] = [charge.as_json() for charge in settlement.extras.charges]
     usage = settlement.extras.usage
     if usage.tokens_in or usage.tokens_out or usage.cost_micros:
         plan["usage"] = {

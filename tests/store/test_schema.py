@@ -14,10 +14,11 @@ import pytest
 from agentq.embedded import Stack
 from agentq.errors import ConfigError, StoreUnavailable
 from agentq.store import migrate
+from agentq.store.budgets import Budgets, Wanted
 from agentq.store.effects import Effects
 from agentq.store.pool import Store, name_tenant
 from agentq.store.schema import TENANT_TABLES, metadata
-from agentq.verdicts import Decision, Extras, TraceEvent
+from agentq.verdicts import Decision, Extras, Granted, TraceEvent
 from tests.conftest import new_tenant
 from tests.support.hands import Hands, at_once, new_ask, step
 
@@ -257,6 +258,37 @@ IMPOSSIBLE = {
         ("sent", "state = 'sent'"),
         ("sent", "sent_at = now()"),
     ],
+    "budget": [
+        ("scope", "scope = 'galaxy'"),
+        ("period", "period = 'year'"),
+        ("of_session", "period = 'session'"),
+        ("subject", "scope = 'agent'"),
+        ("of_tenant", "subject = 'x'"),
+        ("on_refusal", "on_refusal = 'shrug'"),
+        ("never_opens", "scope = 'session', period = 'session'"),
+        ("amounts", "cost_micros = -1"),
+        ("amounts", "tokens = -1"),
+        ("limit", "cost_micros = null, tokens = null"),
+    ],
+    "budget_window": [
+        ("scope", "scope = 'galaxy'"),
+        ("period", "period = 'year'"),
+        ("reserved", "reserved_micros = -1"),
+        ("reserved", "reserved_tokens = -1"),
+        ("spent", "spent_micros = -1"),
+        ("spent", "spent_tokens = -1"),
+    ],
+    "reservation": [
+        ("state", "state = 'lost', settled_at = now(), settled_by = 'x'"),
+        ("settled", "settled_at = now()"),
+        ("settled_by", "settled_by = 'relay'"),
+        ("charged", "used_input = 1, used_output = 1"),
+        ("used", "state = 'charged', settled_at = now(), settled_by = 'x', used_input = 1"),
+        ("wanted", "reserved_micros = -1"),
+        ("got", "charged_micros = -1"),
+    ],
+    "budget_alert": [("threshold", "threshold = 42")],
+    "model_price": [("amounts", "input_micros = -1"), ("model", "model = 'nobodys'")],
     "worker": [
         ("state", "state = 'asleep'"),
         ("role", "role = 'boss'"),
@@ -307,6 +339,7 @@ def fill(hands: Hands) -> None:
     """A row in every tenant table."""
     claim = hands.begin()
     Effects(hands.store).claim(claim, "k", name="pay", args_hash=b"h", durable=False)
+    fill_budgets(hands, claim)
     join = step("join", fan=1)
     arm = step("arm", join_step=join.step_id, branch=0)
     question = new_ask(arm, channels=("webhook",))
@@ -331,6 +364,14 @@ def fill(hands: Hands) -> None:
         " operator, reason, enabled) values (%s, '{}', 60, 1, 1, 1, 1, 'me', 'why', false) returning name",
         hands.tenant,
     )
+
+
+def fill_budgets(hands: Hands, claim: Granted) -> None:
+    budgets, who = Budgets(hands.store), {"operator": "test", "reason": "filled"}
+    budgets.set_budget(hands.tenant, "tenant", "", "day", micros=1, tokens=None, on_refusal="wait", **who)
+    budgets.set_price(f"test:{hands.tenant}", (1, 1, 1), **who)
+    for number, micros in enumerate((1, 2)):  # the second one is refused, which is an alert
+        budgets.reserve(claim, Wanted(f"{claim.ref.session_id}:{number}", "test", "model", 1, 1, micros, "test"))
 
 
 def test_every_check_constraint_has_an_impossible_row() -> None:
@@ -358,6 +399,8 @@ def test_the_database_refuses_the_impossible(
         "ledger_entry": f"tenant = '{filled.tenant}' and name = 'arm'",
         "redrive_job": f"operator = '{filled.tenant}'",
         "redrive_policy": f"name = '{filled.tenant}'",
+        "budget_window": f"tenant = '{filled.tenant}' and scope = 'session'",
+        "model_price": f"model = 'test:{filled.tenant}'",
     }.get(table, f"tenant = '{filled.tenant}'")
     with pytest.raises(psycopg.errors.CheckViolation) as raised, admin.transaction():
         admin.execute(f"update agentq.{table} set {change} where {where}")

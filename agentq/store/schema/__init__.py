@@ -14,6 +14,13 @@ from sqlalchemy import Table
 
 from agentq.store.schema.approvals import APPROVAL_STATES, approval, notice
 from agentq.store.schema.base import NOW, SCHEMA, metadata
+from agentq.store.schema.budgets import (
+    budget,
+    budget_alert,
+    budget_window,
+    model_price,
+    reservation,
+)
 from agentq.store.schema.dead_letters import dead_letter, poison_message, redrive_job, redrive_policy
 from agentq.store.schema.fleet import operator_action, refused_submission, worker
 from agentq.store.schema.ledger import (
@@ -48,6 +55,10 @@ TENANT_TABLES: tuple[Table, ...] = (
     decision,
     approval,
     notice,
+    budget,
+    budget_window,
+    reservation,
+    budget_alert,
 )
 
 __all__ = [
@@ -62,6 +73,9 @@ __all__ = [
     "TENANT_TABLES",
     "approval",
     "branch",
+    "budget",
+    "budget_alert",
+    "budget_window",
     "checkpoint",
     "dead_letter",
     "decision",
@@ -69,12 +83,14 @@ __all__ = [
     "ledger_entry",
     "message",
     "metadata",
+    "model_price",
     "notice",
     "operator_action",
     "poison_message",
     "redrive_job",
     "redrive_policy",
     "refused_submission",
+    "reservation",
     "session",
     "session_event",
     "tenant",

@@ -9,6 +9,9 @@ select * from agentq.settle(%(tenant)s, %(session)s, %(step)s, %(fence)s::int, %
     %(delay_s)s::double precision, %(kind)s, %(state)s, %(parent)s, %(state_from)s, %(version)s::int, %(result)s,
     %(failure)s, %(next)s, %(next_name)s, %(next_attempts)s::int, %(next_timeout_s)s::real, %(next_args)s, %(plan)s, %(traced_by)s);
 
+-- name: charge_late
+select agentq.settle_charges(%(tenant)s, %(session)s, %(step)s, %(fence)s::int, %(charges)s, 'late');
+
 -- name: disown
 -- The worker does not know whether it holds this claim; whoever does not know must not keep it.
 update agentq.ledger_entry

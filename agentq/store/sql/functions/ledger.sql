@@ -270,6 +270,10 @@ begin
        and l.state = 'running' and l.fence = p_fence and l.fence_token = p_token
     returning l.* into e;
     if not found then
+        if p_plan ? 'charges' then
+            -- Nothing of a late attempt counts, but the money it spent.
+            perform agentq.settle_charges(p_tenant, p_session, p_step, p_fence, p_plan -> 'charges', 'late');
+        end if;
         closed := false; session_state := v_session;
         return next;
         return;
@@ -353,6 +357,10 @@ begin
 
     if v_wake is null and not next_queued then
         v_wake := agentq.hand_on_slot(p_tenant, v_now);
+    end if;
+    if p_plan ? 'charges' then
+        -- Last, because a tenant's windows are what its settlements contend for.
+        perform agentq.settle_charges(p_tenant, p_session, p_step, p_fence, p_plan -> 'charges', 'settlement');
     end if;
     dispatch := case when v_wake is not null then jsonb_build_array(v_wake) end;
     return next;
