@@ -14,8 +14,8 @@ from agentq.agents.returns import Duration
 from agentq.broker.connection import connect
 from agentq.broker.publisher import Publisher
 from agentq.client.approvals import Approvals
-from agentq.client.dead_letters import DeadLetters
 from agentq.client.budgets import ClientBudgets
+from agentq.client.dead_letters import DeadLetters
 from agentq.client.joining import driver_connection
 from agentq.client.tenants import Tenants, operator_name
 from agentq.client.views import ENDED, Event, Feed, SessionView, polls, view_of
