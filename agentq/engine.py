@@ -49,6 +49,7 @@ from agentq.verdicts import (
     Parked,
     Postponed,
     Proceeded,
+    Repairing,
     Settled,
     Settlement,
     Superseded,
@@ -82,6 +83,8 @@ class Attempt:
         # What the attempt has used and noted so far; the context sets it once there is one.
         self.extras: Callable[[], Extras] = Extras
         self.awaits: Awaiting | None = None  # a call of it needs a person's leave first
+        # What a failure comes to; a step that needs a dependency tells it of the failure first.
+        self.broken: Callable[[Failure], Outcome] = Broke
         self.connection: Connection | None = None
         self._transaction = ExitStack()
         self._transaction_lock = threading.RLock()
@@ -294,6 +297,7 @@ class Engine:
         quarantine: bool,
         settle_patience_s: float,
         admit_max: int,
+        refusals_max: int = 10_000,
     ) -> None:
         self.ledger = ledger
         self.act = act
@@ -305,6 +309,7 @@ class Engine:
         self.quarantine = quarantine
         self.settle_patience_s = settle_patience_s
         self.admit_max = admit_max
+        self.refusals_max = refusals_max
 
     def carry(self, ref: StepRef) -> Verdict:
         """
@@ -337,10 +342,11 @@ class Engine:
         """
         attempt.stop("timeout")
         failure = Failure("timeout", "DeadlineExceeded", f"no answer within {attempt.deadline - attempt.began:g} s")
+        outcome = attempt.broken(failure)
+        if isinstance(outcome, Broke | Postponed):
+            outcome = replace(outcome, extras=attempt.extras().of_failed())
         try:
-            settled = self.ledger.settle(
-                attempt.claim, self._conclude(attempt.claim, Broke(failure, attempt.extras().of_failed()))
-            )
+            settled = self.ledger.settle(attempt.claim, self._conclude(attempt.claim, outcome))
         except FenceLost:
             settled = None
         attempt.cut_transaction()
@@ -461,12 +467,18 @@ class Engine:
                         return Settlement("retry", delay_s=delay_s, failure=failure, extras=extras)
                     case Bury():
                         return Settlement("dead", failure=failure, extras=extras)
-            case Postponed(delay_s, extras):
-                return Settlement("postpone", delay_s=delay_s, extras=extras)
             case Parked(hold, extras):
                 return Settlement("park", hold=hold, extras=extras)
             case Awaiting(approval_id, ask, extras):
                 return Settlement("await", awaits=approval_id, asks=(ask,) if ask else (), extras=extras)
+            case Repairing(failure, extras):
+                return Settlement("repair", failure=failure, extras=extras)
+            case Postponed(_, extras) if claim.refusals >= self.refusals_max:
+                # Nothing goes round for ever: what is put off so often waits for what never comes.
+                why = Failure("permanent", "PutOffTooOften", f"put off {claim.refusals:,} times (step_refusals_max)")
+                return Settlement("dead", failure=why, extras=extras)
+            case Postponed(delay_s, extras, refund, why):
+                return Settlement("postpone", delay_s=delay_s, extras=extras, refund=refund, failure=why)
             case Interrupted():
                 return Settlement("cancelled")
         assert_never(outcome)

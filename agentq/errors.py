@@ -31,6 +31,7 @@ Errors: split by what the one who catches them must do.
     │  ├─ DeadlineExceeded     the step's or the session's time is up
     │  ├─ Park                 its session is paused for a person; the attempt does not count
     │  ├─ NotNow               it comes back later; the attempt does not count
+    │  │  └─ HeldBack          what it needs is out of order, and it was not called
     │  └─ AwaitsApproval       a person is asked first; the step runs again with the answer
     ├─ FenceLost               a newer attempt owns the step: nothing was written
     ├─ SessionFailed           what `wait(...).result` raises for a session that failed
@@ -129,12 +130,13 @@ class PayloadTooLarge(InvalidInput):
 class KeyConflict(InvalidInput):
     """An idempotency key or effect key was used before with other arguments."""
 
-    def __init__(self, what: str, key: str) -> None:
-        super().__init__(what, key)
-        self.what, self.key = what, key
+    def __init__(self, what: str, key: str, by: str = "") -> None:
+        super().__init__(what, key, by)
+        self.what, self.key, self.by = what, key, by
 
     def __str__(self) -> str:
-        return f"{self.what} {self.key!r} was used before with other arguments; use a new key for a new request"
+        by = f" by {self.by}" if self.by else ""
+        return f"{self.what} {self.key!r} was used before{by} with other arguments; use a new key for a new request"
 
 
 class UnknownApproval(InvalidInput):
@@ -284,8 +286,8 @@ class DeadlineExceeded(Stopped):
 class NotNow(Stopped):
     """The step comes back after `delay_s` seconds, and the attempt does not count."""
 
-    def __init__(self, message: str, delay_s: float) -> None:
-        super().__init__(message, delay_s)
+    def __init__(self, message: str, delay_s: float, *args: object) -> None:
+        super().__init__(message, delay_s, *args)
         self.delay_s = delay_s
 
     def __str__(self) -> str:
@@ -312,6 +314,14 @@ class AwaitsApproval(Stopped):
 
     def __str__(self) -> str:
         return f"{self.name} waits for approval {self.approval_id}"
+
+
+class HeldBack(NotNow):
+    """The breaker of a dependency is not closed: it was not called, and the step comes back."""
+
+    def __init__(self, message: str, delay_s: float, dependency: str) -> None:
+        super().__init__(message, delay_s, dependency)
+        self.dependency = dependency
 
 
 class FenceLost(AgentqError):

@@ -18,6 +18,7 @@ from kombu import Connection
 from agentq.agents.act import Act
 from agentq.agents.asking import Asking
 from agentq.agents.context import Means
+from agentq.agents.dependencies import Dependencies, rules_of
 from agentq.agents.registry import Registry, load_agents
 from agentq.agents.spending import Budgeting
 from agentq.broker.connection import connect
@@ -66,6 +67,9 @@ class Runtime:
         self.approvals = Approvals(self.store)
         self.publisher = Publisher(connect)
         self.in_flight = InFlight()
+        self.dependencies = Dependencies(
+            self.store, rules_of(settings), report_s=settings.dependency_report_s, classify=classify
+        )
         self.submissions = Submissions(settings, registry, self.store, self.publisher, self.in_flight)
         self.on_tenants: Callable[[list[str]], Any] | None = None
         self.heart: Heart | None = None
@@ -148,6 +152,7 @@ class Runtime:
             self.relay.stop()
         if self.heart is not None:
             self.heart.stop()
+        self.dependencies.close()
         self.publisher.close()
         self.store.close()
 
@@ -165,6 +170,7 @@ class Runtime:
             ambiguous=ambiguous,
             payload_max_bytes=settings.payload_max_bytes,
             budgeting=Budgeting(self.store, unpriced=settings.unpriced, patience_s=settings.settle_patience_s),
+            dependencies=self.dependencies,
             patience_s=settings.settle_patience_s,
             tracing=tracing_of(settings, redactor),
         )
@@ -179,6 +185,7 @@ class Runtime:
             quarantine=quarantine,
             settle_patience_s=settings.settle_patience_s,
             admit_max=settings.relay_batch,
+            refusals_max=settings.step_refusals_max,
         )
 
     def _relay(self) -> Relay:

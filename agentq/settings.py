@@ -92,6 +92,28 @@ class Settings(BaseModel):
     backoff_max_s: float = Field(
         300.0, gt=0, description="no retry waits longer than this unless the failure asks for it"
     )
+    step_refusals_max: int = Field(
+        10_000, ge=1, description="a step that was put off this often, by a breaker or by itself, is dead"
+    )
+
+    dependency_window_s: float = Field(30.0, gt=0, description="time over which a dependency's failures are weighed")
+    dependency_volume_min: int = Field(10, ge=1, description="calls within the window before its breaker may open")
+    dependency_failure_rate: float = Field(
+        0.5, gt=0, le=1, description="share of failed calls at which a breaker opens"
+    )
+    dependency_pause_s: float = Field(
+        5.0, gt=0, description="first pause of an open breaker; doubled with each probe that fails"
+    )
+    dependency_pause_max_s: float = Field(60.0, gt=0, description="longest pause between two probes")
+    dependency_probes: int = Field(2, ge=1, description="probes at once in the whole fleet, while half open")
+    dependency_probe_s: float = Field(
+        120.0, gt=0, description="a probe that has not answered by then gives way to another"
+    )
+    dependency_good: int = Field(3, ge=1, description="probes that must go well before a breaker closes")
+    dependency_report_s: float = Field(
+        1.0, ge=0, description="how often a process tells what it saw and asks for the breakers; 0: at each call"
+    )
+
     payload_max_bytes: int = Field(1_048_576, ge=1024, description="largest input, state, argument or result")
 
     unknown_tenant: Literal["refuse", "create"] = Field(
@@ -142,6 +164,8 @@ class Settings(BaseModel):
             raise ValueError("want lease_s < visibility_timeout_s, or the broker repeats what the lease protects")
         if not self.step_timeout_s < self.visibility_timeout_s:
             raise ValueError("want step_timeout_s < visibility_timeout_s, or long steps are delivered twice")
+        if not self.dependency_pause_s <= self.dependency_pause_max_s:
+            raise ValueError("want dependency_pause_s <= dependency_pause_max_s")
         if not self.backoff_base_s <= self.backoff_max_s:
             raise ValueError("want backoff_base_s <= backoff_max_s")
         if self.notify_webhook_url and not self.notify_webhook_secret:

@@ -22,6 +22,7 @@ from typing import Self
 from agentq.agents.act import Act
 from agentq.agents.asking import Asking
 from agentq.agents.context import Means
+from agentq.agents.dependencies import Dependencies, rules_of
 from agentq.agents.returns import Duration, seconds
 from agentq.agents.spending import Budgeting
 from agentq.client import ENDED, Client, Session, SessionView
@@ -110,6 +111,10 @@ class LocalFleet:
             lease_s=settings.lease_s,
         )
         redactor = redactor_of(settings)
+        # Told and asked at each call: a test sees at once what it did, also when it moves the clock.
+        self.dependencies = Dependencies(
+            self.store, rules_of(settings), report_s=0.0, classify=classify, draw=lambda: 0.0
+        )
         means = Means(
             store=self.store,
             ledger=self.ledger,
@@ -122,6 +127,7 @@ class LocalFleet:
             payload_max_bytes=settings.payload_max_bytes,
             tracing=tracing_of(settings, redactor),
             budgeting=Budgeting(self.store, unpriced=settings.unpriced),
+            dependencies=self.dependencies,
         )
         self.engine = Engine(
             ledger=self.ledger,
@@ -135,6 +141,7 @@ class LocalFleet:
             quarantine=False,
             settle_patience_s=settings.settle_patience_s,
             admit_max=settings.relay_batch,
+            refusals_max=settings.step_refusals_max,
         )
         self.heart.start(self.engine)
 

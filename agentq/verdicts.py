@@ -21,6 +21,7 @@ FailureKind = Literal[
     "unclassified",
     "permanent",
     "unknown",
+    "refused",
     "worker_lost",
     "timeout",
     "gave_up",
@@ -46,6 +47,9 @@ class Failure:
     where: str = ""
     place: str = ""
     final: bool = False  # whatever its kind, another attempt would not help
+    status: int | None = None
+    dependency: str | None = None  # what was called, when the failure speaks against it
+    feedback: str | None = None  # what the next attempt is told, when it is to repair a wrong answer
 
     def cause(self, agent: str, step: str) -> Cause:
         """The cause of this failure in a step."""
@@ -57,6 +61,12 @@ class Failure:
             facts["where"] = _storable(self.where)
         if self.place:
             facts["place"] = _storable(self.place)
+        if self.status is not None:
+            facts["status"] = self.status
+        if self.dependency is not None:
+            facts["dependency"] = self.dependency
+        if self.feedback is not None:
+            facts["feedback"] = _storable(self.feedback)
         if attempt is not None:
             facts["attempt"] = attempt
         return facts
@@ -123,6 +133,9 @@ class Granted:
     dry_effects: bool
     traced_by: uuid.UUID | None = None  # the worker, where attempts leave a trace
     approval: uuid.UUID | None = None  # what it waited for
+    repairs: int = 0
+    refusals: int = 0
+    repair: dict[str, Any] | None = None  # the failure that this attempt is to repair
 
 
 Refusal = Literal[
@@ -328,6 +341,14 @@ class Broke:
 
 
 @dataclass(frozen=True, slots=True)
+class Repairing:
+    """The answer was wrong: the next attempt is told so, at once. Counted as a repair, not as an attempt."""
+
+    failure: Failure
+    extras: Extras = field(default_factory=Extras)
+
+
+@dataclass(frozen=True, slots=True)
 class Interrupted:
     """The attempt was stopped from outside: cancelled, fenced off, or handed back while draining."""
 
@@ -336,10 +357,17 @@ class Interrupted:
 
 @dataclass(frozen=True, slots=True)
 class Postponed:
-    """Not now, through no fault of the step: it comes back later, and the attempt does not count."""
+    """
+    Not now, through no fault of the step: it comes back later, and the attempt does not count.
+
+    `refund` names a dependency that is out of order: attempts that failed on it before it was known are
+    given back too. `failure` says why, for people.
+    """
 
     delay_s: float
     extras: Extras = field(default_factory=Extras)
+    refund: str | None = None
+    failure: Failure | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,12 +391,12 @@ class Awaiting:
     extras: Extras = field(default_factory=Extras)
 
 
-Outcome = Proceeded | Finished | GaveUp | Broke | Interrupted | Postponed | Parked | Awaiting
+Outcome = Proceeded | Finished | GaveUp | Broke | Repairing | Interrupted | Postponed | Parked | Awaiting
 
 
 # ── a settlement ─────────────────────────────────────────────────────────────
 
-Closing = Literal["next", "end", "fail", "retry", "postpone", "await", "dead", "release", "park", "cancelled"]
+Closing = Literal["next", "end", "fail", "retry", "repair", "postpone", "await", "dead", "release", "park", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,6 +412,7 @@ class Settlement:
     result: bytes | None = None
     failure: Failure | None = None
     hold: dict[str, Any] | None = None
+    refund: str | None = None
     steps: tuple[NewStep, ...] = ()
     children: tuple[NewChild, ...] = ()
     extras: Extras = field(default_factory=Extras)
@@ -405,7 +434,7 @@ class Settled:
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """The attempt was settled: next, end, fail, retry, postpone, await, dead, release, park or cancelled."""
+    """The attempt was settled: next, end, fail, retry, repair, postpone, await, dead, release, park or cancelled."""
 
     closing: Closing
 

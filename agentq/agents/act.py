@@ -16,6 +16,7 @@ from agentq.agents import loop
 from agentq.agents.agent import Agent, Step
 from agentq.agents.asking import Asking, question_of
 from agentq.agents.context import AsyncContext, Context, Means
+from agentq.agents.dependencies import Permit, blamed
 from agentq.agents.registry import Registry
 from agentq.agents.returns import Ask, Branch, Child, Done, Fail, Next, Sleep, Spawn, seconds
 from agentq.engine import Attempt
@@ -23,6 +24,7 @@ from agentq.errors import (
     ApprovalRefused,
     DeadlineExceeded,
     FenceLost,
+    HeldBack,
     InvalidState,
     NotNow,
     Park,
@@ -46,11 +48,13 @@ from agentq.verdicts import (
     Parked,
     Postponed,
     Proceeded,
+    Repairing,
 )
 
 log = logging.getLogger("agentq.act")
 
 BRANCHES_MAX = 1000
+FEEDBACK_MAX = 20_000
 
 
 class Act:
@@ -71,7 +75,7 @@ class Act:
         outcome = self._try(attempt)
         if attempt.awaits is not None and not isinstance(outcome, Interrupted):
             outcome = attempt.awaits  # whatever the step made of the exception that told it so
-        if isinstance(outcome, Broke | Postponed | Parked | Awaiting):
+        if isinstance(outcome, Broke | Repairing | Postponed | Parked | Awaiting):
             return replace(outcome, extras=attempt.extras().of_failed())
         return outcome
 
@@ -88,6 +92,9 @@ class Act:
                 # Only an effect said so. Without the fence the settlement is refused; with it, it must be made.
                 return Broke(Failure("transient", "FenceLost", str(error)))
             return Interrupted("draining" if attempt.stopped == "draining" else "fenced")
+        except HeldBack as error:
+            why = Failure("refused", "HeldBack", str(error), dependency=error.dependency)
+            return Postponed(error.delay_s, refund=error.dependency, failure=why)
         except NotNow as error:
             return Postponed(error.delay_s)
         except Park as error:
@@ -97,14 +104,15 @@ class Act:
             failure = Failure("gave_up", type(error).__name__, str(error)[:2000])
             return GaveUp(failure, stored_state(attempt.claim), attempt.extras().of_failed())
         except DeadlineExceeded as error:
-            return Broke(Failure("timeout", "DeadlineExceeded", str(error)))
+            return attempt.broken(Failure("timeout", "DeadlineExceeded", str(error)))
         except (SystemExit, KeyboardInterrupt) as error:
             # A step must not end the worker; its neighbours run in the same process.
             return Broke(Failure("permanent", type(error).__name__, "the step tried to end its process"))
         except BaseException as error:
             # The traceback stays in this process's log at debug level: it may show what users typed.
             log.debug("step %s broke", attempt.claim.name, exc_info=True)
-            return Broke(self._means.classify(error))
+            failure = self._means.classify(error)
+            return self._of_dependency(attempt, error, failure) or self._of_answer(attempt, error, failure)
 
     def _attempt(self, attempt: Attempt) -> Outcome:
         claim = attempt.claim
@@ -112,14 +120,65 @@ class Act:
         step = agent.find(claim.name)
         state = agent.read(stored_state(claim))
         attempt.check()
-        context = AsyncContext(attempt, self._means) if step.is_async else Context(attempt, self._means)
+        if step.needs is None:
+            return self._run(attempt, agent, step, state, [])
+        with self._means.dependencies.calling(step.needs, claim.ref.tenant) as permit:
+            return self._run(attempt, agent, step, state, [permit])
+
+    def _run(self, attempt: Attempt, agent: Agent[Any], step: Step, state: BaseModel, permits: list[Permit]) -> Outcome:
+        claim = attempt.claim
+        make = AsyncContext if step.is_async else Context
+        context = make(attempt, self._means, repairs_max=step.repairs or 0, needs=step.needs)
+        context.permits = permits
         attempt.extras = context.extras
+        attempt.broken = lambda failure: self._late(attempt, permits, failure)
         run = _run_async if step.is_async else _run_here
         returned = run(attempt, step, self._arguments(step, state, context, claim))
         context.heed_answer()
         if attempt.stopped not in (None, "timeout"):
             attempt.check()  # an answer that is merely late still counts, while the fence holds
         return self._plan.outcome(agent, claim, state, returned, context)
+
+    def _late(self, attempt: Attempt, permits: list[Permit], failure: Failure) -> Outcome:
+        """A step ran out of time: what it was calling then, and needs, is most likely why."""
+        waiting = [permit for permit in permits if not permit.reported]
+        if not waiting:
+            return Broke(failure)
+        name = waiting[-1].name
+        self._means.dependencies.report(name, False, failure, permit=waiting[-1])
+        return self._blame(attempt, name, failure)
+
+    def _of_dependency(self, attempt: Attempt, error: BaseException, failure: Failure) -> Outcome | None:
+        """What a failure comes to that speaks against a dependency; None when it does not."""
+        name = blamed(error, attempt.began)
+        # What may have happened is asked about, outage or not.
+        return self._blame(attempt, name, failure) if name is not None and failure.kind != "unknown" else None
+
+    def _blame(self, attempt: Attempt, name: str, failure: Failure) -> Outcome:
+        """Not the step's fault when the breaker is open; if it is not yet, the attempt may be given back later."""
+        failure = replace(failure, dependency=name)
+        delay_s = self._means.dependencies.held(name, attempt.claim.ref.tenant, failure)
+        return Broke(failure) if delay_s is None else Postponed(delay_s, refund=name, failure=failure)
+
+    def _of_answer(self, attempt: Attempt, error: BaseException, failure: Failure) -> Outcome:
+        """What a failure of the step itself comes to: a wrong answer may be repaired, then falls back."""
+        claim = attempt.claim
+        if failure.kind != "semantic":
+            return Broke(failure)
+        agent = self._registry.find(claim.agent, claim.agent_version)
+        step = agent.find(claim.name)
+        if step.repairs is None:
+            return Broke(failure)
+        if claim.repairs < step.repairs:
+            feedback = _feedback(step, error, agent.read(stored_state(claim)), failure)
+            if feedback is not None:
+                return Repairing(replace(failure, feedback=feedback[:FEEDBACK_MAX]))
+        if step.fallback is None:
+            return Broke(replace(failure, final=True))
+        try:
+            return self._plan.fallback(agent, claim, step, failure)
+        except Permanent as wrong:
+            return Broke(self._means.classify(wrong))
 
     @staticmethod
     def _arguments(
@@ -135,6 +194,18 @@ def stored_state(claim: Granted) -> bytes:
         return fold(claim.states)
     assert claim.input is not None  # a step begins from a checkpoint or from the session's input
     return claim.input
+
+
+def _feedback(step: Step, error: BaseException, state: BaseModel, failure: Failure) -> str | None:
+    """What the next attempt is told; None when no repair will help."""
+    if step.on_semantic is None:
+        return failure.message
+    try:
+        told = step.on_semantic(error, state)
+    except Exception as broken:
+        log.warning("on_semantic of step %s raised %s; the error itself is fed back", step.name, type(broken).__name__)
+        return failure.message
+    return None if told is None else str(told)
 
 
 def _run_here(_: Attempt, step: Step, arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
@@ -223,6 +294,13 @@ class Planner:
         )
         follower = replace(follower, approval=question.approval_id)
         return Proceeded(self._state(agent, state, ask.state), (follower,), extras=extras, asks=(question,))
+
+    def fallback(self, agent: Agent[Any], claim: Granted, step: Step, failure: Failure) -> Proceeded:
+        """The step that goes on where repairs did not help, with the state as the failed one found it."""
+        assert step.fallback is not None
+        then = agent.find(step.fallback)
+        args = {"error": failure.message} if then.takes("error") else None
+        return Proceeded(stored_state(claim), (self._step(agent, claim, then, args),))
 
     def first_step(self, agent: Agent[Any]) -> NewStep:
         """The step with which a session of this agent begins."""

@@ -17,8 +17,11 @@ from agentq.step import valid_name
 
 StateT = TypeVar("StateT", bound=BaseModel)
 Function = Callable[..., Any]
+# Told what was wrong and the state: what the next attempt is told, or None when no repair will help.
+Feedback = Callable[[BaseException, Any], str | None]
 
 _RETRIES_MAX = 10_000
+_REPAIRS_MAX = 100
 
 
 class Step:
@@ -29,7 +32,17 @@ class Step:
     """
 
     def __init__(
-        self, agent: str, function: Function, *, start: bool, retries: int | None, timeout_s: float | None
+        self,
+        agent: str,
+        function: Function,
+        *,
+        start: bool,
+        retries: int | None,
+        timeout_s: float | None,
+        needs: str | None = None,
+        repairs: int | None = None,
+        on_semantic: Feedback | None = None,
+        fallback: Step | str | None = None,
     ) -> None:
         self.agent = agent
         self.function = function
@@ -39,6 +52,14 @@ class Step:
             raise ConfigError(f"retries of step {self.name!r} is a whole number from 0 to {_RETRIES_MAX:,}")
         self.retries = retries
         self.timeout_s = timeout_s
+        self.needs = valid_name("dependency", needs) if needs is not None else None
+        if repairs is not None and (isinstance(repairs, bool) or not 0 <= repairs <= _REPAIRS_MAX):
+            raise ConfigError(f"repairs of step {self.name!r} is a whole number from 0 to {_REPAIRS_MAX}")
+        if repairs is None and (on_semantic is not None or fallback is not None):
+            raise ConfigError(f"step {self.name!r} has on_semantic or fallback, and no repairs= that would lead to it")
+        self.repairs = repairs
+        self.on_semantic = on_semantic
+        self.fallback = fallback
         self.is_async = inspect.iscoroutinefunction(function)
         parameters = list(inspect.signature(function).parameters.values())
         if not parameters:
@@ -52,6 +73,10 @@ class Step:
 
     def __repr__(self) -> str:
         return f"<step {self.agent}.{self.name}>"
+
+    def takes(self, argument: str) -> bool:
+        """Whether the step has a further argument of that name."""
+        return any(parameter.name == argument for parameter in self._extra)
 
     def bind(self, args: Mapping[str, Any]) -> dict[str, Any]:
         """
@@ -108,7 +133,16 @@ class Agent(Generic[StateT]):
     def step(self, function: Function, /) -> Step: ...
     @overload
     def step(
-        self, /, *, start: bool = False, retries: int | None = None, timeout: Duration | None = None
+        self,
+        /,
+        *,
+        start: bool = False,
+        retries: int | None = None,
+        timeout: Duration | None = None,
+        needs: str | None = None,
+        repairs: int | None = None,
+        on_semantic: Feedback | None = None,
+        fallback: Step | str | None = None,
     ) -> Callable[[Function], Step]: ...
     def step(
         self,
@@ -118,6 +152,10 @@ class Agent(Generic[StateT]):
         start: bool = False,
         retries: int | None = None,
         timeout: Duration | None = None,
+        needs: str | None = None,
+        repairs: int | None = None,
+        on_semantic: Feedback | None = None,
+        fallback: Step | str | None = None,
     ) -> Step | Callable[[Function], Step]:
         """
         Make a function a step of this agent: `(state)`, `(state, ctx)`, and further named arguments.
@@ -125,13 +163,31 @@ class Agent(Generic[StateT]):
         `retries` counts the attempts after the first, `timeout` bounds one attempt; both default to
         the settings. The step with `start=True`, or the only one, begins each session.
 
+        `needs` names what the step calls outside ("stripe", "openai"): while that is out of order, by the
+        breaker that the fleet shares, the step waits and loses no attempt.
+
+        `repairs` bounds how often a wrong answer (`Semantic`, a validation error) is fed back: the next
+        attempt finds it in `ctx.repair`, in the words of `on_semantic(error, state)` if there is one. When
+        they are used up, the step `fallback` goes on with the state as it was (and `error`, if it takes
+        that argument), or the step is dead.
+
         Raises:
             ConfigError: the name is taken, or a second step wants to be the start.
         """
 
         def add(function: Function) -> Step:
             limit_s = seconds(timeout) if timeout is not None else None
-            step = Step(self.name, function, start=start, retries=retries, timeout_s=limit_s)
+            step = Step(
+                self.name,
+                function,
+                start=start,
+                retries=retries,
+                timeout_s=limit_s,
+                needs=needs,
+                repairs=repairs,
+                on_semantic=on_semantic,
+                fallback=fallback,
+            )
             if step.name in self.steps:
                 raise ConfigError(f"agent {self.name!r} has two steps named {step.name!r}")
             if start and any(other.start for other in self.steps.values()):

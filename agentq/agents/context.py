@@ -17,6 +17,7 @@ from pydantic.errors import PydanticSchemaGenerationError
 from agentq import engine
 from agentq.agents import loop
 from agentq.agents.asking import Asking, Request, answer_of, refusal
+from agentq.agents.dependencies import Dependencies, Permit
 from agentq.agents.effects import (
     Declaration,
     declaration_of,
@@ -29,7 +30,7 @@ from agentq.agents.returns import Answer, BranchResult
 from agentq.agents.spending import AsyncSpend, Budgeting, Spend, Spending, SpendRequest
 from agentq.agents.tracing import Recording, Span, Tracing
 from agentq.engine import Attempt
-from agentq.errors import FenceLost, KeyConflict, NotNow, Permanent, Stopped, UnknownEffect
+from agentq.errors import FenceLost, HeldBack, KeyConflict, NotNow, Permanent, Stopped, UnknownEffect
 from agentq.payload import bounded, canonical, decode, encode, fingerprint
 from agentq.store.effects import EffectClaim, Effects
 from agentq.store.ledger import Ledger
@@ -55,6 +56,7 @@ class Means:
     ambiguous: Callable[[BaseException], bool]
     payload_max_bytes: int
     budgeting: Budgeting
+    dependencies: Dependencies
     patience_s: float = 120.0
     tracing: Tracing = field(default_factory=Tracing)
 
@@ -109,6 +111,17 @@ class _Call:
     kwargs: dict[str, Any]
     hash: bytes
     adapter: TypeAdapter[Any]
+    permit: Permit | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """A wrong answer of the attempt before, for this one to mend: the `number`th repair of `of`."""
+
+    number: int
+    of: int
+    error: str
+    feedback: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +134,13 @@ class _Known:
 class _ContextBase:
     """What both kinds of context share."""
 
-    def __init__(self, attempt: Attempt, means: Means) -> None:
+    def __init__(self, attempt: Attempt, means: Means, *, repairs_max: int = 0, needs: str | None = None) -> None:
         claim = attempt.claim
         self._attempt = attempt
         self._means = means
+        self._repairs_max = repairs_max
+        self._needs = needs
+        self.permits: list[Permit] = []  # of its calls to dependencies, for what runs out of time
         self._calls = 0
         self._claimed: set[str] = set()
         self.last_effect_key = ""
@@ -146,6 +162,15 @@ class _ContextBase:
             log,
             {"tenant": self.tenant, "session": self.session_id, "step": claim.name, "attempt": claim.attempt},
         )
+
+    @property
+    def repair(self) -> Repair | None:
+        """What was wrong with the answer of the attempt before, when this one is to repair it."""
+        claim = self._attempt.claim
+        if claim.repair is None:
+            return None
+        message = claim.repair["message"]
+        return Repair(claim.repairs, self._repairs_max, message, claim.repair.get("feedback", message))
 
     @property
     def idempotency_key(self) -> str:
@@ -305,6 +330,8 @@ class _ContextBase:
         arguments = bounded(f"the arguments of {name}", canonical([args, kwargs]), self._means.payload_max_bytes)
         # The ordinal, not the arguments: prose that a model words anew must not make a new payment.
         key = f"s:{self._attempt.claim.path}:{self._calls}"
+        if declared.repairable and self._attempt.claim.repairs:
+            key += f":r{self._attempt.claim.repairs}"  # the recorded answer is the one that was wrong
         if declared.key is not None:
             key = f"d:{declared.key(*args, **kwargs)}"
             if len(key) > 500:
@@ -354,6 +381,9 @@ class _ContextBase:
 
     def _decide(self, call: _Call, found: EffectClaim) -> _Known | None:
         """The stored result, or None when the call may go out; raises when it may not."""
+        # What the step itself needs, it has leave for.
+        if call.declared.needs not in (None, self._needs) and found.state in ("fresh", "again", "pending"):
+            self._admit(call, found)
         match found.state:
             case "fresh" | "again":
                 return None
@@ -376,9 +406,34 @@ class _ContextBase:
             case "held":
                 raise NotNow(f"effect {call.key!r} is being performed by another step now", delay_s=1.0)
             case "conflict":
-                raise KeyConflict("effect key", call.key)
+                used_by = (found.failure or {}).get("name", call.name)
+                raise KeyConflict(f"effect {call.name}: its key", call.key, "" if used_by == call.name else used_by)
             case "superseded" | "mine":
                 raise self._fence_lost()
+
+    def _admit(self, call: _Call, found: EffectClaim) -> None:
+        """
+        Leave to call what the effect needs.
+
+        Raises:
+            HeldBack: it is out of order. Nothing went out, and the effect is as it was.
+        """
+        assert call.declared.needs is not None
+        try:
+            call.permit = self._means.dependencies.admit(call.declared.needs, self.tenant)
+            self.permits.append(call.permit)
+        except HeldBack:
+            if found.state != "pending":
+                self._means.effects.give_back(self._attempt.claim, call.key)
+                self._claimed.discard(call.key)
+            raise
+
+    def _reported(self, call: _Call, error: BaseException | None = None) -> None:
+        """Tell what became of the call to what it needs."""
+        if call.permit is None or call.declared.needs is None:
+            return
+        failure = self._means.classify(error) if error is not None else None
+        self._means.dependencies.report(call.declared.needs, error is None, failure, permit=call.permit, error=error)
 
     def _asks_first(self, call: _Call, found: EffectClaim) -> bool:
         return found.state == "pending" and not call.declared.idempotent and call.declared.check is not None
@@ -389,6 +444,7 @@ class _ContextBase:
         if not self._settle_effect(call, "done", result=result):
             raise self._fence_lost()
         engine.probe("effect_stored")
+        self._reported(call)
         # Read back even now, so that a recalled result is no different from a fresh one.
         return call.adapter.validate_json(result)
 
@@ -400,13 +456,16 @@ class _ContextBase:
         failed; one with a `check` stays pending, so that it is asked; any other is unknown.
         """
         if isinstance(error, Stopped | FenceLost):
+            self._reported(call, error)
             return  # stopped from outside: the effect stays pending
         failure = self._means.classify(error)
         if call.declared.idempotent or not self._means.ambiguous(error):
             self._settle_effect(call, "failed", failure=failure)
         elif call.declared.check is None:
             self._settle_effect(call, "unknown", failure=failure)
+            self._reported(call, error)
             raise self._unknown(call) from error
+        self._reported(call, error)
 
     def _settle_effect(self, call: _Call, state: Literal["done", "failed", "unknown"], **end: Any) -> bool:
         """Store what the call came to. It happened, so a Postgres that is away is waited for."""
@@ -425,7 +484,9 @@ class _ContextBase:
     def _unknown(self, call: _Call) -> UnknownEffect:
         return UnknownEffect(
             f"whether {call.name} happened is not known: the call was cut off. It is not repeated, because it is "
-            "declared neither idempotent=True nor with a check=; look at the other side",
+            "declared neither idempotent=True nor with a check=. Look at the other side, then tell what you found: "
+            f"agentq effect resolve '{call.key}' --tenant {self.tenant} --done RESULT_JSON (or --not-done) "
+            "--reason WHY, and redrive the session",
             call.key,
         )
 
@@ -543,8 +604,8 @@ class AsyncTransaction:
 class AsyncContext(_ContextBase):
     """The context of an `async def` step; `call` is awaited, whatever kind of function it is given."""
 
-    def __init__(self, attempt: Attempt, means: Means) -> None:
-        super().__init__(attempt, means)
+    def __init__(self, attempt: Attempt, means: Means, *, repairs_max: int = 0, needs: str | None = None) -> None:
+        super().__init__(attempt, means, repairs_max=repairs_max, needs=needs)
         self._turns: dict[str, asyncio.Lock] = {}
 
     async def call(
@@ -579,7 +640,10 @@ class AsyncContext(_ContextBase):
             try:
                 value = await _run(call.function, call.args, call.kwargs)
             except asyncio.CancelledError:
-                raise  # stopped from outside: the effect stays pending, its outcome unknown
+                # Stopped from outside: the effect stays pending, its outcome unknown.
+                if call.permit is not None and self._attempt.stopped != "timeout":
+                    self._means.dependencies.give_back_later(call.permit)
+                raise
             except BaseException as error:
                 await asyncio.to_thread(self._store_error, call, error)
                 raise

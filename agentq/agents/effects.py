@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 from agentq.agents.returns import Duration, seconds
 from agentq.errors import AgentqError, ConfigError
+from agentq.step import valid_name
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -32,6 +33,8 @@ class Declaration:
     within_s: float | None = None
     question: str | Callable[..., str] | None = None
     auto: Callable[..., bool] | None = None
+    needs: str | None = None
+    repairable: bool = False
 
 
 _UNDECLARED = Declaration()
@@ -50,6 +53,8 @@ def effect(
     within: Duration | None = None,
     question: str | Callable[..., str] | None = None,
     auto: Callable[..., bool] | None = None,
+    needs: str | None = None,
+    repairable: bool = False,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
 def effect(
     function: Callable[P, R] | None = None,
@@ -63,6 +68,8 @@ def effect(
     within: Duration | None = None,
     question: str | Callable[..., str] | None = None,
     auto: Callable[..., bool] | None = None,
+    needs: str | None = None,
+    repairable: bool = False,
 ) -> Any:
     """
     Declare how a function behaves when an attempt dies between its call and its result.
@@ -79,16 +86,27 @@ def effect(
     `to`, `within` a time, asked `question` (a text, or made from the arguments). The leave holds for
     these arguments alone. `auto=fn` (of the arguments) says which calls need nobody, and so does the
     tenant (`agentq tenant set acme --preapprove NAME`).
+
+    `needs` names what it calls ("stripe"): while that is out of order, the step waits and loses no attempt.
+
+    `repairable=True`: it is a question, whose answer may be wrong. A step that repairs asks it anew, while
+    every other effect keeps its recorded result. Never for what changes something.
     """
     groups = (to,) if isinstance(to, str) else tuple(to)
     if not irreversible and (groups or within is not None or question is not None or auto is not None):
         raise ConfigError("to=, within=, question= and auto= say how irreversible=True is asked about; set it")
     within_s = seconds(within) if within is not None else None
 
+    if needs is not None:
+        valid_name("dependency", needs)
+    if repairable and key is not None:
+        raise ConfigError("an effect with a key= of its own has one result; it cannot be repairable as well")
+
     def declare(function: Callable[P, R]) -> Callable[P, R]:
-        setattr(
-            function, _DECLARED, Declaration(idempotent, check, key, irreversible, groups, within_s, question, auto)
+        declared = Declaration(
+            idempotent, check, key, irreversible, groups, within_s, question, auto, needs=needs, repairable=repairable
         )
+        setattr(function, _DECLARED, declared)
         return function
 
     return declare(function) if function is not None else declare

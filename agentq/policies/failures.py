@@ -15,7 +15,7 @@ from typing import Any
 
 from agentq.engine import Bury, Judge, Retry
 from agentq.errors import Transient, UnknownEffect
-from agentq.policies.kinds import headers_of, kind_of
+from agentq.policies.kinds import headers_of, kind_of, status_of
 from agentq.verdicts import Failure, Granted
 
 _MESSAGE_MAX = 2000
@@ -36,6 +36,7 @@ def classify(error: BaseException) -> Failure:
         where=_where(error),
         place=_place(error),
         final=getattr(error, "final", None) is True,
+        status=status_of(error),
     )
 
 

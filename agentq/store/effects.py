@@ -52,6 +52,10 @@ class Effects:
         parameters = _fenced(claim, key) | {"token": claim.token, "calling": calling}
         return bool(self.store.query(SQL["take_over_effect"], parameters)[0][0])
 
+    def give_back(self, claim: Granted, key: str) -> bool:
+        """Undo a claim whose call never went out. False: another attempt owns the effect by now."""
+        return bool(self.store.query(SQL["give_back_effect"], _fenced(claim, key))[0][0])
+
     def settle(
         self,
         claim: Granted,

@@ -196,11 +196,14 @@ def _granted(ref: StepRef, token: int, traced_by: uuid.UUID | None, row: Row) ->
     (_, fence, attempt, attempts_max, crashes, seq, name, agent, version, timeout_s, args, state_from, states) = row[
         :13
     ]
-    given, join_step, branch, fan, priority, remaining_s, queued_s, path, generation, dry_effects, approval = row[13:]
+    (
+        given, join_step, branch, fan, priority, remaining_s, queued_s, path, generation, dry_effects, approval,
+        repairs, refusals, repair,
+    ) = row[13:]  # fmt: skip
     return Granted(
         ref, token, fence, attempt, attempts_max, crashes, seq, name, agent, version, timeout_s, args, state_from,
         tuple(states) if states is not None else None, given, join_step, branch, fan, priority, remaining_s, queued_s,
-        path, generation, dry_effects, traced_by, approval,
+        path, generation, dry_effects, traced_by, approval, repairs, refusals, repair,
     )  # fmt: skip
 
 
@@ -278,6 +281,8 @@ def _plan(settlement: Settlement, follower: NewStep | None) -> dict[str, Any]:
         }
     if settlement.extras.trace or settlement.extras.decisions:
         plan |= traces.as_plan(settlement.extras)
+    if settlement.refund is not None:
+        plan["refund"] = settlement.refund
     return plan
 
 

@@ -53,15 +53,20 @@ class Store:
             # A stopped process must not keep row locks for ever.
             "-c idle_in_transaction_session_timeout=60000",
         }
-        self._pool: ConnectionPool[Connection] = ConnectionPool(
-            url,
-            kwargs=self.connect_arguments,
+        self._size = size
+        self._name = name
+        self._pool = self._open()
+
+    def _open(self) -> ConnectionPool[Connection]:
+        return ConnectionPool(
+            self.url,
+            kwargs=dict(self.connect_arguments),
             min_size=1,
-            max_size=size,
+            max_size=self._size,
             timeout=10.0,
             max_idle=120.0,
             reconnect_timeout=0.0,
-            name=name,
+            name=self._name,
             open=True,
         )
 
@@ -70,9 +75,13 @@ class Store:
         self._pool.close(timeout=2.0)
 
     def renew(self) -> None:
-        """Drop every idle connection, so that new ones see changed role settings."""
-        for _ in range(self._pool.max_size):
-            self._pool.drain()
+        """
+        Use new connections from now on, so that they see changed settings.
+
+        A pool of their own: one that is drained may still be opening some with the old settings.
+        """
+        old, self._pool = self._pool, self._open()
+        old.close(timeout=5.0)
 
     @contextmanager
     def connection(self) -> Iterator[Connection]:

@@ -15,11 +15,13 @@ from agentq.embedded import Stack
 from agentq.errors import ConfigError, StoreUnavailable
 from agentq.store import migrate
 from agentq.store.budgets import Budgets, Wanted
+from agentq.store.dependencies import Breakers, Report
 from agentq.store.effects import Effects
 from agentq.store.pool import Store, name_tenant
 from agentq.store.schema import TENANT_TABLES, metadata
 from agentq.verdicts import Decision, Extras, Granted, TraceEvent
 from tests.conftest import new_tenant
+from tests.support.breakers import RULES
 from tests.support.hands import Hands, at_once, new_ask, step
 
 # ── migrations ───────────────────────────────────────────────────────────────
@@ -193,6 +195,9 @@ IMPOSSIBLE = {
         ("counts", "attempts_max = 0"),
         ("counts", "seq = -1"),
         ("counts", "crashes = -1"),
+        ("uncounted", "repairs = -1"),
+        ("uncounted", "refusals = -1"),
+        ("uncounted", "blamed = -1"),
     ],
     "checkpoint": [
         ("kind", "kind = 'half'"),
@@ -295,6 +300,14 @@ IMPOSSIBLE = {
         ("stopped", "state = 'dead'"),
         ("stopped", "stopped_at = now()"),
     ],
+    "dependency": [
+        ("name", "name = 'Not A Name'"),
+        ("tenant", "tenant = 'Not A Name'"),
+        ("state", "state = 'ajar'"),
+        ("probe", "state = 'open', probe_at = null"),
+        ("forced", "forced_until = now()"),
+    ],
+    "dependency_window": [("counts", "ok = -1"), ("counts", "bad = -1")],
     "dead_letter": [
         ("state", "state = 'asleep'"),
         ("redriving", "state = 'redriving'"),
@@ -320,6 +333,16 @@ IMPOSSIBLE = {
         ("threshold", "threshold = 1.5"),
     ],
 }
+
+
+def fill_dependencies(hands: Hands) -> None:
+    """A breaker that is half open, with a probe out and a failure in its window."""
+    breakers = Breakers(hands.store, {**RULES, "volume_min": 1, "pause_s": 0.0})
+    scope = (hands.tenant, "stripe")
+    breakers.report([Report(scope, bad=1)])
+    assert breakers.claim_probe(scope).probe is not None
+    window = "insert into agentq.dependency_window (tenant, name, slot) values (%s, 'stripe', 1) returning slot"
+    hands.rows(window, hands.tenant)
 
 
 EVENT = TraceEvent("model", "robot-1", 0.0, 0.1)
@@ -352,6 +375,7 @@ def fill(hands: Hands) -> None:
     )
     hands.ledger.add_event(claim.ref, "progress", b"{}")
     hands.settle(hands.begin(), "dead")
+    fill_dependencies(hands)
     hands.rows("select agentq.keep_poison(%s, 'q', 'is no message', 'd', 'body', 4)", hands.tenant)
     hands.rows(
         "insert into agentq.redrive_job (job_id, same_as, operator, reason, selection, terms, state, until)"

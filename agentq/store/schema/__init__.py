@@ -22,6 +22,14 @@ from agentq.store.schema.budgets import (
     reservation,
 )
 from agentq.store.schema.dead_letters import dead_letter, poison_message, redrive_job, redrive_policy
+from agentq.store.schema.dependencies import (
+    BREAKER_STATES,
+    FLEET,
+    dependency,
+    dependency_change,
+    dependency_probe,
+    dependency_window,
+)
 from agentq.store.schema.fleet import operator_action, refused_submission, worker
 from agentq.store.schema.ledger import (
     ENTRY_ENDED,
@@ -59,12 +67,18 @@ TENANT_TABLES: tuple[Table, ...] = (
     budget_window,
     reservation,
     budget_alert,
+    dependency,
+    dependency_window,
+    dependency_probe,
+    dependency_change,
 )
 
 __all__ = [
     "APPROVAL_STATES",
+    "BREAKER_STATES",
     "ENTRY_ENDED",
     "ENTRY_LIVE",
+    "FLEET",
     "NOW",
     "SCHEMA",
     "SESSION_ENDED",
@@ -79,6 +93,10 @@ __all__ = [
     "checkpoint",
     "dead_letter",
     "decision",
+    "dependency",
+    "dependency_change",
+    "dependency_probe",
+    "dependency_window",
     "effect",
     "ledger_entry",
     "message",

@@ -115,6 +115,15 @@ ledger_entry = Table(
     Column("attempt", Integer, nullable=False, server_default="0", comment="attempts that count against the limit"),
     Column("attempts_max", Integer, nullable=False),
     Column("crashes", SmallInteger, nullable=False, server_default="0", comment="workers that died under it"),
+    Column("repairs", SmallInteger, nullable=False, server_default="0", comment="wrong answers fed back to it"),
+    Column("refusals", Integer, nullable=False, server_default="0", comment="times it was put off, without fault"),
+    Column(
+        "blamed",
+        SmallInteger,
+        nullable=False,
+        server_default="0",
+        comment="failed attempts laid to a dependency: given back when that turns out to be out of order",
+    ),
     Column("quarantine", Boolean, nullable=False, server_default=text("false")),
     Column("worker", Uuid),
     Column("priority", SmallInteger, nullable=False, server_default="0"),
@@ -138,6 +147,7 @@ ledger_entry = Table(
     Column("generation", SmallInteger, nullable=False, server_default="0", comment="the replay that began its line"),
     Column("superseded", SmallInteger, comment="the generation that took its place"),
     Column("unserved", Text, comment="agent@version that no worker serves: held without a slot until one does"),
+    Column("repair", JSONB, comment="the wrong answer that the next attempt is told of"),
     ForeignKeyConstraint(["tenant", "session_id"], ["agentq.session.tenant", "agentq.session.session_id"]),
     CheckConstraint(one_of("state", ENTRY_LIVE + ENTRY_ENDED), name="state"),
     CheckConstraint("(state = 'running') = (worker is not null)", name="worker"),
@@ -152,6 +162,7 @@ ledger_entry = Table(
     CheckConstraint("attempts_max > 0 and seq >= 0 and crashes >= 0", name="counts"),
     CheckConstraint(f"superseded is null or {one_of('state', ENTRY_ENDED)}", name="superseded"),
     CheckConstraint("unserved is null or state = 'held'", name="unserved"),
+    CheckConstraint("repairs >= 0 and refusals >= 0 and blamed >= 0", name="uncounted"),
     # The backlog of each tenant, in the order of admission.
     Index("ledger_entry_ready", "tenant", "priority", "due_at", postgresql_where=text("state = 'ready'")),
     # What is with the broker or a worker: small, because the broker is kept shallow.
@@ -236,6 +247,7 @@ effect = Table(
     Column("calls", Integer, nullable=False, server_default="1", comment="times the call went out"),
     Column("result", LargeBinary),
     Column("failure", JSONB),
+    Column("resolved_by", Text, comment="who told what had become of it, when its outcome was not known"),
     time("claimed_at", nullable=False, now=True),
     time("settled_at"),
     ForeignKeyConstraint(["tenant", "session_id"], ["agentq.session.tenant", "agentq.session.session_id"]),
@@ -245,6 +257,8 @@ effect = Table(
     CheckConstraint("(state = 'pending') = (settled_at is null)", name="settled"),
     CheckConstraint("calls > 0", name="calls"),
     Index("effect_session", "tenant", "session_id", "step_id"),
+    # Those that nobody knows the end of; few, and the ones that people look for.
+    Index("effect_open", "tenant", "claimed_at", postgresql_where=text("state in ('pending', 'unknown')")),
 )
 
 session_event = Table(

@@ -16,3 +16,6 @@ select agentq.settle_effect(%(tenant)s, %(key)s, %(session)s, %(step)s, %(fence)
 -- For reading on in a result that was too long to be shown whole; a session reads its own only.
 select result from agentq.effect
  where tenant = %(tenant)s and effect_key = %(key)s and session_id = %(session)s and state = 'done';
+
+-- name: give_back_effect
+select agentq.give_back_effect(%(tenant)s, %(key)s, %(session)s, %(step)s, %(fence)s::int);

@@ -7,7 +7,8 @@ begin
     foreach t in array array['session', 'ledger_entry', 'checkpoint', 'branch', 'message', 'effect', 'session_event',
                              'dead_letter', 'poison_message',
                              'trace', 'decision', 'trace_rest', 'decision_rest', 'approval', 'notice',
-                             'budget', 'budget_window', 'reservation', 'budget_alert'] loop
+                             'budget', 'budget_window', 'reservation', 'budget_alert',
+                             'dependency', 'dependency_window', 'dependency_probe', 'dependency_change'] loop
         execute format('alter table agentq.%I enable row level security', t);
         execute format('alter table agentq.%I force row level security', t);
         execute format('drop policy if exists tenant_rows on agentq.%I', t);

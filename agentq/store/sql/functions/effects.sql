@@ -25,7 +25,7 @@ begin
     if found then return query select 'fresh', null::bytea, null::jsonb; return; end if;
     select * into strict f from agentq.effect e where e.tenant = p_tenant and e.effect_key = p_key for no key update;
     if f.args_hash <> p_hash then
-        return query select 'conflict', null::bytea, null::jsonb; return;
+        return query select 'conflict', null::bytea, jsonb_build_object('name', f.name); return;
     end if;
     if f.state = 'pending' and (f.session_id, f.step_id, f.fence) = (p_session, p_step, p_fence) then
         return query select 'mine', null::bytea, null::jsonb; return;
@@ -89,4 +89,24 @@ begin
         select from agentq.effect
          where tenant = p_tenant and effect_key = p_key and state = p_state and result is not distinct from p_result
            and session_id = p_session and step_id = p_step and fence = p_fence);
+end $$;
+
+
+-- Give back an effect whose call was held back: it never went out, so nobody has to ask what became of it.
+create or replace function agentq.give_back_effect(p_tenant text, p_key text, p_session uuid, p_step uuid, p_fence int)
+returns boolean language plpgsql as $$
+declare v_calls int;
+begin
+    perform set_config('agentq.tenant', p_tenant, true), set_config('synchronous_commit', 'off', true);
+    select calls into v_calls from agentq.effect
+     where tenant = p_tenant and effect_key = p_key and state = 'pending'
+       and session_id = p_session and step_id = p_step and fence = p_fence for no key update;
+    if v_calls = 1 then
+        delete from agentq.effect where tenant = p_tenant and effect_key = p_key;
+    elsif v_calls > 1 then
+        update agentq.effect set state = 'failed', calls = calls - 1, settled_at = agentq.now(),
+               failure = jsonb_build_object('kind', 'refused', 'type', 'HeldBack', 'message', 'what it needs is out of order')
+         where tenant = p_tenant and effect_key = p_key;
+    end if;
+    return v_calls is not null;
 end $$;

@@ -37,7 +37,7 @@ create or replace function agentq.claim(
     status text, fence int, attempt int, attempts_max int, crashes smallint, seq int, name text, agent text,
     agent_version int, timeout_s real, args bytea, state_from uuid, states bytea[], input bytea,
     join_step uuid, branch int, fan int, priority smallint, remaining_s double precision, queued_s double precision,
-    path uuid, generation smallint, dry_effects boolean, approval uuid
+    path uuid, generation smallint, dry_effects boolean, approval uuid, repairs smallint, refusals int, repair jsonb
 ) language plpgsql as $$
 #variable_conflict use_column
 declare
@@ -68,7 +68,7 @@ begin
     fence := e.fence; attempt := e.attempt; attempts_max := e.attempts_max; crashes := e.crashes; seq := e.seq;
     name := e.name; timeout_s := e.timeout_s; args := e.args; state_from := e.state_from; join_step := e.join_step;
     branch := e.branch; fan := e.fan; priority := e.priority; path := e.path; generation := e.generation;
-    approval := e.approval;
+    approval := e.approval; repairs := e.repairs; refusals := e.refusals; repair := e.repair;
     remaining_s := extract(epoch from v_deadline - v_now); queued_s := extract(epoch from v_now - e.queued_at);
     if e.state_from is null then
         select se.input into input from agentq.session se where se.tenant = p_tenant and se.session_id = p_session;
@@ -209,7 +209,7 @@ end $$;
 
 -- Record a step's end and post what follows, in one transaction.
 --
--- verdict: next | end | fail | retry | postpone | await | dead | release | park | cancelled
+-- verdict: next | end | fail | retry | repair | postpone | await | dead | release | park | cancelled
 -- `closed` is false when a newer attempt owns the step: nothing was written.
 -- The step that simply follows comes as plain arguments (`p_next`), because that is nearly every
 -- settlement; timers, branches, children, messages and usage come in `p_plan`.
@@ -255,16 +255,25 @@ begin
        set state = case p_verdict when 'dead' then 'dead' when 'cancelled' then 'cancelled'
                                   when 'retry' then case v_session when 'paused' then 'held' else 'ready' end
                                   when 'postpone' then case v_session when 'paused' then 'held' else 'ready' end
+                                  when 'repair' then case v_session when 'paused' then 'held' else 'ready' end
                                   when 'release' then case v_session when 'paused' then 'held' else 'queued' end
                                   when 'await' then 'waiting' when 'park' then 'held'
                                   else 'done' end,
-           settled_at = case when p_verdict in ('retry', 'postpone', 'release', 'await', 'park') then null else v_now end,
-           due_at = case when p_verdict in ('retry', 'postpone') then v_now + make_interval(secs => p_delay_s) else l.due_at end,
+           settled_at = case when p_verdict in ('retry', 'repair', 'postpone', 'release', 'await', 'park') then null else v_now end,
+           due_at = case when p_verdict in ('retry', 'repair', 'postpone') then v_now + make_interval(secs => p_delay_s) else l.due_at end,
            queued_at = case when p_verdict = 'release' then v_now else l.queued_at end,
-           attempt = case when p_verdict in ('release', 'postpone', 'await', 'park') then l.attempt - 1 else l.attempt end,
+           attempt = case when p_verdict in ('release', 'postpone', 'await', 'park', 'repair')
+                          then greatest(l.attempt - 1 - case when p_plan ->> 'refund' = l.failure ->> 'dependency'
+                                                             then l.blamed else 0 end, 0)
+                          else l.attempt end,
            approval = case p_verdict when 'await' then (p_plan ->> 'awaits')::uuid else l.approval end,
+           repairs = l.repairs + (p_verdict = 'repair')::int, refusals = l.refusals + (p_verdict = 'postpone')::int,
+           repair = case when p_verdict = 'repair' then p_failure else l.repair end,
+           blamed = case when p_verdict = 'retry' and p_failure ? 'dependency' then l.blamed + 1
+                         when p_verdict = 'retry' or p_plan ->> 'refund' = l.failure ->> 'dependency' then 0
+                         else l.blamed end,
            failure = coalesce(p_failure, l.failure), worker = null, fence_token = null,
-           failures = case when p_failure is null then l.failures
+           failures = case when p_failure is null or p_verdict = 'postpone' then l.failures
                            else agentq.remember_failure(l.failures, p_failure, v_now) end
      where l.tenant = p_tenant and l.session_id = p_session and l.step_id = p_step
        and l.state = 'running' and l.fence = p_fence and l.fence_token = p_token

@@ -12,7 +12,7 @@ begin
         tenant, session_id, step_id, fence, ordinal, ended_at, kind, name, agent, agent_version, seq, branch, attempt,
         queued_at, started_at, closing, failure, worker, leads_to, tokens_in, tokens_out, cost_micros)
     values (e.tenant, e.session_id, e.step_id, e.fence, 0, p_now, 'attempt', e.name, p_agent, p_version, e.seq, e.branch,
-            case when p_closing in ('release', 'postpone', 'park') then e.attempt + 1 else e.attempt end,
+            case when p_closing in ('release', 'postpone', 'park', 'await', 'repair') then e.attempt + 1 else e.attempt end,
             case when p_closing <> 'release' then e.queued_at end, e.started_at, p_closing, p_failure, p_worker, p_leads_to,
             coalesce((p_plan -> 'usage' ->> 'tokens_in')::bigint, 0),
             coalesce((p_plan -> 'usage' ->> 'tokens_out')::bigint, 0),
