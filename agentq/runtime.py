@@ -26,6 +26,7 @@ from agentq.broker.publisher import Publisher
 from agentq.engine import Engine, InFlight
 from agentq.errors import StoreUnavailable
 from agentq.heart import Heart
+from agentq.notices import Notices
 from agentq.policies.failures import ambiguous, classify, retry_with_backoff
 from agentq.policies.redaction import safe_failures
 from agentq.relay import Relay
@@ -75,6 +76,7 @@ class Runtime:
         self.heart: Heart | None = None
         self.engine: Engine | None = None
         self.relay: Relay | None = None
+        self.notices: Notices | None = None
         # Of a prefork parent: the pids of its children, which run the steps.
         self.children: Callable[[], list[int]] | None = None
         self.killed_children = False
@@ -107,6 +109,9 @@ class Runtime:
         if relay:
             self.relay = self._relay()
             self.relay.start()
+            if settings.notify_channels:
+                self.notices = Notices(self.approvals, settings)
+                self.notices.start()
 
     def drain(self) -> None:
         """Take nothing more, wait out the grace, hand back what still runs."""
@@ -150,6 +155,8 @@ class Runtime:
         self.in_flight.draining = True
         if self.relay is not None:
             self.relay.stop()
+        if self.notices is not None:
+            self.notices.stop()
         if self.heart is not None:
             self.heart.stop()
         self.dependencies.close()
