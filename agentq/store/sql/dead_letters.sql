@@ -45,7 +45,7 @@ select case when e.state_from is null then array[s.input] else agentq.recall(d.t
   join agentq.session s on s.tenant = d.tenant and s.session_id = d.session_id
   join agentq.ledger_entry e on e.tenant = d.tenant and e.session_id = d.session_id
        and (e.step_id = d.step_id and %(step)s::text is null
-            or e.name = %(step)s and e.seq <= d.seq and to_jsonb(e) ->> 'superseded' is null)
+            or e.name = %(step)s and e.seq <= d.seq and e.superseded is null)
  where d.tenant = %(tenant)s and d.letter_id = %(letter)s
  order by e.seq desc limit 1;
 

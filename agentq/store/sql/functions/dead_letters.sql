@@ -29,7 +29,7 @@ begin
         tenant, letter_id, session_id, step_id, generation, agent, agent_version, step, seq, class, cause, cause_text,
         dependency, failure, attempts, attempt, crashes, state_from, cost_micros, effects_pending, effects_unknown,
         state, announced, note, died_at, changed_at)
-    select p_tenant, gen_random_uuid(), p_session, p_step, coalesce((to_jsonb(s) ->> 'generation')::int, 0), s.agent,
+    select p_tenant, gen_random_uuid(), p_session, p_step, s.generation, s.agent,
            s.agent_version, e.name, e.seq,
            e.failure ->> 'kind',
            coalesce(e.failure ->> 'cause', left(md5(concat_ws(E'\n', e.failure ->> 'kind', e.failure ->> 'type', v_place)), 12)),
