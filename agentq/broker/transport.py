@@ -29,6 +29,9 @@ from agentq.broker.queues import carries_wakes
 
 log = logging.getLogger("agentq.broker")
 
+# How long a lost broker is waited for before it is looked for again.
+RECONNECT_FIRST_S, RECONNECT_STEP_S, RECONNECT_MAX_S = 0.2, 0.3, 3.0
+
 
 def _log_damaged(queue: str, raw: bytes) -> None:
     log.error("an entry of %s is no message and was dropped (%s bytes)", queue, len(raw))
@@ -152,3 +155,19 @@ class BrokerConnection(Connection):  # type: ignore[misc]
         """The transport's class; the scheme in the URL stays what people know."""
         found = super().get_transport_cls()
         return Transport if found is kombu_redis.Transport else found
+
+    def _ensure_connection(
+        self,
+        errback: Any = None,
+        max_retries: int | None = None,
+        interval_start: float = RECONNECT_FIRST_S,
+        interval_step: float = RECONNECT_STEP_S,
+        interval_max: float = RECONNECT_MAX_S,
+        *rest: Any,
+        **more: Any,
+    ) -> Any:
+        # kombu waits two seconds longer after each try, up to half a minute: a broker that is back after twenty
+        # seconds would go unnoticed for ten more, and Celery's worker offers no setting for it.
+        return super()._ensure_connection(
+            errback, max_retries, interval_start, interval_step, interval_max, *rest, **more
+        )

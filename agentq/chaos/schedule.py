@@ -24,6 +24,9 @@ class Fault:
 _FIRST: Lane = "processes and servers"
 _SECOND: Lane = "network and tools"
 
+# How long the fleet is left alone after a blow whose recovery is to be measured.
+SINGLE_REST_S = 5.0
+
 # `past the lease` stands for a length that the pace decides.
 PAST_THE_LEASE = -1.0
 
@@ -118,6 +121,7 @@ class Profile:
     patience_s: float
     servers: tuple[str, ...] = SERVERS
     longest_s: float | None = None
+    singly: bool = False
     outside: bool = False
 
 
@@ -125,7 +129,8 @@ _ONCE = dict.fromkeys(FAULTS, 1)
 
 LONG = Profile(
     name="long",
-    sessions=240,
+    sessions=400,
+    singly=True,
     workers=3,
     threads=8,
     faults=_ONCE
@@ -189,33 +194,67 @@ class Schedule:
 
 
 def make(profile: Profile, seed: int) -> Schedule:
-    """The schedule of that seed: two lanes side by side, each one fault after the other."""
+    """
+    The schedule of that seed.
+
+    With `singly`, each fault first falls alone, with time to recover; then the rest fall in two lanes side by side.
+    """
     draw = random.Random(f"schedule {profile.name} {seed}")
-    drawn: list[tuple[float, str, float, int, str, int]] = []
+    drawing = _Drawing(profile, draw)
+    left = dict(profile.faults)
+    at_s = draw.uniform(2.0, 3.0)
+    if profile.singly:
+        names = _shuffled(draw, list(left))
+        # While Postgres has been up for less than a lease, recovery from other faults is slower: it goes last.
+        names.sort(key=lambda name: FAULTS[name].family == "postgres")
+        at_s = drawing.add(names, at_s, SINGLE_REST_S)
+        left = {name: times - 1 for name, times in left.items()}
     for lane in (_FIRST, _SECOND):
-        names = [name for name, times in profile.faults.items() if FAULTS[name].lane == lane for _ in range(times)]
-        draw.shuffle(names)
-        if names and FAULTS[names[0]].family == "poison":
-            names.append(names.pop(0))  # it needs neighbours
-        at_s = draw.uniform(2.0, 3.0)
-        turns = {name: draw.sample(profile.servers, len(profile.servers)) for name in sorted(set(names))}
-        for name in names:
-            lasts_s = _lasts(profile, FAULTS[name])
-            server = turns[name][0]
-            turns[name].append(turns[name].pop(0))  # each server in turn, so that none is spared
-            worker = draw.randrange(max(profile.workers, 1))
-            drawn.append((at_s, name, lasts_s, worker, server, draw.getrandbits(31)))
-            at_s += lasts_s + FAULTS[name].rest_s * (0.5 if profile.longest_s else 1.0) * draw.uniform(0.8, 1.2)
-    drawn.sort()
-    blows = tuple(
-        Blow(n, round(at_s, 2), name, round(lasts_s, 2), worker, _server(name, server), seed)
-        for n, (at_s, name, lasts_s, worker, server, seed) in enumerate(drawn)
-    )
+        names = [name for name, times in left.items() if FAULTS[name].lane == lane for _ in range(times)]
+        drawing.add(_shuffled(draw, names), at_s + draw.uniform(0.0, 1.0), None)
+    blows = drawing.blows()
     last_s = max(blow.at_s + blow.lasts_s for blow in blows)
     poisons = tuple(
         (blow.at_s, blow.fault == "child killed") for blow in blows if FAULTS[blow.fault].family == "poison"
     )
     return Schedule(profile, seed, blows, round(last_s, 2), poisons)
+
+
+class _Drawing:
+    """Blows while they are drawn."""
+
+    def __init__(self, profile: Profile, draw: random.Random) -> None:
+        self._profile = profile
+        self._draw = draw
+        self._drawn: list[tuple[float, str, float, int, str, int]] = []
+        self._servers = {name: draw.sample(profile.servers, len(profile.servers)) for name in sorted(profile.faults)}
+
+    def add(self, names: list[str], at_s: float, rest_s: float | None) -> float:
+        """One after the other from that time on; when the next may fall."""
+        for name in names:
+            lasts_s = _lasts(self._profile, FAULTS[name])
+            turns = self._servers[name]
+            server = turns[0]
+            turns.append(turns.pop(0))  # each server in turn, so that none is spared
+            worker = self._draw.randrange(max(self._profile.workers, 1))
+            self._drawn.append((at_s, name, lasts_s, worker, server, self._draw.getrandbits(31)))
+            rest = rest_s or FAULTS[name].rest_s * (0.5 if self._profile.longest_s else 1.0)
+            at_s += lasts_s + rest * self._draw.uniform(0.8, 1.2)
+        return at_s
+
+    def blows(self) -> tuple[Blow, ...]:
+        """All of them by time."""
+        return tuple(
+            Blow(n, round(at_s, 2), name, round(lasts_s, 2), worker, _server(name, server), seed)
+            for n, (at_s, name, lasts_s, worker, server, seed) in enumerate(sorted(self._drawn))
+        )
+
+
+def _shuffled(draw: random.Random, names: list[str]) -> list[str]:
+    draw.shuffle(names)
+    if names and FAULTS[names[0]].family == "poison":
+        names.append(names.pop(0))  # it needs neighbours
+    return names
 
 
 def _lasts(profile: Profile, fault: Fault) -> float:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _SEEDS = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?\Z")
 _SEEDS_MAX = 1000
+PLAIN_WIDTH = 140  # of a log, which nobody has told us
 
 
 def _seeds(_ctx: click.Context, _parameter: click.Parameter, text: str | None) -> list[int]:
@@ -43,7 +44,7 @@ def _seeds(_ctx: click.Context, _parameter: click.Parameter, text: str | None) -
     type=click.Choice(["short", "long"]),
     default="long",
     show_default=True,
-    help="short: a minute at a quick pace. long: every fault, 240 sessions, default settings, several minutes.",
+    help="short: a minute at a quick pace. long: every fault, 400 sessions, default settings, several minutes.",
 )
 @click.option("--seed", "seeds", callback=_seeds, help="A number, or a range such as 1-10  [default: drawn]")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of the reports  [data_dir/chaos]")
@@ -178,7 +179,10 @@ def _reported(act: Callable[[Screen], Run], folder: Path, *, quiet: bool) -> Run
     from agentq.chaos.screen import Screen
     from agentq.demo.surroundings import own_environment, terminable
 
-    screen = Screen(Console(stderr=True), quiet=quiet)
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        console.width = PLAIN_WIDTH
+    screen = Screen(console, quiet=quiet)
     try:
         with own_environment(), terminable():
             run = act(screen)

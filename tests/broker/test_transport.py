@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+from kombu.exceptions import OperationalError
 
 from agentq.broker.connection import connect
 from agentq.settings import Settings
@@ -54,6 +55,22 @@ def test_a_lost_connection_makes_no_new_client(settings: Settings, monkeypatch: 
 
         with channel.conn_or_acquire() as after:
             assert after is before
+
+
+def test_a_broker_that_is_back_is_noticed_within_three_seconds(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    However long it was away: the pause between two looks does not grow with the outage.
+    """
+    pauses: list[float] = []
+    monkeypatch.setattr("kombu.utils.functional.sleep", lambda seconds: None)
+    nowhere = settings.model_copy(update={"broker_url": "redis://127.0.0.1:1/0"})
+    with connect(nowhere) as connection, pytest.raises(OperationalError):
+        connection.ensure_connection(lambda error, pause: pauses.append(pause), max_retries=30)
+    assert len(pauses) == 30
+    assert pauses[0] < 0.5
+    assert max(pauses) <= 3.0
 
 
 def _away(*_: object, **__: object) -> None:

@@ -16,10 +16,13 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from agentq.chaos import schedule
-from agentq.chaos.play import play
+from agentq.chaos.arena import Arena
+from agentq.chaos.play import play, play_outside
 from agentq.chaos.screen import Screen
 from agentq.chaos.strike import is_gone
+from agentq.chaos.tools import SERVICE
 from agentq.cli import main
+from agentq.embedded import ports
 
 pytestmark = pytest.mark.crash
 
@@ -64,6 +67,42 @@ def test_a_fleet_without_a_guard_fails(broken: str, faults: dict[str, int], viol
         environment={"AGENTQ_AGENTS": "agentq.chaos.agents,tests.chaos.broken", "CHAOS_BROKEN": broken},
     )
     assert violation in {found.kind for found in run.judgement.violations}
+
+
+def test_staging_wants_to_be_named(tmp_path: Path) -> None:
+    """Nothing is touched until the phrase names the server; the message says which phrase."""
+    command = ["chaos", "staging", "--url", "postgresql://u:secret@db.example:5432/a", "--broker", "redis://b:6379/0"]
+    command += ["--service", "127.0.0.1:0", "--reason", "drill"]
+    for phrase in ([], ["--i-understand", "break db.example"]):
+        ran = CliRunner().invoke(main, [*command, *phrase, "--out", str(tmp_path / "out")])
+        assert ran.exit_code == 2
+        assert "break db.example:5432" in ran.output
+        assert "secret" not in ran.output
+    ran = CliRunner().invoke(main, [*command, "--dry-run", "--seed", "3", "--json"])
+    assert {blow["fault"] for blow in json.loads(ran.stdout)["blows"]} == set(schedule.OUTSIDE.faults)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not os.environ.get("AGENTQ_TEST_LONG"), reason="set AGENTQ_TEST_LONG=1")
+def test_a_staging_fleet_from_outside(tmp_path: Path) -> None:
+    """A fleet that somebody else runs, with our agents in it: broken from outside, judged the same."""
+    port = ports.pick()
+    arena = Arena(replace(schedule.SHORT, workers=2), tmp_path / "theirs", environment={SERVICE: f"127.0.0.1:{port}"})
+    profile = replace(
+        schedule.OUTSIDE, sessions=40, faults=dict.fromkeys(schedule.OUTSIDE.faults, 1), longest_s=2.5, patience_s=20.0
+    )
+    with arena:
+        run = play_outside(
+            arena.settings,
+            int(SEED),
+            tmp_path / "out",
+            Screen(Console(stderr=True)),
+            bind=f"127.0.0.1:{port}",
+            reason="a drill",
+            profile=profile,
+        )
+    assert run.ok, run.judgement.violations
+    assert run.judgement.figures["blows that hit"] == 8
 
 
 def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:

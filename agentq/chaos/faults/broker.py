@@ -26,6 +26,8 @@ REFUSED_TIMEOUT_S = 8.0
 # A message is held no longer than this before it is put back in another order.
 HOLD_S = 0.5
 HOLD_MAX = 6
+EMPTIED_MAX = 4
+CATCH_S = 3.0
 
 
 def killed(strike: Strike) -> Evidence:
@@ -59,19 +61,31 @@ def _away(strike: Strike, *, keep: bool) -> Evidence:
 
 
 def emptied(strike: Strike) -> Evidence:
-    """Every key of the fleet's is deleted at once."""
+    """
+    Every key of the fleet's is deleted at once, with messages among them.
+
+    Workers empty their queues in a millisecond, so a few messages are held back first and put in with the deletion.
+    """
+    held: list[tuple[str, bytes]] = []
     with _connected(strike) as broker:
-        calls = strike.everybody()
+        for key, message in _caught(strike, broker):
+            if message is not None:
+                held.append((key, message))
+            if len(held) >= EMPTIED_MAX:
+                break
         keys = _keys(strike, broker)
-        if not keys:
-            raise Missed("the broker held nothing")
-        strike.begins(calls)
-        if strike.outside:
-            broker.delete(*keys)  # it may serve others too
-        else:
-            broker.flushall()
+        with broker.pipeline(transaction=True) as pipe:
+            for key, message in held:
+                pipe.lpush(key, message)
+            if strike.outside:
+                pipe.delete(*keys, *(key for key, _ in held))  # it may serve others too
+            else:
+                pipe.flushall()
+            pipe.execute()
         strike.heals()
-    return {"keys": len(keys), "calls in flight": len(calls)}
+    if not held:
+        raise Missed("the broker held no message")
+    return {"messages": len(held), "other keys": len(keys), "calls in flight": len(strike.sessions)}
 
 
 def dropped(strike: Strike) -> Evidence:
@@ -177,7 +191,7 @@ def _caught(strike: Strike, broker: redis.Redis) -> Iterator[tuple[str, bytes | 
     keys = [strike.prefix + tenant_queue(tenant) for tenant in TENANTS]
     known: set[int] = set()
     strike.begins(strike.everybody())
-    deadline = time.monotonic() + strike.blow.lasts_s
+    deadline = time.monotonic() + (strike.blow.lasts_s or CATCH_S)
     while time.monotonic() < deadline:
         found: Any = broker.brpop(keys, timeout=0.1)
         strike.wait(0)
