@@ -127,10 +127,7 @@ class Arena:
     def clear(self) -> None:
         """An empty ledger, an empty broker, an empty record; workers go on."""
         with self.admin() as connection:
-            connection.execute(
-                "truncate agentq.session, agentq.ledger_entry, agentq.checkpoint, agentq.branch, agentq.message, "
-                "agentq.effect, agentq.session_event"
-            )
+            connection.execute("truncate agentq.session, agentq.checkpoint, agentq.trace, agentq.decision cascade")
         self.stack.valkey.wipe()
         self.journal.write_text("")
         for order in self.orders.iterdir():
