@@ -30,6 +30,8 @@ STORED = "tests/store/test_effects.py::test_"
 EFFECTS = "tests/agents/test_effects.py::test_"
 CARRY = "tests/engine/test_carry.py::test_"
 RELAY = "tests/engine/test_relay.py::test_"
+BUDGETS = "tests/store/test_budgets.py::test_"
+SPENDING = "tests/agents/test_spending.py::test_"
 SCHEMA = "tests/store/test_schema.py::test_"
 
 
@@ -456,6 +458,64 @@ MUTATIONS = [
         "self._pool is not None and self._kept_client",
         "self._kept_client",
         "tests/broker/test_transport.py::test_a_lost_connection_makes_no_new_client",
+    ),
+    # I6: budgets
+    sql(
+        "where w.spent_micros + w.reserved_micros > l.cost or",
+        "where w.spent_micros > l.cost or",
+        BUDGETS + "sixty_four_callers_get_exactly_what_is_affordable",
+    ),
+    sql(
+        "or w.spent_tokens + w.reserved_tokens > l.tokens or l.unpriced",
+        "or l.unpriced",
+        BUDGETS + "each_scope_refuses_what_would_pass_it",
+    ),
+    sql(
+        "and l.state = 'running' and l.fence = p_fence and l.fence_token = p_token;\n    if not found then status",
+        "and l.state = 'running';\n    if not found then status",
+        BUDGETS + "only_the_holder_of_the_fence_reserves",
+    ),
+    sql(
+        "        status := case v_state when 'held' then 'ok' else 'closed' end; return next; return;",
+        "        null;",
+        BUDGETS + "the_same_question_has_the_same_answer",
+    ),
+    sql(
+        "join line on s.session_id = line.parent_session",
+        "join line on false",
+        BUDGETS + "a_child_draws_on_its_parents_budget",
+    ),
+    sql(
+        "p_micros is null and b.cost_micros is not null and b.tokens is null as unpriced",
+        "false as unpriced",
+        BUDGETS + "a_call_without_a_price_needs_a_limit_in_tokens",
+    ),
+    sql(
+        "and (e.state = 'held' or e.state = 'uncertain' and e.settled_by = 'relay' and p_by <> 'relay')",
+        "",
+        BUDGETS + "a_charge_counts_once",
+    ),
+    sql(
+        "(e.state = 'held' or e.state = 'uncertain' and e.settled_by = 'relay' and p_by <> 'relay')",
+        "e.state = 'held'",
+        BUDGETS + "a_late_attempts_own_word_corrects_the_relays_guess",
+    ),
+    sql(
+        "               and l.state = 'running' and l.fence = r.fence)",
+        "               and false)",
+        BUDGETS + "a_call_whose_worker_died_is_charged_as_estimated",
+    ),
+    Mutation(
+        "agentq/agents/spending.py",
+        'if quote.micros is None and self._with.unpriced == "refuse":',
+        "if False:",
+        SPENDING + "an_unknown_price_is_refused",
+    ),
+    Mutation(
+        "agentq/agents/spending.py",
+        "            self._settle_closed()\n",
+        "",
+        SPENDING + "a_step_is_not_refused_on_account_of_itself",
     ),
 ]
 

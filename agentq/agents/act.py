@@ -22,6 +22,7 @@ from agentq.agents.returns import Ask, Branch, Child, Done, Fail, Next, Sleep, S
 from agentq.engine import Attempt
 from agentq.errors import (
     ApprovalRefused,
+    BudgetExceeded,
     DeadlineExceeded,
     FenceLost,
     HeldBack,
@@ -99,6 +100,8 @@ class Act:
             return Postponed(error.delay_s)
         except Park as error:
             return Parked({"kind": error.kind, "reason": error.reason, "evidence": error.evidence})
+        except BudgetExceeded as error:
+            return _out_of_budget(error, self._means.classify(error))
         except ApprovalRefused as error:
             # A no is no fault: nothing to retry, and no dead letter.
             failure = Failure("gave_up", type(error).__name__, str(error)[:2000])
@@ -186,6 +189,14 @@ class Act:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         positional = (state, context) if step.wants_context else (state,)
         return positional, step.bind(decode(claim.args) if claim.args is not None else {})
+
+
+def _out_of_budget(error: BudgetExceeded, failure: Failure) -> Outcome:
+    """What the budget's owner wants of a session that cannot go on: a person looks at it, or it ends."""
+    if error.on_refusal != "park":
+        return Broke(failure)
+    evidence = {"scope": error.scope, "subject": error.subject, "period": error.period}
+    return Parked({"kind": "limit", "reason": str(error), "evidence": evidence})
 
 
 def stored_state(claim: Granted) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from agentq.cli import approval, chaos, db, dlq, fleet, init, queue, run, session, start, submission, tenant
+from agentq.cli import approval, budget, chaos, db, dlq, fleet, init, queue, run, session, start, submission, tenant
 from agentq.cli import doctor as doctor_module
 from agentq.cli import trace as trace_module
 from agentq.cli.exits import HELP, Guarded
@@ -49,6 +49,7 @@ for _command in (
     approval.approval,
     dlq.dlq,
     tenant.tenant,
+    budget.budget,
     queue.queue,
     fleet.fleet,
     submission.submission,

@@ -252,6 +252,7 @@ class Budgets:
         with self.store.transaction(tenant) as connection:
             gone = micros is None and tokens is None
             run(connection, SQL["remove_budget" if gone else "set_budget"], key | limit)
+            run(connection, SQL["reopen_budget"], {"tenant": tenant})
             record(
                 connection,
                 operator=operator,

@@ -15,6 +15,7 @@ from agentq.policies.budgets import anchored_tokens, estimate_tokens, fate_of
 from agentq.policies.prices import Prices, split
 from agentq.store.budgets import Budgets, PriceRow
 from agentq.testing import LocalFleet
+from agentq.verdicts import Carried
 
 
 class Empty(BaseModel):
@@ -200,6 +201,50 @@ def test_a_budget_that_ends_ends(
         local().drain(session)
     assert not made
     assert session.view().failure["type"] == "BudgetExceeded"  # type: ignore[index]
+
+
+def test_a_budget_that_parks_pauses_the_session(
+    client: Client, registry: Registry, local: Any, tenant: str, budgets: Budgets
+) -> None:
+    """
+    `park`: the session is paused and says why; no attempt is lost, and no money.
+    """
+
+    def go(state: Empty, ctx: Context) -> Done:
+        with ctx.spend(**ROBOT) as call:
+            call.used(input_tokens=1, output_tokens=1)
+        return Done(ctx.attempt)
+
+    agent_of(registry, go)
+    limit(budgets, tenant, 49, "park")
+    session = client.start("spender", tenant=tenant, input={})
+    assert local().carry_next(tenant) == Carried("park")
+    assert session.view().state == "paused"
+    assert session.steps()[0].attempt == 0
+    assert budgets.windows(tenant)[-1].reserved_micros == 0
+
+
+def test_a_raised_limit_wakes_who_waits_for_midnight(
+    client: Client, registry: Registry, local: Any, tenant: str, budgets: Budgets
+) -> None:
+    """
+    An operator who raises a budget does not wait until its window opens to see it work.
+    """
+
+    def go(state: Empty, ctx: Context) -> Done:
+        with ctx.spend(**ROBOT) as call:
+            call.used(input_tokens=1, output_tokens=1)
+        return Done(ctx.attempt)
+
+    agent_of(registry, go)
+    limit(budgets, tenant, 60)
+    fleet = local()
+    for _ in range(5):
+        client.start("spender", tenant=tenant, input={})
+    while fleet.carry_next(tenant) == Carried("end"):
+        pass
+    limit(budgets, tenant, 1000)
+    assert fleet.carry_next(tenant) == Carried("end")
 
 
 def test_a_step_may_do_with_less(client: Client, registry: Registry, local: Any, tenant: str, budgets: Budgets) -> None:

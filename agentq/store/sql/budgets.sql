@@ -39,6 +39,9 @@ delete from agentq.budget
  where tenant = %(tenant)s and scope = %(scope)s and subject = %(subject)s and period = %(period)s
 returning scope;
 
+-- name: reopen_budget
+select agentq.reopen_budget(%(tenant)s);
+
 -- name: budgets
 select tenant, scope, subject, period, cost_micros, tokens, on_refusal, changed_at from agentq.budget
  where %(tenant)s::text is null or tenant = %(tenant)s

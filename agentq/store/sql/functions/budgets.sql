@@ -279,6 +279,25 @@ begin
 end $$;
 
 
+-- A tenant's limit was changed: what waits for the next window looks again at once. Their due time tells
+-- them apart: nothing else that ran before comes due within a minute after midnight UTC.
+create or replace function agentq.reopen_budget(p_tenant text) returns int language plpgsql as $$
+declare
+    v_now timestamptz := agentq.now();
+    v_day timestamptz := (date_trunc('day', v_now at time zone 'UTC') + interval '1 day') at time zone 'UTC';
+    v_month timestamptz := (date_trunc('month', v_now at time zone 'UTC') + interval '1 month') at time zone 'UTC';
+    v_found int;
+begin
+    perform set_config('agentq.tenant', p_tenant, true);
+    update agentq.ledger_entry set due_at = v_now
+     where tenant = p_tenant and state = 'ready' and fence > 0
+       and (due_at >= v_day and due_at < v_day + interval '1 minute'
+            or due_at >= v_month and due_at < v_month + interval '1 minute');
+    get diagnostics v_found = row_count;
+    return v_found;
+end $$;
+
+
 -- Everything added up again: windows whose sums are not those of their reservations. No row: they reconcile.
 create or replace function agentq.check_budgets(p_tenant text)
 returns table (tenant text, scope text, subject text, period text, starts_at timestamptz, what text, recorded bigint,
