@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
@@ -32,6 +33,7 @@ from agentq.agents.tracing import Recording, Span, Tracing
 from agentq.engine import Attempt
 from agentq.errors import FenceLost, HeldBack, KeyConflict, NotNow, Permanent, Stopped, UnknownEffect
 from agentq.payload import bounded, canonical, decode, encode, fingerprint
+from agentq.policies.prices import Quote, split
 from agentq.store.effects import EffectClaim, Effects
 from agentq.store.ledger import Ledger
 from agentq.store.pool import Connection, Store, persist
@@ -247,6 +249,17 @@ class _ContextBase:
     def classify(self, error: BaseException) -> Failure:
         """What kind of failure an exception is, and what may be kept of it."""
         return self._means.classify(error)
+
+    def quote(self, model: str, *, input_tokens: int, output_tokens: int) -> Quote:
+        """What so many tokens of a model (`provider:model`) cost, and which price says so."""
+        provider, name = split(model)
+        return self._means.budgeting.prices.quote(
+            provider, name, input_tokens=input_tokens, output_tokens=output_tokens
+        )
+
+    def parks_resumed(self) -> int:
+        """How often people let this session go on after it had parked itself."""
+        return self._means.ledger.parks_resumed(self._attempt.claim.ref)
 
     @property
     def payload_max_bytes(self) -> int:
@@ -665,6 +678,28 @@ class AsyncContext(_ContextBase):
         """As `Context.spend`, for `async with`."""
         request = SpendRequest(model, max_tokens, input_tokens, prompt, provider, session_cost_usd, session_tokens)
         return AsyncSpend(self._spending, request)
+
+    @asynccontextmanager
+    async def needing(self, name: str) -> AsyncIterator[None]:
+        """
+        A call to a dependency within the block: held back while it is out of order, and told what it came to.
+
+        Raises:
+            HeldBack: its breaker is open; nothing was called, and no attempt is lost.
+        """
+        permit = await asyncio.to_thread(self._means.dependencies.admit, name, self.tenant)
+        self.permits.append(permit)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if self._attempt.stopped != "timeout":
+                self._means.dependencies.give_back_later(permit)
+            raise
+        except BaseException as error:
+            report = functools.partial(self._means.dependencies.report, name, False, permit=permit, error=error)
+            await asyncio.to_thread(report, self._means.classify(error))
+            raise
+        self._means.dependencies.report(name, True, permit=permit)
 
     async def progress_async(self, text: str, **data: Any) -> None:
         """As `progress`, without holding up the loop."""

@@ -1,1 +1,0 @@
-"""Every command of every runbook, run against an incident of its kind."""
