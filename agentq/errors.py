@@ -11,6 +11,7 @@ Errors: split by what the one who catches them must do.
     │  ├─ InvalidState         the input does not fit the agent's state model
     │  ├─ PayloadTooLarge      an input, state or result above the limit
     │  ├─ KeyConflict          the same key was used with other arguments
+    │  │  └─ ReplayConflict    a replay made another call where one is recorded: fork instead
     │  ├─ UnknownApproval      no such approval
     │  └─ NotAnApprover        this person may not decide it, or is not known to be who they say
     ├─ StoreUnavailable        Postgres did not answer: nothing is known, try again
@@ -159,6 +160,22 @@ class NotAnApprover(InvalidInput):
 
     def __str__(self) -> str:
         return f"{self.name} may not decide this: {self.why}"
+
+
+class ReplayConflict(KeyConflict):
+    """A replay calls with other arguments what an earlier generation has done; it is neither repeated nor recalled."""
+
+    def __init__(self, key: str, name: str, session_id: str, seq: int) -> None:
+        super().__init__("effect key", key)
+        self.args = (key, name, session_id, seq)
+        self.name, self.session_id, self.seq = name, session_id, seq
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name} was called here before this replay, with other arguments, so it is neither made again nor "
+            f"recalled (effect {self.key}); to make the new call, fork: "
+            f"agentq session fork {self.session_id} --from-step {self.seq}"
+        )
 
 
 class StoreUnavailable(AgentqError):

@@ -176,11 +176,11 @@ class Heart:
         attempts = self._in_flight.attempts()
         if not attempts:
             return
-        refs = {(attempt.claim.ref.tenant, attempt.claim.ref.session_id) for attempt in attempts}
-        ended = self._workers.ended_sessions(list(refs))
+        stop = self._workers.to_stop([(attempt.claim.ref, attempt.claim.token) for attempt in attempts])
         for attempt in attempts:
-            if attempt.claim.ref.session_id in ended:
-                attempt.stop("cancelled")
+            reason = stop.get(attempt.claim.ref.step_id)
+            if reason is not None and not attempt.answered:  # else its settlement may be what was seen
+                attempt.stop(reason)
 
     def _stop_overdue(self) -> None:
         now = time.monotonic()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
@@ -31,9 +30,8 @@ from agentq.agents.returns import Answer, BranchResult
 from agentq.agents.spending import AsyncSpend, Budgeting, Spend, Spending, SpendRequest
 from agentq.agents.tracing import Recording, Span, Tracing
 from agentq.engine import Attempt
-from agentq.errors import FenceLost, HeldBack, KeyConflict, NotNow, Permanent, Stopped, UnknownEffect
+from agentq.errors import FenceLost, HeldBack, KeyConflict, NotNow, Permanent, ReplayConflict, Stopped, UnknownEffect
 from agentq.payload import bounded, canonical, decode, encode, fingerprint
-from agentq.policies.prices import Quote, split
 from agentq.store.effects import EffectClaim, Effects
 from agentq.store.ledger import Ledger
 from agentq.store.pool import Connection, Store, persist
@@ -250,17 +248,6 @@ class _ContextBase:
         """What kind of failure an exception is, and what may be kept of it."""
         return self._means.classify(error)
 
-    def quote(self, model: str, *, input_tokens: int, output_tokens: int) -> Quote:
-        """What so many tokens of a model (`provider:model`) cost, and which price says so."""
-        provider, name = split(model)
-        return self._means.budgeting.prices.quote(
-            provider, name, input_tokens=input_tokens, output_tokens=output_tokens
-        )
-
-    def parks_resumed(self) -> int:
-        """How often people let this session go on after it had parked itself."""
-        return self._means.ledger.parks_resumed(self._attempt.claim.ref)
-
     @property
     def payload_max_bytes(self) -> int:
         """The most that one result, state or message may have."""
@@ -357,8 +344,8 @@ class _ContextBase:
 
     def _permitted(self, call: _Call) -> _Call:
         """The call with the arguments that a person, or policy, allowed; raises when nobody has."""
-        if not call.declared.irreversible:
-            return call
+        if not call.declared.irreversible or self._attempt.claim.dry_effects:
+            return call  # a dry run calls nothing, so nobody is asked
         request = Request(call.key, call.name, call.declared, call.function, call.args, call.kwargs)
         args, kwargs = request.permitted(self._attempt.claim, self._means.asking, self._await)
         digest = fingerprint(call.name.encode(), canonical([args, kwargs]))
@@ -420,7 +407,12 @@ class _ContextBase:
                 raise NotNow(f"effect {call.key!r} is being performed by another step now", delay_s=1.0)
             case "conflict":
                 used_by = (found.failure or {}).get("name", call.name)
-                raise KeyConflict(f"effect {call.name}: its key", call.key, "" if used_by == call.name else used_by)
+                raise self._conflict(call, used_by)
+            case "dry":
+                raise Permanent(
+                    f"{call.name} was not called: this is a dry run (--dry-effects), which only recalls what is "
+                    f"recorded, and there is no record of this call (effect {call.key})"
+                )
             case "superseded" | "mine":
                 raise self._fence_lost()
 
@@ -447,6 +439,16 @@ class _ContextBase:
             return
         failure = self._means.classify(error) if error is not None else None
         self._means.dependencies.report(call.declared.needs, error is None, failure, permit=call.permit, error=error)
+
+    def _conflict(self, call: _Call, used_by: str) -> KeyConflict:
+        claim = self._attempt.claim
+        if claim.generation or claim.dry_effects:
+            return ReplayConflict(call.key, call.name, self.session_id, claim.seq)
+        return KeyConflict(f"effect {call.name}: its key", call.key, "" if used_by == call.name else used_by)
+
+    def _refuse_dry_writes(self) -> None:
+        if self._attempt.claim.dry_effects:
+            raise Permanent("a dry run (--dry-effects) writes nothing, and ctx.transaction() is for writing")
 
     def _asks_first(self, call: _Call, found: EffectClaim) -> bool:
         return found.state == "pending" and not call.declared.idempotent and call.declared.check is not None
@@ -591,6 +593,7 @@ class Context(_ContextBase):
         """
         self.check()
         self.heed_answer()
+        self._refuse_dry_writes()
         yield self._attempt.open_transaction(self._means.store)
 
 
@@ -679,28 +682,6 @@ class AsyncContext(_ContextBase):
         request = SpendRequest(model, max_tokens, input_tokens, prompt, provider, session_cost_usd, session_tokens)
         return AsyncSpend(self._spending, request)
 
-    @asynccontextmanager
-    async def needing(self, name: str) -> AsyncIterator[None]:
-        """
-        A call to a dependency within the block: held back while it is out of order, and told what it came to.
-
-        Raises:
-            HeldBack: its breaker is open; nothing was called, and no attempt is lost.
-        """
-        permit = await asyncio.to_thread(self._means.dependencies.admit, name, self.tenant)
-        self.permits.append(permit)
-        try:
-            yield
-        except asyncio.CancelledError:
-            if self._attempt.stopped != "timeout":
-                self._means.dependencies.give_back_later(permit)
-            raise
-        except BaseException as error:
-            report = functools.partial(self._means.dependencies.report, name, False, permit=permit, error=error)
-            await asyncio.to_thread(report, self._means.classify(error))
-            raise
-        self._means.dependencies.report(name, True, permit=permit)
-
     async def progress_async(self, text: str, **data: Any) -> None:
         """As `progress`, without holding up the loop."""
         await self.event_async("progress", text=text, **data)
@@ -714,6 +695,7 @@ class AsyncContext(_ContextBase):
         """As `Context.transaction`, for `async with`."""
         self.check()
         await asyncio.to_thread(self.heed_answer)
+        self._refuse_dry_writes()
         connection = await asyncio.to_thread(self._attempt.open_transaction, self._means.store)
         yield AsyncTransaction(self._attempt, connection)
 

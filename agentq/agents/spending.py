@@ -91,11 +91,6 @@ class ModelCall:
         )
         self._charge = Charge(self.reservation_id, "charged", micros, input_tokens, cached_input_tokens, output_tokens)
 
-    @property
-    def cost_micros(self) -> int:
-        """What the call has been said to cost."""
-        return (self._charge.cost_micros or 0) if self._charge is not None else 0
-
     def not_sent(self, why: str = "never sent") -> None:
         """The call did not go out: nothing is charged."""
         self._charge = Charge(self.reservation_id, "released", note=why)

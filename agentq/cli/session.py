@@ -1,4 +1,4 @@
-"""Sessions, for people: listed, shown, followed, cancelled."""
+"""Sessions, for people: listed, shown and followed; what changes them is in `recovery`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from agentq.cli import recovery
 from agentq.cli.exits import FAILED, INTERRUPTED, Problem
 from agentq.cli.output import (
     between,
@@ -26,7 +27,7 @@ from agentq.cli.trace import cost, trace
 from agentq.errors import WaitTimeout
 
 if TYPE_CHECKING:
-    from agentq.client import Client, Event
+    from agentq.client import Event
     from agentq.store.sessions import SessionRow, StepRow
 
 _STATES = click.Choice(["running", "paused", "done", "failed", "cancelled"])
@@ -36,7 +37,9 @@ _tenant_option = click.option("--tenant", help="Of this tenant; needed only when
 
 @click.group()
 def session() -> None:
-    """Sessions: ls, show, trace, cost, tail, cancel. An ID may be cut short as long as it is unmistakable."""
+    """
+    Sessions: looked at, followed, paused, ended, replayed. An ID may be cut short as long as it is unmistakable.
+    """
 
 
 @session.command()
@@ -122,35 +125,11 @@ def tail(id_: str, tenant: str | None, timeout: float | None, as_json: bool) -> 
             raise Problem(f"{error}; it goes on", FAILED) from None
 
 
-@session.command()
-@click.argument("id_", metavar="ID")
-@_tenant_option
-@click.option("--reason", required=True, help="Why; kept with your name.")
-@click.option("--dry-run", is_flag=True, help="Say what would end, change nothing.")
-@json_option
-def cancel(id_: str, tenant: str | None, reason: str, dry_run: bool, as_json: bool) -> None:
-    """End one session and its children. Running steps stop at their next check; what they return is thrown away."""
-    if not reason.strip():
-        raise click.UsageError("--reason must say something")
-    with client() as connected:
-        owner, session_id = resolve(connected, id_, tenant)
-        before = connected.sessions.get(owner, session_id)
-        if dry_run:
-            _tell_would_cancel(connected, before, as_json)
-            return
-        state = before.state
-        if state in ("running", "paused"):
-            state = connected.cancel(owner, str(session_id), reason=reason)
-    if as_json:
-        print_json({"tenant": owner, "id": session_id, "state": state, "dry_run": False})
-    elif state == "cancelled":
-        click.echo(f"session {session_id} is cancelled")
-    if state != "cancelled":
-        raise Problem(f"session {session_id} had ended before, as {state}; nothing was changed", FAILED)
-
-
 session.add_command(trace)
 session.add_command(cost)
+for _command in (recovery.inspect, recovery.pause, recovery.resume, recovery.cancel, recovery.kill, recovery.replay,
+                 recovery.fork):  # fmt: skip
+    session.add_command(_command)
 
 
 def event_line(event: Event) -> str:
@@ -277,23 +256,6 @@ _FAILED = {
     "deadline": "its deadline was over: start it again with a longer --deadline, or find out what held it up",
     "timeout": "a step did not end within its timeout: raise the step's timeout, or bound the call inside it",
 }
-
-
-def _tell_would_cancel(connected: Client, row: SessionRow, as_json: bool) -> None:
-    children = connected.sessions.children(row.tenant, row.session_id)
-    steps = connected.sessions.steps(row.tenant, row.session_id)
-    running = [step.name for step in steps if step.state == "running"]
-    would = row.state in ("running", "paused")
-    if as_json:
-        facts = {"tenant": row.tenant, "id": row.session_id, "state": row.state, "dry_run": True}
-        print_json(facts | {"would_cancel": would, "children": children, "running_steps": running})
-        return
-    if not would:
-        click.echo(f"session {row.session_id} has ended as {row.state}; nothing would change")
-        return
-    stops = f", its running steps ({', '.join(running)}) would stop" if running else ""
-    more = f", {len(children)} child sessions would end with it" if children else ""
-    click.echo(f"session {row.session_id} ({row.agent}, {row.tenant}) would be cancelled{stops}{more}")
 
 
 def _decoded(data: bytes | None) -> Any:

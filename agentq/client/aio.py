@@ -11,6 +11,7 @@ from typing import Any, Self
 from agentq.agents.registry import Registry
 from agentq.client.approvals import AsyncApprovals
 from agentq.client.dead_letters import AsyncDeadLetters
+from agentq.client.inspection import Inspection
 from agentq.client.joining import async_driver_connection
 from agentq.client.sync import Client, Input, Session
 from agentq.client.views import Event, Feed, SessionView, async_polls
@@ -61,6 +62,30 @@ class AsyncSession:
     async def cancel(self, reason: str = "cancelled by the caller") -> str:
         """As `Session.cancel`."""
         return await asyncio.to_thread(self._session.cancel, reason)
+
+    async def pause(self, reason: str) -> str:
+        """As `Session.pause`."""
+        return await asyncio.to_thread(self._session.pause, reason)
+
+    async def resume(self, reason: str) -> str:
+        """As `Session.resume`."""
+        return await asyncio.to_thread(self._session.resume, reason)
+
+    async def kill(self, reason: str) -> str:
+        """As `Session.kill`."""
+        return await asyncio.to_thread(self._session.kill, reason)
+
+    async def replay(self, reason: str, *, from_step: str | None = None, **more: Any) -> None:
+        """As `Session.replay`."""
+        await asyncio.to_thread(lambda: self._session.replay(reason, from_step=from_step, **more))
+
+    async def fork(self, reason: str, *, from_step: str, **more: Any) -> AsyncSession:
+        """As `Session.fork`."""
+        return AsyncSession(await asyncio.to_thread(lambda: self._session.fork(reason, from_step=from_step, **more)))
+
+    async def inspect(self) -> Inspection:
+        """As `Session.inspect`."""
+        return await asyncio.to_thread(self._session.inspect)
 
 
 class AsyncClient:

@@ -16,7 +16,9 @@ from agentq.broker.publisher import Publisher
 from agentq.client.approvals import Approvals
 from agentq.client.budgets import ClientBudgets
 from agentq.client.dead_letters import DeadLetters
+from agentq.client.inspection import Inspection
 from agentq.client.joining import driver_connection
+from agentq.client.recovery import Recoveries
 from agentq.client.tenants import Tenants, operator_name
 from agentq.client.views import ENDED, Event, Feed, SessionView, polls, view_of
 from agentq.door import Door
@@ -28,6 +30,7 @@ from agentq.store.budgets import Budgets
 from agentq.store.ledger import Ledger
 from agentq.store.operators import Operators
 from agentq.store.pool import Store
+from agentq.store.recovery import Recovery
 from agentq.store.sessions import NewSession, SessionListing, Sessions, StepRow
 from agentq.verdicts import Failure
 
@@ -99,6 +102,31 @@ class Session:
         """End it; its state afterwards, which is not `cancelled` when it had ended before."""
         return self._client.cancel(self.tenant, self.id, reason=reason)
 
+    def pause(self, reason: str) -> str:
+        """Hold it and its children: what runs now finishes, nothing follows. Its state afterwards."""
+        return self._client.recovery.pause(self.tenant, self._uuid, reason=reason)
+
+    def resume(self, reason: str) -> str:
+        """Let it go on after a pause; its state afterwards."""
+        return self._client.recovery.resume(self.tenant, self._uuid, reason=reason)
+
+    def kill(self, reason: str) -> str:
+        """End it now and throw away whatever still runs; its state afterwards."""
+        return self._client.recovery.kill(self.tenant, self._uuid, reason=reason)[0]
+
+    def replay(self, reason: str, *, from_step: str | None = None, **more: Any) -> None:
+        """Let it go on from a step, in a new generation; see `Recoveries.replay`."""
+        self._client.recovery.replay(self.tenant, self._uuid, reason=reason, from_step=from_step, **more)
+
+    def fork(self, reason: str, *, from_step: str, **more: Any) -> Session:
+        """Begin another session at one of its steps; see `Recoveries.fork`."""
+        fork = self._client.recovery.fork(self.tenant, self._uuid, reason=reason, from_step=from_step, **more)
+        return Session(self._client, self.tenant, fork, created=True)
+
+    def inspect(self) -> Inspection:
+        """Where it stands, what it waits for, and why."""
+        return self._client.recovery.inspect(self.tenant, self._uuid)
+
 
 class Client:
     """
@@ -119,6 +147,7 @@ class Client:
         self.sessions = Sessions(self._store)
         self.operators = Operators(self._store)
         self.tenants = Tenants(self.operators, settings)
+        self.recovery = Recoveries(Recovery(self._store), self.sessions, self.registry, self._admit)
         self.approvals = Approvals(StoredApprovals(self._store), settings, self._admit)
         self.dead_letters = DeadLetters(self._store, self.operators, self.registry)
         self.budgets = ClientBudgets(Budgets(self._store), self.operators)

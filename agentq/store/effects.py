@@ -14,7 +14,7 @@ from agentq.verdicts import Failure, Granted
 
 SQL = load("effects")
 
-EffectState = Literal["fresh", "again", "done", "pending", "mine", "held", "unknown", "conflict", "superseded"]
+EffectState = Literal["fresh", "again", "done", "pending", "mine", "held", "unknown", "conflict", "superseded", "dry"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class EffectClaim:
     fresh: never tried. again: its last call failed. done: `result` is stored. pending: an attempt
     died between claim and result. mine: pending under this very attempt. held: another step is
     calling now. unknown: waits for a person. conflict: the key was used with other arguments.
-    superseded: this attempt lost its fence.
+    superseded: this attempt lost its fence. dry: not recorded, and this session only recalls.
     """
 
     state: EffectState
@@ -43,7 +43,9 @@ class Effects:
         """Claim the effect for this attempt; `durable` waits for the disk before the call may go out."""
         [row] = self.store.query(
             SQL["claim_effect"],
-            _fenced(claim, key) | {"token": claim.token, "name": name, "hash": args_hash, "durable": durable},
+            _fenced(claim, key)
+            | {"token": claim.token, "name": name, "hash": args_hash, "durable": durable}
+            | {"dry": claim.dry_effects},
         )
         return EffectClaim(cast(EffectState, row[0]), row[1], row[2])
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from psycopg.types.json import Jsonb
 
 from agentq.errors import NotReopened, UnknownSession
+from agentq.payload import fold
 from agentq.step import new_id
 from agentq.store.ledger import failure_json
 from agentq.store.operators import record
-from agentq.store.pool import Connection, Store, run
+from agentq.store.pool import ALL_TENANTS, Connection, Store, run
 from agentq.store.queries import load
 from agentq.verdicts import Failure
 
@@ -35,6 +38,110 @@ class Reopened:
     step_id: uuid.UUID | None
     generation: int
     sessions: tuple[uuid.UUID, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Whose session it is, how often it was reopened, and whether its deadline is over."""
+
+    agent: str
+    agent_version: int
+    state: str
+    generation: int
+    overdue: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A step that a session may go back to."""
+
+    step_id: uuid.UUID
+    seq: int
+    branch: int | None
+    name: str
+    state: str
+    attempt: int
+
+    @property
+    def number(self) -> str:
+        """As people name it: `3`, or `3.1` in a branch."""
+        return str(self.seq) if self.branch is None else f"{self.seq}.{self.branch}"
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A filter of sessions."""
+
+    states: tuple[str, ...]
+    tenant: str | None = None
+    agent: str | None = None
+    older_s: float | None = None
+    held_by: str | None = None
+
+    def parameters(self) -> dict[str, Any]:
+        """As the queries name it."""
+        return {
+            "states": list(self.states),
+            "tenant": self.tenant,
+            "agent": self.agent,
+            "older_s": self.older_s,
+            "held_by": self.held_by,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Why a session is paused, and where it comes from."""
+
+    hold: dict[str, Any] | None
+    generation: int
+    forked_from: uuid.UUID | None
+    dry_effects: bool
+    parent_session: uuid.UUID | None
+
+
+@dataclass(frozen=True, slots=True)
+class WaitRow:
+    """A step that has not ended, and everything that may keep it."""
+
+    step_id: uuid.UUID
+    seq: int
+    branch: int | None
+    name: str
+    state: str
+    attempt: int
+    attempts_max: int
+    crashes: int
+    quarantine: bool
+    fence: int
+    due_at: datetime
+    queued_at: datetime | None
+    started_at: datetime | None
+    later: bool
+    failure: dict[str, Any] | None
+    waits_for: int
+    fan: int
+    unserved: str | None
+    timeout_s: float
+    dispatches: int
+    worker_id: uuid.UUID | None
+    host: str | None
+    pid: int | None
+    worker_group: str | None
+    worker_state: str | None
+    silent_s: float | None
+    running_s: float | None
+    approval_id: uuid.UUID | None
+    question: str | None
+    groups: list[str] | None
+    answer_by: datetime | None
+    approval_state: str | None
+    tenant_state: str
+    concurrency: int
+    shedding: bool
+    admitted: int
+    ahead: int | None
+    serving: int
 
 
 class Recovery:
@@ -142,6 +249,125 @@ class Recovery:
         more = {"step": str(step_id) if step_id else None, "generation": now, "sessions": [str(s) for s in sessions]}
         _audit(on, (tenant, session_id), action, by, more | (detail or {}))
         return Reopened(session_id, copy, now, tuple(sessions))
+
+    def fork(
+        self,
+        tenant: str,
+        session_id: uuid.UUID,
+        by: By,
+        *,
+        step_id: uuid.UUID,
+        state: bytes,
+        input_hash: bytes,
+        dry: bool = False,
+        deadline_s: float | None = None,
+        detail: dict[str, Any] | None = None,
+    ) -> uuid.UUID:
+        """
+        Begin a new session as one of another's steps, with this state; its id.
+
+        Raises:
+            UnknownSession: there is none.
+            NotReopened: it has no such step, or a replay has replaced that.
+        """
+        fork = new_id()
+        parameters = {
+            "tenant": tenant,
+            "session": session_id,
+            "step": step_id,
+            "fork": fork,
+            "copy": new_id(),
+            "input": state,
+            "hash": input_hash,
+            "dry": dry,
+            "deadline_s": deadline_s,
+        }
+        with self.store.transaction(tenant) as connection:
+            [(outcome,)] = run(connection, SQL["fork"], parameters)
+            self._known(tenant, session_id, None if outcome == "missing" else outcome)
+            if outcome != "forked":
+                raise NotReopened(str(session_id), outcome)
+            more = {"fork": str(fork), "step": str(step_id), "dry_effects": dry}
+            _audit(connection, (tenant, session_id), "session fork", by, more | (detail or {}))
+        return fork
+
+    # ── looking ──────────────────────────────────────────────────────────────
+
+    def standing(self, tenant: str, session_id: uuid.UUID) -> Standing:
+        """
+        What a replay must know of a session.
+
+        Raises:
+            UnknownSession: there is none.
+        """
+        rows = self.store.query_as(tenant, SQL["standing"], {"tenant": tenant, "session": session_id})
+        if not rows:
+            raise UnknownSession(tenant, str(session_id))
+        return Standing(*rows[0])
+
+    def places(self, tenant: str, session_id: uuid.UUID) -> list[Place]:
+        """The steps that a replay or a fork may go back to, in order."""
+        rows = self.store.query_as(tenant, SQL["places"], {"tenant": tenant, "session": session_id})
+        return [Place(*row) for row in rows]
+
+    def state_before(self, tenant: str, session_id: uuid.UUID, step_id: uuid.UUID) -> bytes:
+        """
+        The state that a step begins from.
+
+        Raises:
+            NotReopened: the session has no such step.
+        """
+        parameters = {"tenant": tenant, "session": session_id, "step": step_id}
+        rows = self.store.query_as(tenant, SQL["state_before"], parameters)
+        if not rows:
+            raise NotReopened(str(session_id), "no_step")
+        return fold(tuple(rows[0][0]))
+
+    def state_now(self, tenant: str, session_id: uuid.UUID) -> tuple[bytes, str | None]:
+        """The state of the last checkpoint on the main line, and the step that wrote it; else the input."""
+        rows = self.store.query_as(tenant, SQL["state_now"], {"tenant": tenant, "session": session_id})
+        states, name, _ = rows[0]
+        return fold(tuple(states)), name
+
+    def undone_after(self, tenant: str, session_id: uuid.UUID, step_id: uuid.UUID) -> tuple[int, int, int, int]:
+        """What a replay from there meets: recorded steps, running ones, effects to recall, effects left open."""
+        parameters = {"tenant": tenant, "session": session_id, "step": step_id}
+        [row] = self.store.query_as(tenant, SQL["undone_after"], parameters)
+        return row[0], row[1], row[2], row[3]
+
+    def count(self, chosen: Chosen) -> int:
+        """How many sessions a filter names."""
+        return int(self.store.query_as(chosen.tenant or ALL_TENANTS, SQL["count"], chosen.parameters())[0][0])
+
+    def select(self, chosen: Chosen, *, limit: int = 500) -> Iterator[tuple[str, uuid.UUID, str, str]]:
+        """The sessions that a filter names: tenant, id, agent, state; read in portions while they are worked on."""
+        after = uuid.UUID(int=0)
+        while True:
+            parameters = chosen.parameters() | {"after": after, "limit": limit}
+            rows = self.store.query_as(chosen.tenant or ALL_TENANTS, SQL["select"], parameters)
+            for row in rows:
+                yield row[0], row[1], row[2], row[3]
+            if len(rows) < limit:
+                return
+            after = rows[-1][1]
+
+    def waits(self, tenant: str, session_id: uuid.UUID) -> list[WaitRow]:
+        """Each step that has not ended, with everything that may keep it."""
+        rows = self.store.query_as(tenant, SQL["waits"], {"tenant": tenant, "session": session_id})
+        return [WaitRow(*row) for row in rows]
+
+    def open_branches(
+        self, tenant: str, session_id: uuid.UUID, step_id: uuid.UUID
+    ) -> list[tuple[int, uuid.UUID | None, str | None]]:
+        """What a join still waits for: branch, child session and its state; the first twenty."""
+        parameters = {"tenant": tenant, "session": session_id, "step": step_id}
+        rows = self.store.query_as(tenant, SQL["open_branches"], parameters)
+        return [(row[0], row[1], row[2]) for row in rows]
+
+    def held(self, tenant: str, session_id: uuid.UUID) -> Held:
+        """Why it is paused, and where it comes from."""
+        [row] = self.store.query_as(tenant, SQL["held"], {"tenant": tenant, "session": session_id})
+        return Held(*row)
 
     def paused_with(self, tenant: str, session_id: uuid.UUID) -> list[uuid.UUID]:
         """The children that were paused together with this session."""

@@ -61,10 +61,15 @@ class Workers:
         """Tenants whose queues the fleet should listen to."""
         return [row[0] for row in self.store.query(SQL["tenant_names"], {})]
 
-    def ended_sessions(self, sessions: list[tuple[str, uuid.UUID]]) -> set[uuid.UUID]:
-        """Which of these sessions have ended: their running steps should stop."""
-        parameters = {"tenants": [tenant for tenant, _ in sessions], "sessions": [session for _, session in sessions]}
-        return {row[0] for row in self.store.query_as(ALL_TENANTS, SQL["ended_sessions"], parameters)}
+    def to_stop(self, claims: list[tuple[StepRef, int]]) -> dict[uuid.UUID, Literal["fenced", "cancelled"]]:
+        """Which of these claims were taken away, or have lost their session: by step, the reason to stop."""
+        parameters = {
+            "tenants": [ref.tenant for ref, _ in claims],
+            "sessions": [ref.session_id for ref, _ in claims],
+            "steps": [ref.step_id for ref, _ in claims],
+            "tokens": [token for _, token in claims],
+        }
+        return {row[0]: row[1] for row in self.store.query_as(ALL_TENANTS, SQL["to_stop"], parameters)}
 
     def claimed(self, worker: uuid.UUID, age_s: float = 0.0) -> list[tuple[StepRef, int]]:
         """The steps that a process holds by the ledger for at least that long, each with its claim's token."""

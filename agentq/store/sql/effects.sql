@@ -2,7 +2,7 @@
 
 -- name: claim_effect
 select * from agentq.claim_effect(%(tenant)s, %(key)s, %(session)s, %(step)s, %(fence)s::int, %(token)s::bigint,
-                                  %(name)s, %(hash)s, %(durable)s);
+                                  %(name)s, %(hash)s, %(durable)s, %(dry)s);
 
 -- name: take_over_effect
 select agentq.take_over_effect(%(tenant)s, %(key)s, %(session)s, %(step)s, %(fence)s::int, %(token)s::bigint,

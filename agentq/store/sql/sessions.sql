@@ -70,9 +70,3 @@ select tenant, session_id, agent, agent_version, key, state, created_at, ended_a
 select effect_key, step_id, name, state, calls, claimed_at, settled_at, failure from agentq.effect
  where tenant = %(tenant)s and session_id = %(session)s
  order by claimed_at;
-
--- name: parks_resumed
--- How often people let the session go on that had parked itself. Each other resume follows a pause of theirs.
-select greatest(count(*) filter (where action = 'session resume') - count(*) filter (where action = 'session pause'), 0)
-  from agentq.operator_action
- where tenant = %(tenant)s and target = %(session)s::uuid::text;

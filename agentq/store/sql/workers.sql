@@ -18,12 +18,16 @@ update agentq.worker
  where worker_id = %(worker)s and state in ('live', 'draining')
 returning state;
 
--- name: ended_sessions
--- Which of the sessions that this process works for have ended under it.
-select s.session_id from agentq.session s
-  join unnest(%(tenants)s::text[], %(sessions)s::uuid[]) as mine (tenant, session_id)
-    on s.tenant = mine.tenant and s.session_id = mine.session_id
- where s.state not in ('running', 'paused');
+-- name: to_stop
+-- Which of the steps that this process works on must stop: their claim was taken away (a kill, a replay),
+-- or their session has ended under them.
+select mine.step_id, case when e.fence_token is distinct from mine.token then 'fenced' else 'cancelled' end
+  from unnest(%(tenants)s::text[], %(sessions)s::uuid[], %(steps)s::uuid[], %(tokens)s::bigint[])
+       as mine (tenant, session_id, step_id, token)
+  left join agentq.session s on s.tenant = mine.tenant and s.session_id = mine.session_id
+  left join agentq.ledger_entry e on e.tenant = mine.tenant and e.session_id = mine.session_id
+                                 and e.step_id = mine.step_id
+ where e.fence_token is distinct from mine.token or s.state not in ('running', 'paused');
 
 -- name: claimed
 -- What a process holds by the ledger, claims of the last seconds left out: they may not have arrived yet.

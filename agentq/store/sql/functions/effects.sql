@@ -3,11 +3,12 @@
 
 
 -- Claim an effect before its call goes out. Only the attempt that holds the step's fence may.
--- outcome: fresh | again | done | pending | mine | held | unknown | conflict | superseded
+-- outcome: fresh | again | done | pending | mine | held | unknown | conflict | superseded | dry
+-- dry: the session only recalls what is recorded (`p_dry`), and this is not.
 -- A claim that is not idempotent waits for the disk (`p_durable`): after a crash it must be known.
 create or replace function agentq.claim_effect(
     p_tenant text, p_key text, p_session uuid, p_step uuid, p_fence int, p_token bigint, p_name text, p_hash bytea,
-    p_durable boolean
+    p_durable boolean, p_dry boolean
 ) returns table (outcome text, result bytea, failure jsonb) language plpgsql as $$
 #variable_conflict use_column
 declare f record;
@@ -18,6 +19,12 @@ begin
                     where l.tenant = p_tenant and l.session_id = p_session and l.step_id = p_step
                       and l.state = 'running' and l.fence = p_fence and l.fence_token = p_token) then
         return query select 'superseded', null::bytea, null::jsonb; return;
+    end if;
+    if p_dry then
+        select * into f from agentq.effect e where e.tenant = p_tenant and e.effect_key = p_key;
+        return query select case when f.state is distinct from 'done' then 'dry' when f.args_hash <> p_hash then 'conflict'
+                                 else 'done' end, f.result, null::jsonb;
+        return;
     end if;
     insert into agentq.effect (tenant, effect_key, session_id, step_id, fence, name, args_hash)
     values (p_tenant, p_key, p_session, p_step, p_fence, p_name, p_hash)

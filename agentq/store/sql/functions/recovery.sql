@@ -87,10 +87,9 @@ end $$;
 --   the deadline                when it is over, a new one must be given, or none
 
 
--- Mark a step and all that came after it as superseded. Branches beneath a join came before it.
-create or replace function agentq.supersede(p_tenant text, p_session uuid, p_step uuid, p_by smallint, p_now timestamptz)
-returns void language plpgsql as $$
-begin
+-- A step and all that came after it, as far as no replay has replaced it. Branches beneath a join came before it.
+create or replace function agentq.from_step_on(p_tenant text, p_session uuid, p_step uuid)
+returns setof uuid language sql stable as $$
     with recursive at as materialized (
         select join_step, branch, seq from agentq.ledger_entry
          where tenant = p_tenant and session_id = p_session and step_id = p_step
@@ -102,14 +101,21 @@ begin
         union
         select l.step_id, l.fan from agentq.ledger_entry l join after a on l.join_step = a.step_id
          where l.tenant = p_tenant and l.session_id = p_session and l.superseded is null
-    ), gone as (
-        select step_id from after union select p_step
     )
+    select step_id from after union select p_step
+$$;
+
+
+-- Mark a step and all that came after it as superseded.
+create or replace function agentq.supersede(p_tenant text, p_session uuid, p_step uuid, p_by smallint, p_now timestamptz)
+returns void language plpgsql as $$
+begin
     update agentq.ledger_entry l
        set superseded = p_by, worker = null, fence_token = null, unserved = null,
            state = case when l.state in ('done', 'dead') then l.state else 'cancelled' end,
            settled_at = coalesce(l.settled_at, p_now)
-      from gone where l.tenant = p_tenant and l.session_id = p_session and l.step_id = gone.step_id;
+      from agentq.from_step_on(p_tenant, p_session, p_step) as gone
+     where l.tenant = p_tenant and l.session_id = p_session and l.step_id = gone;
 end $$;
 
 
@@ -418,4 +424,46 @@ begin
         c := p;
     end loop;
     return next;
+end $$;
+
+
+-- Begin a new session as one of another's steps: with the state before it (`p_input`, which becomes its input), its
+-- arguments, what its branches came to, and the history until then. It belongs to no parent and has no key.
+--
+-- Its effects have keys of their own. With `p_dry` it keeps the step's path instead, so that what the other session
+-- recorded is recalled, and calls nothing that is not recorded.
+-- outcome: forked | missing | no_step | superseded
+create or replace function agentq.fork_session(
+    p_tenant text, p_session uuid, p_step uuid, p_fork uuid, p_copy uuid, p_input bytea, p_hash bytea, p_dry boolean,
+    p_deadline_s double precision
+) returns text language plpgsql as $$
+declare v_now timestamptz := agentq.now(); s agentq.session; e agentq.ledger_entry;
+begin
+    perform set_config('agentq.tenant', p_tenant, true);
+    select * into s from agentq.session where tenant = p_tenant and session_id = p_session;
+    if not found then return 'missing'; end if;
+    select * into e from agentq.ledger_entry
+     where tenant = p_tenant and session_id = p_session and step_id = p_step;
+    if not found then return 'no_step'; end if;
+    if e.superseded is not null then return 'superseded'; end if;
+    insert into agentq.session (tenant, session_id, agent, agent_version, input, input_hash, priority, deadline_at,
+                                created_at, forked_from, dry_effects)
+    values (p_tenant, p_fork, s.agent, s.agent_version, p_input, p_hash, s.priority,
+            v_now + make_interval(secs => p_deadline_s), v_now, p_session, p_dry);
+    insert into agentq.ledger_entry (tenant, session_id, step_id, seq, name, state, due_at, attempts_max, timeout_s,
+                                     priority, args, fan, collect, approval, path)
+    values (p_tenant, p_fork, p_copy, e.seq, e.name, 'ready', v_now, e.attempts_max, e.timeout_s, s.priority, e.args,
+            e.fan, e.collect, e.approval, case when p_dry then e.path else agentq.first_place(p_fork) end);
+    insert into agentq.branch (tenant, session_id, join_step, branch, state, result, failure)
+    select tenant, p_fork, p_copy, branch, state, result, failure
+      from agentq.branch where tenant = p_tenant and session_id = p_session and join_step = p_step;
+    insert into agentq.message (tenant, session_id, seq, step_id, body, written_by, saved_at)
+    select m.tenant, p_fork, m.seq, m.step_id, m.body, m.written_by, m.saved_at
+      from agentq.message m
+     where m.tenant = p_tenant and m.session_id = p_session
+       and m.step_id not in (select agentq.from_step_on(p_tenant, p_session, p_step))
+       and m.step_id not in (select l.step_id from agentq.ledger_entry l
+                              where l.tenant = p_tenant and l.session_id = p_session and l.superseded is not null);
+    perform agentq.ask_again(p_tenant, p_fork, 0::smallint, v_now);
+    return 'forked';
 end $$;
