@@ -32,6 +32,8 @@ CARRY = "tests/engine/test_carry.py::test_"
 RELAY = "tests/engine/test_relay.py::test_"
 BUDGETS = "tests/store/test_budgets.py::test_"
 SPENDING = "tests/agents/test_spending.py::test_"
+JUDGE_FILE = "agentq/chaos/judge.py"
+JUDGE = "tests/chaos/test_judge.py::test_"
 SCHEMA = "tests/store/test_schema.py::test_"
 
 
@@ -516,6 +518,56 @@ MUTATIONS = [
         "            self._settle_closed()\n",
         "",
         SPENDING + "a_step_is_not_refused_on_account_of_itself",
+    ),
+    # the judge of chaos runs: each thing that it must see
+    Mutation(
+        JUDGE_FILE,
+        "            if not found:\n",
+        "            if False:\n",
+        JUDGE + "an_accepted_session_that_is_not_there_is_lost",
+    ),
+    Mutation(
+        JUDGE_FILE,
+        "            if len(known | found) > 1:",
+        "            if False:",
+        JUDGE + "two_sessions_for_one_key",
+    ),
+    Mutation(JUDGE_FILE, "            if len(requests) > 1:", "            if False:", JUDGE + "an_effect_done_twice"),
+    Mutation(
+        JUDGE_FILE,
+        "        if end.result != wanted.result:",
+        "        if False:",
+        JUDGE + "a_result_that_does_not_follow",
+    ),
+    Mutation(
+        JUDGE_FILE,
+        "                if before not in applied or applied[before][0].at > request.at:",
+        "                if before not in applied:",
+        JUDGE + "steps_out_of_order",
+    ),
+    Mutation(
+        JUDGE_FILE,
+        "            if operation.place not in made:",
+        "            if False:",
+        JUDGE + "a_done_session_whose_effect_never_arrived",
+    ),
+    Mutation(
+        JUDGE_FILE,
+        "        if not wanted.may_be_unknown:",
+        "        if False:",
+        JUDGE + "unknown_is_for_effects_that_nobody_can_ask_about",
+    ),
+    Mutation(
+        JUDGE_FILE,
+        "        elif not self._was_in_flight(wanted):",
+        "        elif False:",
+        JUDGE + "parked_without_a_fault",
+    ),
+    Mutation(
+        JUDGE_FILE,
+        "            if hit.missed:",
+        "            if False:",
+        JUDGE + "a_fault_that_hit_nothing_fails_the_run",
     ),
 ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import random
 import re
 from collections.abc import Callable
@@ -50,7 +51,7 @@ def _seeds(_ctx: click.Context, _parameter: click.Parameter, text: str | None) -
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of the reports  [data_dir/chaos]")
 @click.option("--keep", is_flag=True, help="Keep the servers' data and the workers' logs beside the reports.")
 @click.option("--dry-run", is_flag=True, help="Print the schedule and start nothing.")
-@click.option("--quiet", is_flag=True, help="Say only the verdict.")
+@click.option("--quiet", is_flag=True, help="Say only the verdict, as where CI is set.")
 @json_option
 @click.pass_context
 def chaos(
@@ -92,7 +93,7 @@ def chaos(
 @click.option("--i-understand", "phrase", help='The phrase "break HOST:PORT", naming its Postgres.')
 @click.option("--reason", required=True, help="Why, for the record of operators' actions.")
 @click.option("--dry-run", is_flag=True, help="Print the schedule and touch nothing.")
-@click.option("--quiet", is_flag=True, help="Say only the verdict.")
+@click.option("--quiet", is_flag=True, help="Say only the verdict, as where CI is set.")
 @json_option
 def staging(
     *,
@@ -182,7 +183,7 @@ def _reported(act: Callable[[Screen], Run], folder: Path, *, quiet: bool) -> Run
     console = Console(stderr=True)
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
-    screen = Screen(console, quiet=quiet)
+    screen = Screen(console, quiet=quiet or bool(os.environ.get("CI")))
     try:
         with own_environment(), terminable():
             run = act(screen)
