@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from agentq.chaos.record import Request
@@ -13,6 +13,7 @@ from agentq.chaos.strike import Hit
 
 # For so long after a blow is healed, what another blow did is not counted as its own alone.
 AFTERMATH_S = 2.0
+WIDE = frozenset({"messages dropped", "messages doubled", "messages reordered", "broker emptied"})
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def recoveries(hits: Sequence[Hit], requests: Sequence[Request], *, lease_s: flo
     waits: dict[str, list[float]] = defaultdict(list)
     alone: dict[str, list[float]] = defaultdict(list)
     for hit in fell:
-        for session in hit.sessions:
+        for session in _hit(hit, moves):
             times = moves[session]
             after = bisect_right(times, hit.clock_from)
             if after == len(times):
@@ -64,7 +65,7 @@ def recoveries(hits: Sequence[Hit], requests: Sequence[Request], *, lease_s: flo
             Recovery(
                 fault=fault,
                 blows=len(mine),
-                hit=sum(len(hit.sessions) for hit in mine),
+                hit=sum(len(_hit(hit, moves)) for hit in mine),
                 moved=len(times),
                 p50_s=rank(times, 0.5),
                 p99_s=rank(times, 0.99),
@@ -74,6 +75,15 @@ def recoveries(hits: Sequence[Hit], requests: Sequence[Request], *, lease_s: flo
             )
         )
     return found
+
+
+def _hit(hit: Hit, moves: Mapping[str, list[float]]) -> set[str]:
+    """The sessions that it hit. Who lost a message cannot be told from outside, so all count that moved meanwhile."""
+    if hit.fault not in WIDE:
+        return set(hit.sessions)
+    return {session for session, times in moves.items() if any(hit.began <= at <= hit.healed for at in times)} | set(
+        hit.sessions
+    )
 
 
 def _meddles(other: Hit, hit: Hit, moved_at: float, lease_s: float) -> bool:
