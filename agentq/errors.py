@@ -13,6 +13,7 @@ Errors: split by what the one who catches them must do.
     │  ├─ KeyConflict          the same key was used with other arguments
     │  │  └─ ReplayConflict    a replay made another call where one is recorded: fork instead
     │  ├─ UnknownApproval      no such approval
+    │  ├─ NoSuchEffect         no effect of that key
     │  └─ NotAnApprover        this person may not decide it, or is not known to be who they say
     ├─ StoreUnavailable        Postgres did not answer: nothing is known, try again
     ├─ BrokerUnavailable       the broker did not answer: only time is lost
@@ -149,6 +150,18 @@ class UnknownApproval(InvalidInput):
 
     def __str__(self) -> str:
         return f"no approval {self.approval_id}: `agentq approval ls` shows those there are"
+
+
+class NoSuchEffect(InvalidInput):
+    """No effect of that key, for this tenant or any."""
+
+    def __init__(self, key: str, tenant: str | None) -> None:
+        super().__init__(key, tenant)
+        self.key, self.tenant = key, tenant
+
+    def __str__(self) -> str:
+        whose = f" of tenant {self.tenant}" if self.tenant else ""
+        return f"no effect{whose} has the key {self.key!r}: `agentq effect ls` shows those that are open"
 
 
 class NotAnApprover(InvalidInput):

@@ -21,6 +21,7 @@ SAMPLES: dict[str, AgentqError] = {
     "NotNow": errors.NotNow("busy", delay_s=1.0),
     "BudgetExceeded": errors.BudgetExceeded("spent", "tenant", "", "day", "end"),
     "UnknownPrice": errors.UnknownPrice("garage:home-made"),
+    "NoSuchEffect": errors.NoSuchEffect("d:refund:A1", "acme"),
     "HeldBack": errors.HeldBack("dependency stripe is open", 2.0, "stripe"),
     "UnknownEffect": errors.UnknownEffect("who knows", "s:1"),
     "FenceLost": errors.FenceLost("session", "step", 3),

@@ -22,9 +22,8 @@ from typing import Any
 from agentq.errors import FenceLost, HeldBack, Stopped, StoreUnavailable
 from agentq.policies.dependencies import Bearing, Rules, bearing, hold
 from agentq.settings import Settings
-from agentq.store.dependencies import Answer, Breaker, Breakers, Report, Scope
+from agentq.store.dependencies import FLEET, Answer, Breaker, Breakers, Report, Scope
 from agentq.store.pool import Store
-from agentq.store.schema import FLEET
 from agentq.verdicts import Failure
 
 log = logging.getLogger("agentq.dependencies")

@@ -14,6 +14,7 @@ from agentq.errors import (
     BrokerUnavailable,
     ConfigError,
     InvalidInput,
+    NoSuchEffect,
     SchemaMismatch,
     StoreUnavailable,
     UnknownAgent,
@@ -30,7 +31,7 @@ Exit codes:
     1  what was asked for failed, or a check did not hold
     2  wrong usage, refused input or wrong settings; nothing was changed
     3  Postgres or the broker is not there
-    4  no such session, approval, tenant or agent
+    4  no such session, approval, effect, tenant or agent
   130  interrupted
 """
 
@@ -40,6 +41,7 @@ _CODES: tuple[tuple[type[AgentqError], int], ...] = (
     (UnknownTenant, NOT_FOUND),
     (UnknownAgent, NOT_FOUND),
     (UnknownApproval, NOT_FOUND),
+    (NoSuchEffect, NOT_FOUND),
     (InvalidInput, REFUSED),
     (SchemaMismatch, UNAVAILABLE),
     (ConfigError, REFUSED),

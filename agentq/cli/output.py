@@ -35,6 +35,9 @@ _STYLES = {
     "paused": "yellow",
     "draining": "yellow",
     "pending": "yellow",
+    "half_open": "yellow",
+    "forced_open": "red",
+    "forced_shut": "yellow",
 }
 
 

@@ -4,7 +4,23 @@ from __future__ import annotations
 
 import click
 
-from agentq.cli import approval, budget, chaos, db, dlq, fleet, init, queue, run, session, start, submission, tenant
+from agentq.cli import (
+    approval,
+    budget,
+    chaos,
+    db,
+    dependency,
+    dlq,
+    effect,
+    fleet,
+    init,
+    queue,
+    run,
+    session,
+    start,
+    submission,
+    tenant,
+)
 from agentq.cli import doctor as doctor_module
 from agentq.cli import trace as trace_module
 from agentq.cli.exits import HELP, Guarded
@@ -48,6 +64,8 @@ for _command in (
     session.session,
     approval.approval,
     dlq.dlq,
+    effect.effect,
+    dependency.dependency,
     tenant.tenant,
     budget.budget,
     queue.queue,

@@ -94,6 +94,8 @@ class AsyncClient:
     def __init__(self, settings: Settings, registry: Registry | None = None) -> None:
         self._client = Client(settings, registry)
         self.tenants = self._client.tenants
+        self.effects = self._client.effects
+        self.dependencies = self._client.dependencies
         self.approvals = AsyncApprovals(self._client.approvals)
         self.dead_letters = AsyncDeadLetters(self._client.dead_letters, asyncio.to_thread)
 

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel
 
+from agentq.agents.dependencies import rules_of
 from agentq.agents.registry import Registry, load_agents
 from agentq.agents.returns import Duration
 from agentq.broker.connection import connect
@@ -16,6 +17,7 @@ from agentq.broker.publisher import Publisher
 from agentq.client.approvals import Approvals
 from agentq.client.budgets import ClientBudgets
 from agentq.client.dead_letters import DeadLetters
+from agentq.client.effects import ClientDependencies, ClientEffects
 from agentq.client.inspection import Inspection
 from agentq.client.joining import driver_connection
 from agentq.client.recovery import Recoveries
@@ -149,6 +151,8 @@ class Client:
         self.tenants = Tenants(self.operators, settings)
         self.recovery = Recoveries(Recovery(self._store), self.sessions, self.registry, self._admit)
         self.approvals = Approvals(StoredApprovals(self._store), settings, self._admit)
+        self.effects = ClientEffects(self._store)
+        self.dependencies = ClientDependencies(self._store, rules_of(settings).as_json())
         self.dead_letters = DeadLetters(self._store, self.operators, self.registry)
         self.budgets = ClientBudgets(Budgets(self._store), self.operators)
 

@@ -13,9 +13,11 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from agentq.engine import Bury, Judge, Retry
 from agentq.errors import Transient, UnknownEffect
-from agentq.policies.kinds import headers_of, kind_of, status_of
+from agentq.policies.kinds import headers_of, kind_of, names_of, status_of
 from agentq.verdicts import Failure, Granted
 
 _MESSAGE_MAX = 2000
@@ -83,21 +85,62 @@ def _until_date(wanted: Any) -> float | None:
 _AMBIGUOUS_NAMES = frozenset(
     {
         "ReadTimeout", "WriteTimeout", "ReadError", "WriteError", "RemoteProtocolError", "RemoteDisconnected",
-        "IncompleteRead", "APITimeoutError", "SMTPServerDisconnected",
+        "IncompleteRead", "APITimeoutError", "SMTPServerDisconnected", "ReadTimeoutError",
+        "ConnectionClosedError", "ChunkedEncodingError", "ProtocolError", "Timeout", "ModelTimeoutError",
+        "ResponseStreamingError",
+        # the answer came, and says nothing that can be read
+        "JSONDecodeError", "DecodingError", "ContentDecodingError", "UnicodeDecodeError", "DecodeError",
+        "APIResponseValidationError", "ResponseParserError", "InvalidResponse",
     }
 )  # fmt: skip
 _NOT_SENT: tuple[type[BaseException], ...] = (ConnectionRefusedError,)
-_NOT_SENT_NAMES = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "NewConnectionError"})
+_NOT_SENT_NAMES = frozenset(
+    {
+        "ConnectError", "ConnectTimeout", "PoolTimeout", "NewConnectionError", "EndpointConnectionError",
+        "ConnectTimeoutError", "gaierror", "SMTPConnectError",
+    }
+)  # fmt: skip
+# They stand for any trouble with a connection; what they wrap tells which.
+_WRAPPERS = frozenset({"APIConnectionError", "ModelConnectionError", "MaxRetryError", "ConnectionError"})
+# A proxy's word that it lost the answer of the one behind it, which may have acted.
+_AMBIGUOUS_STATUSES = frozenset({502, 504, 520, 524, 598, 599})
 
 
 def ambiguous(error: BaseException) -> bool:
     """Whether a call that raised this may nevertheless have happened."""
-    if isinstance(error, UnknownEffect):
+    if isinstance(error, UnknownEffect) or status_of(error) in _AMBIGUOUS_STATUSES or _unreadable(error):
         return True
-    names = {ancestor.__name__ for ancestor in type(error).__mro__}
-    if isinstance(error, _NOT_SENT) or names & _NOT_SENT_NAMES:
+    if names_of(error) & _WRAPPERS and not isinstance(error, ConnectionError):
+        return not _is_not_sent(error) and not _never_connected(error)
+    return _came_apart(error)
+
+
+def _came_apart(error: BaseException) -> bool:
+    """Whether a connection that was made ended without an answer, or with one that nobody can read."""
+    if _is_not_sent(error):
         return False
-    return isinstance(error, TimeoutError | ConnectionError) or bool(names & _AMBIGUOUS_NAMES)
+    return isinstance(error, TimeoutError | ConnectionError) or bool(names_of(error) & _AMBIGUOUS_NAMES)
+
+
+def _is_not_sent(error: BaseException) -> bool:
+    return isinstance(error, _NOT_SENT) or bool(names_of(error) & _NOT_SENT_NAMES)
+
+
+def _never_connected(error: BaseException) -> bool:
+    """Whether what a library wrapped is a connection that was never made; the innermost cause says most."""
+    cause = error.__cause__ or error.__context__
+    for _ in range(10):
+        if cause is None or _came_apart(cause):
+            return False
+        if _is_not_sent(cause):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
+def _unreadable(error: BaseException) -> bool:
+    """A validation error over an answer that is no JSON at all; one over its fields may be about arguments."""
+    return isinstance(error, ValidationError) and any(found["type"] == "json_invalid" for found in error.errors())
 
 
 def _where(error: BaseException) -> str:

@@ -30,14 +30,18 @@ NAMES: Mapping[str, FailureKind] = {
         "permanent",
         "TypeError AttributeError NameError ImportError SyntaxError NotImplementedError AssertionError",
         "KeyError IndexError RecursionError UnicodeError PermissionError FileNotFoundError IsADirectoryError",
-        "SSLCertVerificationError InvalidURL UnsupportedProtocol MissingSchema InvalidSchema",
+        "SSLCertVerificationError InvalidURL UnsupportedProtocol MissingSchema InvalidSchema URLRequired",
+        "InvalidHeader TooManyRedirects LocalProtocolError CookieConflict",
         # redis, smtplib, botocore
-        "AuthenticationError NoPermissionError DataError SMTPAuthenticationError SMTPNotSupportedError",
+        "AuthenticationError AuthorizationError NoPermissionError DataError ResponseError",
+        "SMTPAuthenticationError SMTPNotSupportedError",
         "NoCredentialsError PartialCredentialsError CredentialRetrievalError ParamValidationError",
-        "UnknownServiceError NoRegionError",
+        "UnknownServiceError NoRegionError NoAuthTokenError TokenRetrievalError SSOError LoginError ProfileNotFound",
         # model SDKs
         "PermissionDeniedError NotFoundError BadRequestError UnprocessableEntityError",
         "ModelAuthenticationError ModelNotFoundError ModelRequestRejectedError ModelQuotaExceededError",
+        "EnforcedSpendLimitReachedError ContractSpendLimitReachedError CredentialsError WorkloadIdentityError",
+        "IdentityTokenFileError HTTPNotImplementedError InvalidWebhookSignatureError SuspendedResponseExpired",
         "SpendLimitError SpendLimitExceededError PaymentRequiredError UserError UsageLimitExceeded",
     ),
     **_rows(
@@ -45,19 +49,22 @@ NAMES: Mapping[str, FailureKind] = {
         "TimeoutError ConnectionError gaierror SSLError IncompleteRead RemoteDisconnected BrokenProcessPool",
         "TransportError DecodingError TimeoutException NetworkError RemoteProtocolError",
         "Timeout ChunkedEncodingError ProtocolError MaxRetryError NewConnectionError",
-        "BusyLoadingError TryAgainError ReadOnlyError ClusterDownError MasterDownError",
+        "RetryError BusyLoadingError TryAgainError ReadOnlyError ClusterDownError MasterDownError MovedError AskError",
+        "ClusterError SlotNotCoveredError OutOfMemoryError LockError WatchError InvalidResponse",
         "SMTPServerDisconnected SMTPConnectError SMTPHeloError",
-        "EndpointConnectionError ConnectTimeoutError ReadTimeoutError ConnectionClosedError",
+        "EndpointConnectionError ConnectTimeoutError ReadTimeoutError ConnectionClosedError HTTPClientError",
+        "ResponseStreamingError IncompleteReadError ChecksumError MetadataRetrievalError CapacityNotAvailableError",
         "RateLimitError InternalServerError APIConnectionError APITimeoutError OverloadedError ConflictError",
-        "ServiceUnavailableError DeadlineExceededError",
+        "ServiceUnavailableError DeadlineExceededError RetryableError WebSocketConnectionClosedError",
         "ModelRateLimitError ModelOverloadedError ModelUnavailableError ModelServerError",
-        "ModelConnectionError ModelTimeoutError",
+        "ModelConnectionError ModelTimeoutError ModelRequestTimeout ConcurrencyLimitExceeded",
         # Celery and billiard
         "WorkerLostError SoftTimeLimitExceeded",
     ),
     **_rows(
         "semantic",
-        "ModelRetry ToolFailed ToolRetryError UnexpectedModelBehavior ContentFilterError ModelBehaviorError",
+        "ValidationError ModelRetry ToolFailed ToolFailedError ToolRetryError UnexpectedModelBehavior",
+        "ContentFilterError ContentFilterFinishReasonError ModelBehaviorError APIResponseValidationError",
         "IncompleteToolCall OutputTokenLimitExceeded ModelContextWindowExceededError LengthFinishReasonError",
     ),
 }
@@ -132,8 +139,19 @@ def kind_of(error: BaseException) -> FailureKind:
             return kind
     if _is_quota(error):
         return "permanent"
+    if isinstance(error, BaseExceptionGroup):
+        return _of_group(error)
     # The name before the status: an SDK's class says more than the number it came with.
     return _by_sqlstate(error) or _by_aws_code(error) or _by_name(error) or _by_status(error) or "unclassified"
+
+
+# Of several failures at once: one that may have acted, then one that may pass, decides for all.
+_GROUP: tuple[FailureKind, ...] = ("unknown", "transient", "semantic", "unclassified", "permanent")
+
+
+def _of_group(group: BaseExceptionGroup[Any]) -> FailureKind:
+    kinds = {kind_of(member) for member in group.exceptions}
+    return next((kind for kind in _GROUP if kind in kinds), "unclassified")
 
 
 def status_of(error: BaseException) -> int | None:
@@ -149,6 +167,11 @@ def status_of(error: BaseException) -> int | None:
         value = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
         return value if isinstance(value, int) else None
     return None
+
+
+def names_of(error: BaseException) -> frozenset[str]:
+    """The names of an exception's classes."""
+    return frozenset(ancestor.__name__ for ancestor in type(error).__mro__)
 
 
 def headers_of(error: BaseException) -> Mapping[str, Any]:
@@ -193,6 +216,11 @@ def _by_status(error: BaseException) -> FailureKind | None:
     if isinstance(smtp, int) and 400 <= smtp <= 599:
         # RFC 5321: 4yz is a transient negative completion, 5yz a permanent one.
         return "transient" if smtp < 500 else "permanent"
+    recipients = getattr(error, "recipients", None)
+    if isinstance(recipients, Mapping) and recipients:
+        # One that is refused for good is not accepted by trying again.
+        codes = [answer[0] for answer in recipients.values() if isinstance(answer, tuple) and answer]
+        return "permanent" if any(isinstance(code, int) and code >= 500 for code in codes) else "transient"
     status = status_of(error)
     return STATUSES.get(status) if status is not None else None
 

@@ -13,9 +13,10 @@ from psycopg.types.json import Jsonb
 from agentq.store.operators import record
 from agentq.store.pool import ALL_TENANTS, Store, run
 from agentq.store.queries import load
-from agentq.store.schema import FLEET
 
 SQL = load("dependencies")
+
+FLEET = ALL_TENANTS  # whose breaker: all tenants', as in `agentq.store.schema.dependencies`
 
 State = Literal["closed", "open", "half_open", "forced_open", "forced_shut"]
 Answer = Literal["good", "bad", "nothing"]

@@ -13,7 +13,7 @@ from agentq import Agent, AsyncContext, Context, Done, Transient, effect
 from agentq.agents.registry import Registry
 from agentq.client import Client, Session
 from agentq.settings import Settings
-from agentq.store.schema import FLEET
+from agentq.store.dependencies import FLEET
 from agentq.testing import LocalFleet
 from agentq.verdicts import Carried
 from tests.conftest import RUN

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -28,7 +29,7 @@ from agentq import (
     idempotency_key,
 )
 from agentq.agents.registry import Registry
-from agentq.client import Client, Session
+from agentq.client import Client, Selection, Session
 from agentq.errors import AgentqError
 from agentq.settings import Settings
 from agentq.testing import LocalFleet
@@ -568,3 +569,89 @@ def test_effects_follow_a_chain(registry: Registry, client: Client, tenant: str,
         return Done([state.number, ctx.call(str.upper, "second")])
 
     assert local().drain(start(client, tenant, "chain")).result == ["FIRST", "SECOND"]
+
+
+@both
+@pytest.mark.parametrize("declared", ["ordinal", "key"])
+@pytest.mark.parametrize("happened", [True, False])
+def test_a_persons_word_lets_the_parked_step_go_on(
+    registry: Registry,
+    client: Client,
+    tenant: str,
+    local: Local,
+    outside: Outside,
+    is_async: bool,
+    declared: str,
+    happened: bool,
+) -> None:
+    """
+    I5: an outcome that nobody knows parks the step; told that it happened, it recalls that result, and told
+    that it did not, it calls again under the same key.
+    """
+    options: dict[str, Any] = {"key": lambda: "refund:A1"} if declared == "key" else {}
+
+    @effect(**options)
+    def pay() -> str:
+        return outside.pay()
+
+    outside.errors = [TimeoutError("slow")]
+    paying(registry, pay, is_async=is_async)
+    fleet = local()
+    session = start(client, tenant)
+    with pytest.raises(UnknownEffect) as caught:
+        fleet.drain(session)
+    key = caught.value.effect_key
+    assert f"agentq effect resolve '{key}' --tenant {tenant}" in str(caught.value)
+    assert [row.key for row in client.effects.ls(tenant=tenant)] == [key]
+    client.effects.resolve(key, done=happened, result="receipt by hand", reason="looked", tenant=tenant)
+    for _ in client.dead_letters.redrive(Selection(tenant=tenant), reason="resolved"):
+        pass
+    assert fleet.drain(session).result == ("receipt by hand" if happened else "receipt 2")
+    assert len(outside.calls) == (1 if happened else 2)
+    assert len(set(outside.calls)) == 1
+
+
+@both
+@pytest.mark.parametrize(
+    "error",
+    [
+        httpx.HTTPStatusError("x", request=httpx.Request("POST", "http://a"), response=httpx.Response(502)),
+        httpx.DecodingError("cut off"),
+        json.JSONDecodeError("x", "<html>", 0),
+    ],
+    ids=["502", "decoding", "json"],
+)
+def test_an_answer_that_cannot_be_read_is_no_failure(
+    registry: Registry, client: Client, tenant: str, local: Local, outside: Outside, is_async: bool, error: Exception
+) -> None:
+    """
+    I5: a proxy's 502 or half an answer leaves open whether the other side acted: nothing is repeated unasked.
+    """
+    outside.errors = [error]
+    paying(registry, outside.pay, is_async=is_async)
+    with pytest.raises(UnknownEffect):
+        local().drain(start(client, tenant))
+    assert len(outside.calls) == 1
+
+
+def test_a_conflict_names_both_effects(registry: Registry, client: Client, tenant: str, local: Local) -> None:
+    """
+    Two tools that share a key by mistake are both named, so that one finds them.
+    """
+
+    @effect(key=lambda: "A1")
+    def pay() -> int:
+        return 1
+
+    @effect(key=lambda: "A1")
+    def refund() -> int:
+        return 1
+
+    agent = Agent("payer", state=Empty, registry=registry)
+
+    @agent.step
+    def work(state: Empty, ctx: Context) -> Done:
+        return Done(ctx.call(pay) + ctx.call(refund))
+
+    with pytest.raises(KeyConflict, match=r"refund.*'d:A1' was used before by .*pay with other arguments"):
+        local().drain(start(client, tenant))

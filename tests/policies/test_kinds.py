@@ -15,14 +15,16 @@ from typing import Any
 
 import httpx
 import psycopg
+import pydantic_ai.exceptions
 import pytest
 import redis
+from pydantic import BaseModel, ValidationError
 
 from agentq import Permanent, Semantic, Transient, classify_as
 from agentq.engine import Bury, Retry
 from agentq.errors import KeyConflict, StoreUnavailable, UnknownEffect
 from agentq.policies import kinds
-from agentq.policies.failures import classify, retry_with_backoff
+from agentq.policies.failures import ambiguous, classify, retry_with_backoff
 from agentq.policies.kinds import kind_of
 from agentq.verdicts import Failure, FailureKind
 
@@ -51,6 +53,62 @@ def state(sqlstate: str) -> psycopg.Error:
 def aws(code: str, status: int) -> Exception:
     response = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
     return sdk("ClientError", response=response)
+
+
+class Number(BaseModel):
+    n: int
+
+
+def not_valid(text: str) -> ValidationError:
+    with pytest.raises(ValidationError) as caught:
+        Number.model_validate_json(text)
+    return caught.value
+
+
+def caused(error: BaseException, by: BaseException) -> BaseException:
+    """As `raise error from by`."""
+    error.__cause__ = by
+    return error
+
+
+AMBIGUOUS: list[tuple[BaseException, bool]] = [
+    (TimeoutError(), True),
+    (ConnectionResetError(), True),
+    (ConnectionRefusedError(), False),
+    (ValueError("x"), False),
+    (httpx.ReadTimeout("x"), True),
+    (httpx.ConnectTimeout("x"), False),
+    (httpx.PoolTimeout("x"), False),
+    # a proxy lost the answer of the one behind it
+    (answered(502), True),
+    (answered(504), True),
+    (answered(503), False),
+    (answered(404), False),
+    (sdk("APIStatusError", status_code=524), True),
+    # there was an answer, and nobody can read it
+    (json.JSONDecodeError("x", "", 0), True),
+    (httpx.DecodingError("x"), True),
+    (UnicodeDecodeError("utf-8", b"x", 0, 1, "x"), True),
+    (not_valid("<html>"), True),
+    (not_valid('{"n": "x"}'), False),
+    # what a library wraps tells whether there was a connection at all
+    (caused(sdk("APIConnectionError", "APIError"), httpx.ConnectError("x")), False),
+    (caused(sdk("APIConnectionError", "APIError"), httpx.ReadError("x")), True),
+    (caused(redis.ConnectionError("x"), ConnectionRefusedError()), False),
+    (caused(redis.ConnectionError("x"), ConnectionResetError()), True),
+    (sdk("ConnectionError", "RequestException"), True),
+    (caused(ConnectionResetError(), ConnectionRefusedError()), True),
+]
+
+
+@pytest.mark.parametrize(
+    ("error", "maybe"), AMBIGUOUS, ids=[f"{type(e).__name__}-{m}-{n}" for n, (e, m) in enumerate(AMBIGUOUS)]
+)
+def test_after_some_errors_the_call_may_have_happened(error: BaseException, maybe: bool) -> None:
+    """
+    I5: only what surely never reached the other side, or was surely refused there, is a call that failed.
+    """
+    assert ambiguous(error) is maybe
 
 
 QUOTA = {"status_code": 429, "code": "insufficient_quota"}
@@ -119,6 +177,27 @@ CASES: list[tuple[BaseException, FailureKind]] = [
     (sdk("ModelHTTPError", status_code=400), "permanent"),
     (sdk("UnexpectedModelBehavior"), "semantic"),
     (sdk("ModelRetry"), "semantic"),
+    (sdk("EnforcedSpendLimitReachedError", "RateLimitError", "APIStatusError", status_code=429), "permanent"),
+    (sdk("HTTPNotImplementedError", "InternalServerError", status_code=501), "permanent"),
+    (sdk("CapacityNotAvailableError", "BotoCoreError"), "transient"),
+    (pydantic_ai.exceptions.ModelRateLimitError("m", "x"), "transient"),
+    (pydantic_ai.exceptions.ModelQuotaExceededError("m", "x"), "permanent"),
+    (pydantic_ai.exceptions.ModelContextWindowExceededError("m", "x"), "semantic"),
+    (pydantic_ai.exceptions.ModelAuthenticationError("m", "x"), "permanent"),
+    (pydantic_ai.exceptions.ModelTimeoutError("m", "x"), "transient"),
+    (pydantic_ai.exceptions.ConcurrencyLimitExceeded("x"), "transient"),
+    (pydantic_ai.exceptions.UsageLimitExceeded("x"), "permanent"),
+    (not_valid('{"n": "x"}'), "semantic"),
+    (httpx.LocalProtocolError("x"), "permanent"),
+    (httpx.TooManyRedirects("x"), "permanent"),
+    (redis.exceptions.AuthorizationError("x"), "permanent"),
+    (redis.exceptions.OutOfMemoryError("x"), "transient"),
+    (smtplib.SMTPRecipientsRefused({"a@b": (550, b"no")}), "permanent"),
+    (smtplib.SMTPRecipientsRefused({"a@b": (451, b"later")}), "transient"),
+    # several at once: what may pass decides, and what may have acted before that
+    (ExceptionGroup("all models", [TypeError("x"), TimeoutError()]), "transient"),
+    (ExceptionGroup("all models", [Permanent("x"), TypeError("x")]), "permanent"),
+    (ExceptionGroup("x", [UnknownEffect("x", "k"), TimeoutError()]), "unknown"),
 ]
 
 

@@ -9,9 +9,8 @@ import psycopg
 import pytest
 
 from agentq.settings import Settings
-from agentq.store.dependencies import Breakers, Report, Scope
+from agentq.store.dependencies import FLEET, Breakers, Report, Scope
 from agentq.store.pool import Store
-from agentq.store.schema import FLEET
 from agentq.testing import Clock
 from tests.conftest import RUN
 from tests.support.breakers import RULES

@@ -19,3 +19,27 @@ select result from agentq.effect
 
 -- name: give_back_effect
 select agentq.give_back_effect(%(tenant)s, %(key)s, %(session)s, %(step)s, %(fence)s::int);
+
+-- name: resolve_effect
+select * from agentq.resolve_effect(%(tenant)s, %(key)s, %(done)s, %(result)s, %(failure)s, %(by)s, %(dry)s);
+
+-- name: effects
+-- `held`: the step that called it runs now.
+select e.tenant, e.effect_key, e.name, e.state, e.calls, e.session_id, e.step_id, l.name, s.state, e.failure,
+       e.resolved_by, e.claimed_at, e.settled_at, l.state = 'running' and l.fence = e.fence, null::bytea
+  from agentq.effect e
+  join agentq.session s on s.tenant = e.tenant and s.session_id = e.session_id
+  left join agentq.ledger_entry l on l.tenant = e.tenant and l.session_id = e.session_id and l.step_id = e.step_id
+ where (%(tenant)s::text is null or e.tenant = %(tenant)s) and e.state = any (%(states)s::text[])
+   and (%(session)s::uuid is null or e.session_id = %(session)s)
+ order by e.claimed_at desc limit %(limit)s;
+
+-- name: effect
+-- The tenants' keys are their own: without a tenant there may be several.
+select e.tenant, e.effect_key, e.name, e.state, e.calls, e.session_id, e.step_id, l.name, s.state, e.failure,
+       e.resolved_by, e.claimed_at, e.settled_at, l.state = 'running' and l.fence = e.fence, e.result
+  from agentq.effect e
+  join agentq.session s on s.tenant = e.tenant and s.session_id = e.session_id
+  left join agentq.ledger_entry l on l.tenant = e.tenant and l.session_id = e.session_id and l.step_id = e.step_id
+ where e.effect_key = %(key)s and (%(tenant)s::text is null or e.tenant = %(tenant)s)
+ order by e.tenant limit 2;

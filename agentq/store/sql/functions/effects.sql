@@ -117,3 +117,34 @@ begin
     end if;
     return v_calls is not null;
 end $$;
+
+
+-- A person's answer to what became of an effect whose outcome nobody knows.
+-- outcome: resolved | already | settled | running | missing
+-- `running`: the call is out now, so nobody can know yet. `settled`: it was known, and otherwise than told.
+create or replace function agentq.resolve_effect(
+    p_tenant text, p_key text, p_done boolean, p_result bytea, p_failure jsonb, p_by text, p_dry boolean
+) returns table (outcome text, before text) language plpgsql as $$
+#variable_conflict use_column
+declare f agentq.effect; v_state text := case when p_done then 'done' else 'failed' end;
+begin
+    perform set_config('agentq.tenant', p_tenant, true);
+    select * into f from agentq.effect e where e.tenant = p_tenant and e.effect_key = p_key for no key update;
+    if f.effect_key is null then return query select 'missing', null::text; return; end if;
+    if f.state = v_state and f.result is not distinct from p_result then
+        return query select 'already', f.state; return;
+    end if;
+    if f.state not in ('pending', 'unknown') then return query select 'settled', f.state; return; end if;
+    if f.state = 'pending' and exists (
+        select from agentq.ledger_entry l
+         where l.tenant = p_tenant and l.session_id = f.session_id and l.step_id = f.step_id
+           and l.state = 'running' and l.fence = f.fence) then
+        return query select 'running', f.state; return;
+    end if;
+    if not p_dry then
+        update agentq.effect e set state = v_state, result = p_result, failure = p_failure, resolved_by = p_by,
+               settled_at = agentq.now()
+         where e.tenant = p_tenant and e.effect_key = p_key;
+    end if;
+    return query select 'resolved', f.state;
+end $$;
