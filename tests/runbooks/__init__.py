@@ -1,0 +1,1 @@
+"""Every command of every runbook, run against an incident of its kind."""
