@@ -20,6 +20,7 @@ from agentq.errors import BrokerUnavailable, StoreUnavailable
 from agentq.store.approvals import Approvals
 from agentq.store.budgets import Budgets
 from agentq.store.ledger import Ledger
+from agentq.store.rates import StoredRates
 from agentq.store.workers import Workers
 
 log = logging.getLogger("agentq.relay")
@@ -166,6 +167,7 @@ class Relay:
         if time.monotonic() >= self._next_forget:
             self._next_forget = time.monotonic() + _FORGET_S
             self._workers.forget()
+            StoredRates(self._ledger.store).forget()
             self._housekeeping()
         self.find_missing()
         # A wiped broker has forgotten it, and foreign producers' submissions would be dropped silently.

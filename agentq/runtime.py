@@ -23,6 +23,7 @@ from agentq.agents.registry import Registry, load_agents
 from agentq.agents.spending import Budgeting
 from agentq.broker.connection import connect
 from agentq.broker.publisher import Publisher
+from agentq.broker.rates import redis_rates
 from agentq.engine import Engine, InFlight
 from agentq.errors import StoreUnavailable
 from agentq.heart import Heart
@@ -176,7 +177,12 @@ class Runtime:
             classify=safe_failures(classify, redactor),
             ambiguous=ambiguous,
             payload_max_bytes=settings.payload_max_bytes,
-            budgeting=Budgeting(self.store, unpriced=settings.unpriced, patience_s=settings.settle_patience_s),
+            budgeting=Budgeting(
+                self.store,
+                unpriced=settings.unpriced,
+                patience_s=settings.settle_patience_s,
+                counter=redis_rates(settings),
+            ),
             dependencies=self.dependencies,
             patience_s=settings.settle_patience_s,
             tracing=tracing_of(settings, redactor),

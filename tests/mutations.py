@@ -34,6 +34,7 @@ BUDGETS = "tests/store/test_budgets.py::test_"
 SPENDING = "tests/agents/test_spending.py::test_"
 JUDGE_FILE = "agentq/chaos/judge.py"
 JUDGE = "tests/chaos/test_judge.py::test_"
+RATES = "tests/broker/test_rates.py::test_"
 SCHEMA = "tests/store/test_schema.py::test_"
 
 
@@ -461,6 +462,20 @@ MUTATIONS = [
         "self._kept_client",
         "tests/broker/test_transport.py::test_a_lost_connection_makes_no_new_client",
     ),
+    # I8: rates
+    Mutation(
+        "agentq/broker/rates.lua",
+        "if share then cost = cost * parts end",
+        "",
+        RATES + "a_flood_leaves_the_other_tenants_their_share",
+    ),
+    Mutation(
+        "agentq/broker/rates.lua",
+        "elseif young and not share then",
+        "elseif false then",
+        RATES + "a_wiped_broker_does_not_give_a_second_burst",
+    ),
+    sql("order by bucket for update;", "order by bucket;", RATES + "many_takers_get_exactly_the_burst"),
     # I6: budgets
     sql(
         "where w.spent_micros + w.reserved_micros > l.cost or",

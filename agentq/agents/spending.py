@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from types import TracebackType
@@ -13,11 +14,14 @@ from typing import Any, Literal, TypeVar
 
 from agentq import engine
 from agentq.engine import Attempt
-from agentq.errors import BudgetExceeded, FenceLost, InvalidInput, UnknownPrice
+from agentq.errors import BudgetExceeded, FenceLost, InvalidInput, NotNow, UnknownPrice
 from agentq.policies.budgets import estimate_tokens, fate_of, refuse
+from agentq.policies.kinds import headers_of
 from agentq.policies.prices import Prices, Quote, split
+from agentq.policies.rates import Counter, Gate
 from agentq.store.budgets import Budgets, Reserved, Wanted
 from agentq.store.pool import Store, persist
+from agentq.store.rates import StoredRates
 from agentq.verdicts import Charge, Usage
 
 log = logging.getLogger("agentq.spending")
@@ -33,7 +37,15 @@ _LOOK_S = 0.5
 class Budgeting:
     """What every spend of a process works with."""
 
-    def __init__(self, store: Store, *, unpriced: Unpriced = "refuse", patience_s: float = 120.0) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        unpriced: Unpriced = "refuse",
+        patience_s: float = 120.0,
+        counter: Counter | None = None,
+    ) -> None:
+        self.gate = Gate(StoredRates(store), counter)
         self.budgets = Budgets(store)
         self.prices = Prices(self.budgets.prices)
         self.unpriced = unpriced
@@ -56,9 +68,10 @@ class SpendRequest:
 class ModelCall:
     """One reserved call: say what it used."""
 
-    def __init__(self, wanted: Wanted, prices: Prices) -> None:
+    def __init__(self, wanted: Wanted, prices: Prices, gate: Gate) -> None:
         self._wanted = wanted
         self._prices = prices
+        self._gate = gate
         self._charge: Charge | None = None
         self.reservation_id = wanted.reservation_id
         self.max_tokens = wanted.max_tokens
@@ -91,6 +104,10 @@ class ModelCall:
         )
         self._charge = Charge(self.reservation_id, "charged", micros, input_tokens, cached_input_tokens, output_tokens)
 
+    def answered(self, headers: Mapping[str, Any]) -> None:
+        """The answer's headers: what they say of the provider's limits holds for the whole fleet."""
+        self._gate.learn(self._wanted.provider, headers)
+
     def not_sent(self, why: str = "never sent") -> None:
         """The call did not go out: nothing is charged."""
         self._charge = Charge(self.reservation_id, "released", note=why)
@@ -102,6 +119,8 @@ class ModelCall:
         if error is None:
             log.warning("call %s did not say what it used and is charged as estimated", self.reservation_id)
             return Charge(self.reservation_id, "uncertain", note="the step did not say what it used")
+        if headers := headers_of(error):
+            self.answered(headers)
         return Charge(self.reservation_id, fate_of(error), note=type(error).__name__)
 
     def usage_of(self, charge: Charge) -> Usage:
@@ -185,7 +204,7 @@ class Spending:
                 self._open += 1  # also while it asks: whoever is refused meanwhile must not think itself alone
             answer = self._ask(wanted)
             if answer.status == "ok":
-                return ModelCall(wanted, self._with.prices)
+                return self._through_gate(wanted)
             if answer.status in ("superseded", "closed"):
                 raise FenceLost(str(claim.ref.session_id), str(claim.ref.step_id), claim.fence)
             with self._changed:
@@ -197,6 +216,22 @@ class Spending:
                         answer.scope or "", answer.subject or "", answer.period or "", "end",
                     )  # fmt: skip
                 self._changed.wait_for(lambda before=turn: self._turns != before or not self._open, _LOOK_S)  # type: ignore[misc]
+
+    def _through_gate(self, wanted: Wanted) -> ModelCall:
+        """The reserved call once its provider's rates allow it; refused, its money is given back."""
+        call = ModelCall(wanted, self._with.prices, self._with.gate)
+        try:
+            tokens = wanted.input_tokens + wanted.max_tokens
+            wait_s = self._with.gate.wait_s(self._attempt.claim.ref.tenant, wanted.provider, tokens)
+            if wait_s > 0:
+                message = f"{wanted.provider} takes no more calls of {self._attempt.claim.ref.tenant} now"
+                # Those who wait for the same bucket do not all come back at once.
+                raise NotNow(message, delay_s=wait_s + random.random() * min(wait_s + 0.1, 5.0))
+        except BaseException as error:
+            call.not_sent(type(error).__name__)
+            self.close(call, error)
+            raise
+        return call
 
     def _ask(self, wanted: Wanted) -> Reserved:
         granted = False

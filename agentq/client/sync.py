@@ -20,6 +20,7 @@ from agentq.client.dead_letters import DeadLetters
 from agentq.client.effects import ClientDependencies, ClientEffects
 from agentq.client.inspection import Inspection
 from agentq.client.joining import driver_connection
+from agentq.client.rates import ClientRates
 from agentq.client.recovery import Recoveries
 from agentq.client.tenants import Tenants, operator_name
 from agentq.client.views import ENDED, Event, Feed, SessionView, polls, view_of
@@ -32,6 +33,7 @@ from agentq.store.budgets import Budgets
 from agentq.store.ledger import Ledger
 from agentq.store.operators import Operators
 from agentq.store.pool import Store
+from agentq.store.rates import StoredRates
 from agentq.store.recovery import Recovery
 from agentq.store.sessions import NewSession, SessionListing, Sessions, StepRow
 from agentq.verdicts import Failure
@@ -154,6 +156,7 @@ class Client:
         self.effects = ClientEffects(self._store)
         self.dependencies = ClientDependencies(self._store, rules_of(settings).as_json())
         self.dead_letters = DeadLetters(self._store, self.operators, self.registry)
+        self.rates = ClientRates(StoredRates(self._store), self.operators)
         self.budgets = ClientBudgets(Budgets(self._store), self.operators)
 
     @classmethod

@@ -18,6 +18,7 @@ from agentq.store.budgets import Budgets, Wanted
 from agentq.store.dependencies import Breakers, Report
 from agentq.store.effects import Effects
 from agentq.store.pool import Store, name_tenant
+from agentq.store.rates import StoredRates
 from agentq.store.schema import TENANT_TABLES, metadata
 from agentq.verdicts import Decision, Extras, Granted, TraceEvent
 from tests.conftest import new_tenant
@@ -156,6 +157,7 @@ IMPOSSIBLE = {
         ("state", "state = 'asleep'"),
         ("concurrency", "concurrency = 0"),
         ("weight", "weight = 0"),
+        ("retention_days", "retention_days = 0"),
         ("trace_content", "trace_content = 'loud'"),
     ],
     "session": [
@@ -292,6 +294,12 @@ IMPOSSIBLE = {
         ("wanted", "reserved_micros = -1"),
         ("got", "charged_micros = -1"),
     ],
+    "rate_limit": [
+        ("amounts", "requests_per_min = 0"),
+        ("amounts", "tokens_per_min = 0"),
+        ("learned", "learned_requests = 0"),
+        ("learned", "learned_tokens = 0"),
+    ],
     "budget_alert": [("threshold", "threshold = 42")],
     "model_price": [("amounts", "input_micros = -1"), ("model", "model = 'nobodys'")],
     "worker": [
@@ -394,6 +402,7 @@ def fill_budgets(hands: Hands, claim: Granted) -> None:
     budgets, who = Budgets(hands.store), {"operator": "test", "reason": "filled"}
     budgets.set_budget(hands.tenant, "tenant", "", "day", micros=1, tokens=None, on_refusal="wait", **who)
     budgets.set_price(f"test:{hands.tenant}", (1, 1, 1), **who)
+    StoredRates(hands.store).set(hands.tenant, "test", requests=1, tokens=1, **who)
     for number, micros in enumerate((1, 2)):  # the second one is refused, which is an alert
         budgets.reserve(claim, Wanted(f"{claim.ref.session_id}:{number}", "test", "model", 1, 1, micros, "test"))
 

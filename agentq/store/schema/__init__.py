@@ -46,6 +46,7 @@ from agentq.store.schema.ledger import (
     session_event,
     tenant,
 )
+from agentq.store.schema.rates import rate_bucket, rate_caller, rate_limit
 from agentq.store.schema.traces import decision, trace
 
 # Tables whose rows belong to one tenant: row security is forced on each of them.
@@ -67,6 +68,7 @@ TENANT_TABLES: tuple[Table, ...] = (
     budget_window,
     reservation,
     budget_alert,
+    rate_limit,
     dependency,
     dependency_window,
     dependency_probe,
@@ -105,6 +107,9 @@ __all__ = [
     "notice",
     "operator_action",
     "poison_message",
+    "rate_bucket",
+    "rate_caller",
+    "rate_limit",
     "redrive_job",
     "redrive_policy",
     "refused_submission",

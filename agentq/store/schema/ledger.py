@@ -36,6 +36,9 @@ tenant = Table(
     Column("concurrency", Integer, nullable=False, comment="steps admitted to the broker or running, at most"),
     Column("weight", REAL, nullable=False, server_default="1"),
     Column("preapproved", ARRAY(Text), nullable=False, server_default=text("'{}'"), comment="effects that need nobody"),
+    Column("agents", ARRAY(Text), comment="the ones it may start; null: every one"),
+    Column("tools", ARRAY(Text), comment="the effects it may perform; null: every one"),
+    Column("retention_days", Integer, comment="ended sessions are removed after so many; null: never"),
     Column("shedding", Boolean, nullable=False, server_default=text("false"), comment="above a lowered cap"),
     Column("trace_content", Text, comment="inputs and outputs in traces; null: as the fleet"),
     time("created_at", nullable=False, now=True),
@@ -44,6 +47,7 @@ tenant = Table(
     CheckConstraint(one_of("state", TENANT_STATES), name="state"),
     CheckConstraint("concurrency > 0", name="concurrency"),
     CheckConstraint("weight > 0", name="weight"),
+    CheckConstraint("retention_days > 0", name="retention_days"),
     CheckConstraint(one_of("trace_content", ("off", "kept", "exported")), name="trace_content"),
 )
 
@@ -65,6 +69,7 @@ session = Table(
     Column("forked_from", Uuid, comment="the session whose step this one began as"),
     Column("dry_effects", Boolean, nullable=False, server_default=text("false"), comment="recorded effects only"),
     Column("priority", SmallInteger, nullable=False, server_default="0", comment="lower goes first"),
+    Column("concurrency_key", Text, comment="at most one live session of it runs"),
     Column("parent_session", Uuid),
     Column("parent_join", Uuid, comment="the parent's step that waits for this session"),
     Column("parent_branch", Integer),
@@ -85,6 +90,13 @@ session = Table(
     CheckConstraint("(parent_session is null) = (parent_join is null)", name="parent"),
     CheckConstraint("(parent_session is null) = (parent_branch is null)", name="branch"),
     Index("session_key", "tenant", "key", unique=True, postgresql_where=text("key is not null")),
+    Index(
+        "session_turn",
+        "tenant",
+        "concurrency_key",
+        "created_at",
+        postgresql_where=text("concurrency_key is not null and state in ('running', 'paused')"),
+    ),
     Index("session_recent", "tenant", "created_at"),
     # A session and all that it led to.
     Index("session_trace", "tenant", "trace_id", postgresql_where=text("trace_id is not null")),

@@ -7,7 +7,7 @@ begin
     foreach t in array array['session', 'ledger_entry', 'checkpoint', 'branch', 'message', 'effect', 'session_event',
                              'dead_letter', 'poison_message',
                              'trace', 'decision', 'trace_rest', 'decision_rest', 'approval', 'notice',
-                             'budget', 'budget_window', 'reservation', 'budget_alert',
+                             'budget', 'budget_window', 'reservation', 'budget_alert', 'rate_limit',
                              'dependency', 'dependency_window', 'dependency_probe', 'dependency_change'] loop
         execute format('alter table agentq.%I enable row level security', t);
         execute format('alter table agentq.%I force row level security', t);

@@ -2,6 +2,7 @@
 
 import sqlalchemy as sa
 from alembic import op
+from sqlalchemy.dialects import postgresql
 
 revision = "0006_budgets"
 down_revision = "0005_approvals"
@@ -11,6 +12,12 @@ phase = "before"
 
 
 def upgrade() -> None:
+    _money()
+    _rates()
+    _tenants()
+
+
+def _money() -> None:
     op.create_table(
         "budget_alert",
         sa.Column("tenant", sa.Text(), nullable=False),
@@ -160,4 +167,64 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["tenant"], ["agentq.tenant.name"], name=op.f("budget_tenant_fk")),
         sa.PrimaryKeyConstraint("tenant", "scope", "subject", "period", name=op.f("budget_pk")),
         schema="agentq",
+    )
+
+
+def _rates() -> None:
+    op.create_table(
+        "rate_limit",
+        sa.Column(
+            "tenant",
+            sa.Text(),
+            nullable=False,
+            comment="*: of the whole fleet, divided among the tenants that call",
+        ),
+        sa.Column("provider", sa.Text(), nullable=False),
+        sa.Column("requests_per_min", sa.Integer(), nullable=True, comment="as an operator set it"),
+        sa.Column("tokens_per_min", sa.BigInteger(), nullable=True),
+        sa.Column("learned_requests", sa.Integer(), nullable=True, comment="as the provider's headers said last"),
+        sa.Column("learned_tokens", sa.BigInteger(), nullable=True),
+        sa.Column("changed_at", sa.DateTime(timezone=True), server_default=sa.text("agentq.now()"), nullable=False),
+        sa.CheckConstraint("requests_per_min > 0 and tokens_per_min > 0", name=op.f("rate_limit_amounts")),
+        sa.CheckConstraint("learned_requests > 0 and learned_tokens > 0", name=op.f("rate_limit_learned")),
+        sa.PrimaryKeyConstraint("tenant", "provider", name=op.f("rate_limit_pk")),
+        schema="agentq",
+    )
+    op.create_table(
+        "rate_bucket",
+        sa.Column("bucket", sa.Text(), nullable=False),
+        sa.Column("full_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("bucket", name=op.f("rate_bucket_pk")),
+        schema="agentq",
+    )
+    op.create_table(
+        "rate_caller",
+        sa.Column("provider", sa.Text(), nullable=False),
+        sa.Column("caller", sa.Text(), nullable=False),
+        sa.Column("weight", sa.REAL(), nullable=False),
+        sa.Column("seen_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("provider", "caller", name=op.f("rate_caller_pk")),
+        schema="agentq",
+    )
+
+
+def _tenants() -> None:
+    for name, kind, comment in (
+        ("agents", postgresql.ARRAY(sa.Text()), "the ones it may start; null: every one"),
+        ("tools", postgresql.ARRAY(sa.Text()), "the effects it may perform; null: every one"),
+        ("retention_days", sa.Integer(), "ended sessions are removed after so many; null: never"),
+    ):
+        op.add_column("tenant", sa.Column(name, kind, nullable=True, comment=comment), schema="agentq")
+    op.create_check_constraint(op.f("tenant_retention_days"), "tenant", "retention_days > 0", schema="agentq")
+    op.add_column(
+        "session",
+        sa.Column("concurrency_key", sa.Text(), nullable=True, comment="at most one live session of it runs"),
+        schema="agentq",
+    )
+    op.create_index(
+        "session_turn",
+        "session",
+        ["tenant", "concurrency_key", "created_at"],
+        schema="agentq",
+        postgresql_where=sa.text("concurrency_key is not null and state in ('running', 'paused')"),
     )

@@ -1,0 +1,186 @@
+"""Rates: which limits a call must keep, where they are counted, and what a provider's headers say."""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Protocol
+
+from agentq.errors import BrokerUnavailable, StoreUnavailable
+from agentq.store.rates import FLEET, Bucket, RateRow, StoredRates, Take, buckets_of
+
+log = logging.getLogger("agentq.rates")
+
+_FRESH_S = 3.0
+# How long a Redis that did not answer is left alone, and Postgres counts instead.
+_AWAY_S = 5.0
+_CLOSED_MAX_S = 3600.0
+
+
+class Counter(Protocol):
+    """Where buckets are kept."""
+
+    def take(self, take: Take) -> float:
+        """Take from every bucket, or from none; seconds to wait."""
+
+    def close(self, bucket: str, seconds: float) -> None:
+        """Let nobody call before that."""
+
+
+class Gate:
+    """Stands before each call to a provider. Limits are read again every few seconds."""
+
+    def __init__(self, stored: StoredRates, counter: Counter | None = None) -> None:
+        self._stored = stored
+        self._counter = counter
+        self._away_until = 0.0
+        self._limits: dict[tuple[str, str], RateRow] = {}
+        self._weights: dict[str, float] = {}
+        self._until = 0.0
+        self._lock = threading.Lock()
+
+    def wait_s(self, tenant: str, provider: str, tokens: int) -> float:
+        """0 when the call may go out now, and is counted; else the seconds after which to ask again."""
+        self._refresh()
+        take = Take(
+            provider=provider,
+            caller=tenant,
+            weight=self._weights.get(tenant, 1.0),
+            closed=(f"closed:{provider}",),
+            buckets=tuple(self._buckets(tenant, provider, tokens)),
+        )
+        if self._counter is not None and time.monotonic() >= self._away_until:
+            try:
+                return self._counter.take(take)
+            except BrokerUnavailable as error:
+                self._leave_alone(error)
+        return self._stored.take(take)
+
+    def learn(self, provider: str, headers: Mapping[str, Any]) -> None:
+        """Take a provider at its word: its limits, and until when it wants no calls. Never raises."""
+        said = read_headers(headers)
+        try:
+            if said.closed_s > 0:
+                self._close(f"closed:{provider}", min(said.closed_s, _CLOSED_MAX_S))
+            row = self._limits.get((FLEET, provider))
+            known = (row.learned_requests, row.learned_tokens) if row is not None else (None, None)
+            if (said.requests_per_min or known[0], said.tokens_per_min or known[1]) != known:
+                self._stored.learn(provider, said.requests_per_min, said.tokens_per_min)
+                self._until = 0.0
+        except StoreUnavailable as error:
+            log.debug("what %s said of its limits is forgotten: %s", provider, error)
+
+    def _close(self, bucket: str, seconds: float) -> None:
+        if self._counter is not None and time.monotonic() >= self._away_until:
+            try:
+                self._counter.close(bucket, seconds)
+                return
+            except BrokerUnavailable as error:
+                self._leave_alone(error)
+        self._stored.close(bucket, seconds)
+
+    def _leave_alone(self, error: BrokerUnavailable) -> None:
+        self._away_until = time.monotonic() + _AWAY_S
+        log.warning("%s; Postgres counts them for %g s", error, _AWAY_S)
+
+    def _refresh(self) -> None:
+        if time.monotonic() < self._until:
+            return
+        with self._lock:
+            if time.monotonic() < self._until:
+                return
+            self._limits = {(row.tenant, row.provider): row for row in self._stored.limits()}
+            # Weights matter only where a limit is divided.
+            self._weights = self._stored.weights() if any(name == FLEET for name, _ in self._limits) else {}
+            self._until = time.monotonic() + _FRESH_S
+
+    def _buckets(self, tenant: str, provider: str, tokens: int) -> list[Bucket]:
+        found: list[Bucket] = []
+        for name in (FLEET, tenant):
+            row = self._limits.get((name, provider))
+            if row is None:
+                continue
+            share = name == FLEET
+            requests = _lower(row.requests_per_min, row.learned_requests)
+            per_tokens = _lower(row.tokens_per_min, row.learned_tokens)
+            for kind, per_min, cost in (("requests", requests, 1), ("tokens", per_tokens, tokens)):
+                if per_min is not None:
+                    prefix = f"{name}:{provider}:{kind}"
+                    for bucket in buckets_of(prefix, per_min, cost, share=share):
+                        found.append(_owned(bucket, tenant))
+        return found
+
+
+def _owned(bucket: Bucket, tenant: str) -> Bucket:
+    if not bucket.share:
+        return bucket
+    return Bucket(f"{bucket.bucket}:{tenant}", bucket.each_s, bucket.burst, bucket.cost, share=True)
+
+
+def _lower(one: int | None, other: int | None) -> int | None:
+    known = [value for value in (one, other) if value is not None]
+    return min(known, default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a provider's headers say of its limits."""
+
+    requests_per_min: int | None = None
+    tokens_per_min: int | None = None
+    closed_s: float = 0.0
+
+
+def read_headers(headers: Mapping[str, Any], now: datetime | None = None) -> Said:
+    """
+    Limits and pauses as OpenAI, Anthropic and their kin tell them; what cannot be read says nothing.
+
+    A limit of which nothing remains closes the provider until its reset, as `Retry-After` does.
+    """
+    known = {str(name).lower(): str(value).strip() for name, value in headers.items()}
+    now = now or datetime.now(UTC)
+    closed_s = _wait(known.get("retry-after-ms"), now, scale=0.001) or _wait(known.get("retry-after"), now)
+    limits: dict[str, int | None] = {}
+    for kind in ("requests", "tokens"):
+        limit = remaining = reset = None
+        for pattern in (f"x-ratelimit-{{}}-{kind}", f"anthropic-ratelimit-{kind}-{{}}"):
+            limit = limit or known.get(pattern.format("limit"))
+            remaining = remaining or known.get(pattern.format("remaining"))
+            reset = reset or known.get(pattern.format("reset"))
+        limits[kind] = _count(limit) or None
+        if _count(remaining) == 0:
+            closed_s = max(closed_s, _wait(reset, now))
+    return Said(limits["requests"], limits["tokens"], min(closed_s, _CLOSED_MAX_S))
+
+
+def _count(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isascii() and text.isdigit() and len(text) < 10 else None
+
+
+_SPAN = re.compile(r"(\d+(?:\.\d+)?)(ms|h|m|s)")
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def _wait(text: str | None, now: datetime, *, scale: float = 1.0) -> float:
+    """Seconds from a number, `1m30s`, an HTTP date or an ISO time; 0 when it is none of them."""
+    if not text:
+        return 0.0
+    if re.fullmatch(r"\d{1,12}(\.\d+)?", text):
+        return float(text) * scale
+    if re.fullmatch(rf"(?:{_SPAN.pattern})+", text):
+        return sum(float(number) * _UNITS[unit] for number, unit in _SPAN.findall(text))
+    for parse in (datetime.fromisoformat, parsedate_to_datetime):
+        try:
+            moment = parse(text)
+        except (TypeError, ValueError):
+            continue
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        return max((moment - now).total_seconds(), 0.0)
+    return 0.0
