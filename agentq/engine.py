@@ -25,7 +25,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Literal, assert_never
+from typing import Literal, Protocol, assert_never
 
 from agentq.errors import DeadlineExceeded, FenceLost, SessionCancelled, StoreUnavailable
 from agentq.payload import choose
@@ -281,6 +281,19 @@ class Bury:
 Judge = Callable[[Granted, Failure], Retry | Bury]
 
 
+class Watch(Protocol):
+    """Who counts what an engine does."""
+
+    def claimed(self, claim: Granted) -> None:
+        """A step was claimed."""
+
+    def carried(self, claim: Granted, settlement: Settlement, seconds: float) -> None:
+        """An attempt was settled so."""
+
+    def ended(self, verdict: Verdict) -> None:
+        """A delivery came to its verdict."""
+
+
 class Engine:
     """Carries deliveries. Shared by all threads of a process."""
 
@@ -298,6 +311,7 @@ class Engine:
         settle_patience_s: float,
         admit_max: int,
         refusals_max: int = 10_000,
+        watch: Watch | None = None,
     ) -> None:
         self.ledger = ledger
         self.act = act
@@ -310,6 +324,7 @@ class Engine:
         self.settle_patience_s = settle_patience_s
         self.admit_max = admit_max
         self.refusals_max = refusals_max
+        self.watch = watch
 
     def carry(self, ref: StepRef) -> Verdict:
         """
@@ -318,10 +333,18 @@ class Engine:
         A crash between claim and settlement repeats the attempt under a higher fence; what its
         effects had recorded is recalled instead of repeated.
         """
+        verdict = self._carry(ref)
+        if self.watch is not None:
+            self.watch.ended(verdict)
+        return verdict
+
+    def _carry(self, ref: StepRef) -> Verdict:
         probe("received")
         claim = self._claim(ref)
         if not isinstance(claim, Granted):
             return claim
+        if self.watch is not None:
+            self.watch.claimed(claim)
         probe("claimed")
         with self.in_flight.running(claim) as attempt:
             outcome = self.act(attempt)  # returns, never raises
@@ -345,10 +368,13 @@ class Engine:
         outcome = attempt.broken(failure)
         if isinstance(outcome, Broke | Postponed):
             outcome = replace(outcome, extras=attempt.extras().of_failed())
+        settlement = self._conclude(attempt.claim, outcome)
         try:
-            settled = self.ledger.settle(attempt.claim, self._conclude(attempt.claim, outcome))
+            settled = self.ledger.settle(attempt.claim, settlement)
         except FenceLost:
             settled = None
+        if settled is not None and self.watch is not None:
+            self.watch.carried(attempt.claim, settlement, time.monotonic() - attempt.began)
         attempt.cut_transaction()
         self.in_flight.forget(attempt)
         if settled is not None:
@@ -400,6 +426,8 @@ class Engine:
         except StoreUnavailable:
             self.in_flight.doubt(claim.ref, claim.token)
             return Deferred("store_unavailable"), None
+        if self.watch is not None:
+            self.watch.carried(claim, settlement, time.monotonic() - attempt.began)
         return Carried(settlement.closing), settled
 
     def _charge_late(self, claim: Granted, extras: Extras) -> None:

@@ -64,6 +64,7 @@ class Relay:
         self._next_slow = 0.0
         self._next_forget = time.monotonic() + _FORGET_S
         self.rounds = 0
+        self._round_ended = time.monotonic()
 
     def start(self) -> None:
         self._thread.start()
@@ -72,6 +73,10 @@ class Relay:
         self._ending.set()
         if self._thread.is_alive():
             self._thread.join(timeout=5.0)
+
+    def round_age_s(self) -> float:
+        """How long ago the latest round ended, well or not."""
+        return time.monotonic() - self._round_ended
 
     def round(self) -> None:
         """One round of everything, as a test or a doctor calls it."""
@@ -155,6 +160,7 @@ class Relay:
             except Exception:
                 log.exception("a relay round failed; the next one begins anew")
             self.rounds += 1
+            self._round_ended = time.monotonic()
             # Jitter, so that the relays of a fleet spread over the interval.
             self._ending.wait(self._interval_s * (0.75 + random.random() / 2))
 

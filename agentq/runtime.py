@@ -27,6 +27,7 @@ from agentq.broker.rates import redis_rates
 from agentq.engine import Engine, InFlight
 from agentq.errors import StoreUnavailable
 from agentq.heart import Heart
+from agentq.metrics import MetricsServer, ProcessMetrics, fleet_registry
 from agentq.notices import Notices
 from agentq.policies.failures import ambiguous, classify, retry_with_backoff
 from agentq.policies.redaction import safe_failures
@@ -72,6 +73,8 @@ class Runtime:
         self.dependencies = Dependencies(
             self.store, rules_of(settings), report_s=settings.dependency_report_s, classify=classify
         )
+        self.metrics = ProcessMetrics()
+        self.metrics_server: MetricsServer | None = None
         self.submissions = Submissions(settings, registry, self.store, self.publisher, self.in_flight)
         self.on_tenants: Callable[[list[str]], Any] | None = None
         self.heart: Heart | None = None
@@ -113,6 +116,23 @@ class Runtime:
             if settings.notify_channels:
                 self.notices = Notices(self.approvals, settings)
                 self.notices.start()
+            self._serve_metrics()
+
+    def _serve_metrics(self) -> None:
+        """Prometheus's door, where the settings name a port."""
+        settings = self.settings
+        if not settings.metrics_port:
+            return
+        self.metrics.in_flight.set_function(lambda: len(self.in_flight.attempts()))
+        if self.relay is not None:
+            self.metrics.relay_age.set_function(self.relay.round_age_s)
+        self.metrics_server = MetricsServer(
+            self.metrics.registry,
+            fleet_registry(self.store, tenants_max=settings.metrics_tenants),
+            address=settings.metrics_address,
+            port=settings.metrics_port,
+        )
+        self.metrics_server.start()
 
     def drain(self) -> None:
         """Take nothing more, wait out the grace, hand back what still runs."""
@@ -154,6 +174,8 @@ class Runtime:
     def end(self) -> None:
         """Stop the threads and say goodbye to Postgres."""
         self.in_flight.draining = True
+        if self.metrics_server is not None:
+            self.metrics_server.stop()
         if self.relay is not None:
             self.relay.stop()
         if self.notices is not None:
@@ -199,6 +221,7 @@ class Runtime:
             settle_patience_s=settings.settle_patience_s,
             admit_max=settings.relay_batch,
             refusals_max=settings.step_refusals_max,
+            watch=self.metrics,
         )
 
     def _relay(self) -> Relay:

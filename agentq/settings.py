@@ -153,6 +153,11 @@ class Settings(BaseModel):
     redact_hook: str = Field(
         "", description="module:function(kind, value) that changes what a trace keeps, before it does"
     )
+    metrics_port: int = Field(0, ge=0, le=65535, description="first port for a worker's metrics; 0: none")
+    metrics_address: str = Field("127.0.0.1", description="the address on which workers serve metrics")
+    metrics_tenants: int = Field(
+        20, ge=1, le=1000, description="tenants with metrics of their own; the others share one"
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     sentry_dsn: str = Field("", description="reports to Sentry when set")
 

@@ -29,6 +29,10 @@ def upgrade() -> None:
         schema="agentq",
         postgresql_where=sa.text("trace_id is not null"),
     )
+    # Counted at each scrape.
+    op.create_index(
+        "session_paused", "session", ["tenant"], schema="agentq", postgresql_where=sa.text("state = 'paused'")
+    )
     op.add_column(
         "tenant",
         sa.Column(

@@ -1,0 +1,319 @@
+"""
+Metrics for Prometheus: what this process does, and what the ledger says of the whole fleet.
+
+Labels are bounded: agents, closings and classes are closed sets, tenants are the busiest few and the
+rest. No step, session or message is ever a label.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from agentq.errors import ConfigError
+from agentq.store.ledger import Ledger, QueueDepth
+from agentq.store.metrics import Figures
+from agentq.store.pool import Row, Store
+from agentq.verdicts import Carried, Deferred, Dropped, Granted, Settlement, Superseded, Verdict
+
+log = logging.getLogger("agentq.metrics")
+
+REST = "(rest)"
+_AGENTS_MAX = 100
+_PORTS_TRIED = 64
+_HOPS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+_STEPS = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
+
+
+class ProcessMetrics:
+    """What this worker process has done since it started."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._agents: set[str] = set()
+        self.hops = Histogram(
+            "agentq_hop_seconds", "From a step's admission to its claim.", buckets=_HOPS, registry=self.registry
+        )
+        self.steps = Histogram(
+            "agentq_step_seconds",
+            "How long an attempt ran, its settlement included.",
+            ["agent"],
+            buckets=_STEPS,
+            registry=self.registry,
+        )
+        self.attempts = Counter(
+            "agentq_attempts", "Attempts by how they were settled.", ["agent", "closing"], registry=self.registry
+        )
+        self.failures = Counter(
+            "agentq_failures", "Failed attempts by class.", ["agent", "class"], registry=self.registry
+        )
+        self.dropped = Counter(
+            "agentq_deliveries_dropped",
+            "Deliveries with nothing to do: duplicates and such.",
+            ["reason"],
+            registry=self.registry,
+        )
+        self.deferred = Counter(
+            "agentq_deliveries_deferred", "Deliveries left to the relay.", ["reason"], registry=self.registry
+        )
+        self.fenced = Counter(
+            "agentq_writes_fenced", "Ends of superseded attempts that were thrown away.", registry=self.registry
+        )
+        self.tokens = Counter(
+            "agentq_tokens", "Tokens that attempts used.", ["agent", "direction"], registry=self.registry
+        )
+        self.cost = Counter("agentq_cost_usd", "What attempts cost, in US dollars.", ["agent"], registry=self.registry)
+        self.in_flight = Gauge("agentq_in_flight", "Attempts that run in this process.", registry=self.registry)
+        self.relay_age = Gauge(
+            "agentq_relay_round_age_seconds", "Since the relay's last round ended.", registry=self.registry
+        )
+
+    def claimed(self, claim: Granted) -> None:
+        """A step was claimed."""
+        self.hops.observe(max(claim.queued_s, 0.0))
+
+    def carried(self, claim: Granted, settlement: Settlement, seconds: float) -> None:
+        """An attempt was settled so."""
+        agent = self._agent(claim.agent)
+        self.steps.labels(agent).observe(seconds)
+        self.attempts.labels(agent, settlement.closing).inc()
+        if settlement.failure is not None:
+            self.failures.labels(agent, settlement.failure.kind).inc()
+        usage = settlement.extras.usage
+        if usage.tokens_in or usage.tokens_out:
+            self.tokens.labels(agent, "in").inc(usage.tokens_in)
+            self.tokens.labels(agent, "out").inc(usage.tokens_out)
+        if usage.cost_micros:
+            self.cost.labels(agent).inc(usage.cost_micros / 1_000_000)
+
+    def ended(self, verdict: Verdict) -> None:
+        """A delivery came to its verdict."""
+        match verdict:
+            case Dropped(reason):
+                self.dropped.labels(reason).inc()
+            case Deferred(reason):
+                self.deferred.labels(reason).inc()
+            case Superseded():
+                self.fenced.inc()
+            case Carried():
+                pass
+
+    def _agent(self, name: str) -> str:
+        if name in self._agents:
+            return name
+        if len(self._agents) >= _AGENTS_MAX:
+            return REST
+        self._agents.add(name)
+        return name
+
+
+class FleetCollector(Collector):
+    """
+    What the ledger says, asked at most once in `fresh_s`; a question that fails is left out of the answer.
+
+    `agentq_scrape_errors` says how many were.
+    """
+
+    def __init__(self, store: Store, *, tenants_max: int = 20, fresh_s: float = 5.0) -> None:
+        self._ledger = Ledger(store)
+        self._figures = Figures(store)
+        self._tenants_max = tenants_max
+        self._fresh_s = fresh_s
+        self._lock = threading.Lock()
+        self._asked_at = float("-inf")
+        self._known: list[Metric] = []
+
+    def describe(self) -> Iterable[Metric]:
+        return []
+
+    def collect(self) -> Iterable[Metric]:
+        with self._lock:
+            if time.monotonic() - self._asked_at > self._fresh_s:
+                self._known = self._ask()
+                self._asked_at = time.monotonic()
+            return list(self._known)
+
+    def _ask(self) -> list[Metric]:
+        found: list[Metric] = []
+        errors = 0
+        for question in (self._tenants, self._workers, self._sessions, self._letters, self._people, self._effects):
+            try:
+                found += question()
+            except Exception as error:
+                errors += 1
+                log.warning("metrics: %s could not be asked: %s", question.__name__.strip("_"), type(error).__name__)
+        return [*found, _gauge("agentq_scrape_errors", "Questions to the ledger that failed.", [((), errors)])]
+
+    def _tenants(self) -> list[Metric]:
+        shown = list(_busiest(self._ledger.queue_depths(), self._tenants_max))
+
+        def total(of: str) -> list[tuple[tuple[str, ...], float]]:
+            return [((name,), sum(getattr(row, of) for row in rows)) for name, rows in shown]
+
+        due = [(name, sum(row.ready + row.queued for row in rows)) for name, rows in shown]
+        return [
+            _gauge(
+                "agentq_queue_depth",
+                "Steps that wait to run: admitted to the broker or not.",
+                [
+                    ((name, state), sum(getattr(row, state) for row in rows))
+                    for name, rows in shown
+                    for state in ("ready", "queued")
+                ],
+                "tenant", "state",
+            ),
+            _gauge("agentq_running", "Steps that run.", total("running"), "tenant"),
+            _gauge("agentq_concurrency", "Steps that may run.", total("concurrency"), "tenant"),
+            _gauge(
+                "agentq_oldest_due_seconds",
+                "How long the step has waited that is due for longest.",
+                [((name,), max((row.oldest_due_s or 0.0 for row in rows), default=0.0)) for name, rows in shown],
+                "tenant",
+            ),
+            _gauge("agentq_due_steps", "Steps that wait, of all tenants.", [((), sum(count for _, count in due))]),
+        ]  # fmt: skip
+
+    def _workers(self) -> list[Metric]:
+        rows = self._figures.ask("workers")
+        return [
+            _gauge("agentq_workers", "Worker processes.", [((r[0], r[1]), r[2]) for r in rows], "group", "state"),
+            _gauge(
+                "agentq_lease_left_seconds",
+                "Until the first lease of a live worker runs out.",
+                [((row[0],), row[4]) for row in rows if row[1] == "live"],
+                "group",
+            ),
+        ]
+
+    def _sessions(self) -> list[Metric]:
+        rows = [((row[0],), row[1]) for row in self._figures.ask("paused")]
+        return [_gauge("agentq_sessions_paused", "Sessions that are paused, by who or what paused them.", rows, "by")]
+
+    def _letters(self) -> list[Metric]:
+        by_cause: list[Row] = self._figures.ask("dead_letters")
+        by_class: list[Row] = self._figures.ask("open_dead_letters")
+        return [
+            _gauge("agentq_dead_letters", "Open dead letters.", [((row[0],), row[1]) for row in by_class], "class"),
+            _gauge(
+                "agentq_dead_letters_by_cause",
+                "Open dead letters of the causes that have most.",
+                [((row[0], row[1]), row[2]) for row in by_cause],
+                "cause",
+                "class",
+            ),
+            _gauge(
+                "agentq_dead_letter_age_seconds",
+                "How long the oldest open dead letter has lain.",
+                [((row[0],), row[2]) for row in by_class],
+                "class",
+            ),
+        ]
+
+    def _people(self) -> list[Metric]:
+        [(count, oldest)] = self._figures.ask("approvals")
+        return [
+            _gauge("agentq_approvals_open", "Approvals that wait for a person.", [((), count)]),
+            _gauge("agentq_approval_age_seconds", "How long the oldest of them has waited.", [((), oldest)]),
+        ]
+
+    def _effects(self) -> list[Metric]:
+        rows = [((row[0],), row[1]) for row in self._figures.ask("effects")]
+        return [_gauge("agentq_effects", "Effects of which nobody knows whether they happened.", rows, "state")]
+
+
+def _busiest(depths: list[QueueDepth], top: int) -> Iterator[tuple[str, list[QueueDepth]]]:
+    """The tenants with most to do, each by name, and the others together."""
+    ranked = sorted(depths, key=lambda row: (-(row.ready + row.queued + row.running), row.tenant))
+    for row in ranked[:top]:
+        yield row.tenant, [row]
+    if ranked[top:]:
+        yield REST, ranked[top:]
+
+
+def _gauge(name: str, about: str, rows: Iterable[tuple[tuple[str, ...], float]], *labels: str) -> Metric:
+    family = GaugeMetricFamily(name, about, labels=labels)
+    for values, number in rows:
+        family.add_metric(list(values), float(number))
+    return family
+
+
+class MetricsServer:
+    """`/metrics` of this process and `/fleet` of the ledger, on a port of its own."""
+
+    def __init__(self, process: CollectorRegistry, fleet: CollectorRegistry, *, address: str, port: int) -> None:
+        self._paths = {"/metrics": process, "/fleet": fleet}
+        self._server = self._bind(address, port)
+        self.port = self._server.server_port
+        self._thread = threading.Thread(target=self._server.serve_forever, name="agentq-metrics", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+        log.info("metrics on http://%s:%s/metrics", *self._server.server_address[:2])
+
+    def stop(self) -> None:
+        if self._thread.is_alive():
+            self._server.shutdown()
+            self._thread.join(5.0)
+        self._server.server_close()
+
+    def _bind(self, address: str, port: int) -> WSGIServer:
+        # Several workers share a host: each takes the next free port.
+        for candidate in range(port, min(port + _PORTS_TRIED, 65536)):
+            try:
+                return make_server(address, candidate, self._answer, _Threaded, _Quiet)
+            except OSError:
+                continue
+        raise ConfigError(f"metrics_port: no port from {port} to {port + _PORTS_TRIED - 1} is free on {address}")
+
+    def _answer(self, environ: dict[str, str], start: Callable[..., object]) -> list[bytes]:
+        registry = self._paths.get(environ.get("PATH_INFO", ""))
+        if registry is None or environ.get("REQUEST_METHOD") not in ("GET", "HEAD"):
+            start("404 Not Found", [("Content-Type", "text/plain")])
+            return [b"/metrics: this process; /fleet: the ledger\n"]
+        body = generate_latest(registry)
+        start("200 OK", [("Content-Type", CONTENT_TYPE_LATEST)])
+        return [body]
+
+
+class _Threaded(WSGIServer):
+    """A scrape that hangs holds up no other."""
+
+    allow_reuse_address = False
+
+    def process_request(self, request: object, client_address: object) -> None:
+        work = threading.Thread(target=self._handle, args=(request, client_address), daemon=True)
+        work.start()
+
+    def _handle(self, request: object, client_address: object) -> None:
+        try:
+            self.finish_request(request, client_address)  # type: ignore[arg-type]
+        except Exception as error:
+            log.debug("a scrape was cut off: %s", error)
+        finally:
+            self.shutdown_request(request)  # type: ignore[arg-type]
+
+
+class _Quiet(WSGIRequestHandler):
+    timeout = 10
+
+    def log_message(self, format: str, *args: object) -> None:
+        """A scrape every few seconds is no news."""
+
+
+def fleet_registry(store: Store, *, tenants_max: int) -> CollectorRegistry:
+    """A registry of the fleet's figures."""
+    registry = CollectorRegistry()
+    registry.register(FleetCollector(store, tenants_max=tenants_max))
+    return registry
+
+
+__all__ = ["REST", "FleetCollector", "MetricsServer", "ProcessMetrics", "fleet_registry"]

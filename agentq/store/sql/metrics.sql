@@ -1,0 +1,25 @@
+-- Metrics: a few figures of the whole fleet, each from an index, for a scrape every few seconds.
+
+-- name: workers
+select worker_group, state, count(*), extract(epoch from agentq.now() - min(seen_at))::double precision,
+       extract(epoch from min(lease_until) - agentq.now())::double precision
+  from agentq.worker where state in ('live', 'draining') and role = 'steps' group by 1, 2;
+
+-- name: paused
+select coalesce(hold ->> 'kind', 'operator'), count(*) from agentq.session where state = 'paused' group by 1;
+
+-- name: dead_letters
+-- The causes with most open letters.
+select left(cause, 12), class, count(*) from agentq.dead_letter where state = 'open'
+ group by 1, 2 order by 3 desc limit %(top)s;
+
+-- name: open_dead_letters
+select class, count(*), extract(epoch from agentq.now() - min(died_at))::double precision
+  from agentq.dead_letter where state = 'open' group by 1;
+
+-- name: approvals
+select count(*), coalesce(extract(epoch from agentq.now() - min(asked_at)), 0)::double precision
+  from agentq.approval where state = 'open';
+
+-- name: effects
+select state, count(*) from agentq.effect where state = 'unknown' group by 1;

@@ -1,0 +1,289 @@
+"""Metrics: what is counted, that labels stay bounded, and that the files in `config/` suit the real tools."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.parser import text_string_to_metric_families
+
+from agentq.agents.registry import Registry
+from agentq.client import Client
+from agentq.errors import ConfigError
+from agentq.metrics import _AGENTS_MAX, REST, FleetCollector, MetricsServer, ProcessMetrics, _busiest, fleet_registry
+from agentq.store.ledger import QueueDepth
+from agentq.store.pool import Store
+from agentq.testing import LocalFleet
+from agentq.verdicts import Deferred, Dropped, Granted, Settlement, Superseded
+from tests.conftest import new_tenant
+from tests.support.bad_run import define
+from tests.support.fleet import ROOT, Fleet
+from tests.support.hands import BROKEN, Hands, step
+from tests.support.until import until
+
+Local = Callable[..., LocalFleet]
+CONFIG = ROOT / "config"
+
+
+def values(registry: CollectorRegistry) -> dict[tuple[str, tuple[str, ...]], float]:
+    """Every sample by name and label values."""
+    return {
+        (sample.name, tuple(sample.labels.values())): sample.value
+        for family in registry.collect()
+        for sample in family.samples
+    }
+
+
+def test_what_a_process_does_is_counted(registry: Registry, client: Client, tenant: str, local: Local) -> None:
+    """
+    By the engine, on its way; attempts by closing, failures by class, usage by agent.
+    """
+    define(registry)
+    fleet = local()
+    fleet.engine.watch = metrics = ProcessMetrics()
+    session = client.start("desk", tenant=tenant, input={})
+    with pytest.raises(Exception, match="takes no coupon"):
+        fleet.drain(session)
+    found = values(metrics.registry)
+    assert found["agentq_attempts_total", ("desk", "next")] == 4
+    assert found["agentq_attempts_total", ("desk", "retry")] == 1
+    assert found["agentq_attempts_total", ("desk", "dead")] == 1
+    assert found["agentq_failures_total", ("desk", "transient")] == 1
+    assert found["agentq_step_seconds_count", ("desk",)] == 6
+    assert found["agentq_hop_seconds_count", ()] == 7
+    assert found["agentq_cost_usd_total", ("desk",)] == pytest.approx(0.13)
+    assert found["agentq_tokens_total", ("desk", "in")] == 1300
+
+
+def test_verdicts_without_an_attempt_are_counted() -> None:
+    metrics = ProcessMetrics()
+    for verdict in (Dropped("settled"), Dropped("settled"), Deferred("draining"), Superseded(3)):
+        metrics.ended(verdict)
+    found = values(metrics.registry)
+    assert found["agentq_deliveries_dropped_total", ("settled",)] == 2
+    assert found["agentq_deliveries_deferred_total", ("draining",)] == 1
+    assert found["agentq_writes_fenced_total", ()] == 1
+
+
+def test_agents_without_end_do_not_make_labels_without_end(hands: Hands) -> None:
+    """
+    Whoever makes agents by program must not fill Prometheus.
+    """
+    metrics = ProcessMetrics()
+    claim = hands.begin()
+    for number in range(_AGENTS_MAX + 50):
+        of = Granted(**{name: getattr(claim, name) for name in Granted.__slots__} | {"agent": f"a{number}"})
+        metrics.carried(of, Settlement("next"), 0.1)
+    found = values(metrics.registry)
+    assert found["agentq_step_seconds_count", (REST,)] == 50
+    assert sum(name == "agentq_step_seconds_count" for name, _ in found) == _AGENTS_MAX + 1
+
+
+def test_tenants_are_the_busiest_few_and_the_rest() -> None:
+    depths = [QueueDepth(f"t{n:03}", "active", 10, n, 0, 0, float(n)) for n in range(200)]
+    shown = list(_busiest(depths, 20))
+    assert [name for name, _ in shown[:3]] == ["t199", "t198", "t197"]
+    assert (shown[-1][0], len(shown), len(shown[-1][1])) == (REST, 21, 180)
+    assert sum(row.ready for _, rows in shown for row in rows) == sum(row.ready for row in depths)
+
+
+def test_the_ledger_is_told_as_it_is(store: Store, hands: Hands, admin: psycopg.Connection[Any]) -> None:
+    """
+    Depth, age and what runs by tenant, workers, dead letters by cause, paused sessions, unknown effects.
+    """
+    running = hands.begin()
+    hands.settle(hands.begin(), "dead")
+    waiting = hands.start()
+    admin.execute(
+        "update agentq.ledger_entry set due_at = due_at - interval '1 hour' where step_id = %s", (waiting.step_id,)
+    )
+    found = values(fleet_registry(store, tenants_max=10_000))
+    assert found["agentq_running", (hands.tenant,)] == 1
+    assert found["agentq_queue_depth", (hands.tenant, "ready")] == 1
+    assert found["agentq_oldest_due_seconds", (hands.tenant,)] == pytest.approx(3600, abs=60)
+    assert found["agentq_workers", ("default", "live")] >= 1
+    assert found["agentq_dead_letters", (BROKEN.kind,)] >= 1
+    assert any(name == "agentq_dead_letters_by_cause" for name, _ in found)
+    assert found["agentq_scrape_errors", ()] == 0
+    hands.follow(running, step("second"))
+
+
+def test_a_question_that_fails_costs_only_its_own_answer(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    collector = FleetCollector(store)
+    monkeypatch.setattr(collector, "_ledger", None)
+    names = {metric.name: metric for metric in collector.collect()}
+    assert "agentq_queue_depth" not in names
+    assert "agentq_workers" in names
+    assert names["agentq_scrape_errors"].samples[0].value == 1
+
+
+def test_the_ledger_is_not_asked_at_each_scrape(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    collector = FleetCollector(store, fresh_s=3600)
+    first = list(collector.collect())
+    monkeypatch.setattr(collector, "_ask", lambda: pytest.fail("asked again"))
+    assert list(collector.collect()) == first
+
+
+@pytest.fixture
+def server(store: Store) -> Iterator[MetricsServer]:
+    served = MetricsServer(
+        ProcessMetrics().registry, fleet_registry(store, tenants_max=5), address="127.0.0.1", port=19808
+    )
+    served.start()
+    yield served
+    served.stop()
+
+
+def get(port: int, path: str) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+        return str(answer.read().decode())
+
+
+def test_a_worker_serves_its_own_and_the_fleets(server: MetricsServer) -> None:
+    assert "agentq_hop_seconds_bucket" in get(server.port, "/metrics")
+    assert "agentq_due_steps" in get(server.port, "/fleet")
+    assert list(text_string_to_metric_families(get(server.port, "/fleet")))
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        get(server.port, "/other")
+
+
+def test_the_next_worker_of_a_host_takes_the_next_port(server: MetricsServer, store: Store) -> None:
+    other = MetricsServer(CollectorRegistry(), CollectorRegistry(), address="127.0.0.1", port=server.port)
+    try:
+        assert other.port > server.port
+    finally:
+        other.stop()
+    with pytest.raises(ConfigError, match="metrics_port"):
+        MetricsServer(CollectorRegistry(), CollectorRegistry(), address="203.0.113.1", port=server.port)
+
+
+def test_a_real_worker_serves_metrics(fleet: Fleet, client: Client, admin: psycopg.Connection[Any]) -> None:
+    """
+    From the settings to the scrape.
+    """
+    worker = fleet.worker(AGENTQ_METRICS_PORT="19908")
+    tenant = new_tenant(admin)
+    from agentq.agents.registry import load_agents
+
+    with Client(fleet.settings, load_agents(("tests.support.agents",))) as producer:
+        producer.start("count", tenant=tenant, input={}).wait(timeout=20)
+    found = re.search(r"metrics on http://127\.0\.0\.1:(\d+)/metrics", worker.log)
+    assert found is not None
+    until(
+        lambda: 'agentq_attempts_total{agent="count",closing="end"} 1.0' in get(int(found[1]), "/metrics"), 5, "counted"
+    )
+    assert "agentq_relay_round_age_seconds" in get(int(found[1]), "/metrics")
+
+
+# ── the files in config/ ─────────────────────────────────────────────────────
+
+
+def known_names(store: Store) -> set[str]:
+    """Every name that a scrape of a worker or of the fleet can have."""
+    names: set[str] = set()
+    for registry in (ProcessMetrics().registry, fleet_registry(store, tenants_max=5)):
+        for family in registry.collect():
+            names |= {family.name} | {sample.name for sample in family.samples}
+            if family.type == "counter":
+                names.add(f"{family.name}_total")
+            if family.type == "histogram":
+                names |= {f"{family.name}_{end}" for end in ("bucket", "sum", "count")}
+    return names
+
+
+def test_rules_and_dashboard_ask_for_metrics_that_exist(store: Store) -> None:
+    """
+    A rule on a metric that was renamed never fires, and nobody notices.
+    """
+    known = known_names(store)
+    rules = (CONFIG / "alerts.yml").read_text("utf-8")
+    recorded = set(re.findall(r"record: (\S+)", rules))
+    board = json.loads((CONFIG / "grafana-dashboard.json").read_text("utf-8"))
+    asked = rules + " ".join(target["expr"] for panel in board["panels"] for target in panel["targets"])
+    assert set(re.findall(r"\bagentq_[a-z_]+", asked)) <= known
+    assert set(re.findall(r"\bagentq:[a-z0-9_:]+", asked)) <= recorded
+    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
+
+
+def prometheus_tool(name: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        pytest.skip(f"{name} is not installed: apt-get install prometheus")
+    return found
+
+
+def test_promtool_accepts_rules_and_scrape_configuration() -> None:
+    """
+    The real tool reads them without a complaint.
+    """
+    checked = subprocess.run(
+        [prometheus_tool("promtool"), "check", "config", str(CONFIG / "prometheus.yml")],
+        capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert "12 rules found" in checked.stdout
+
+
+def test_promtool_accepts_what_is_served(store: Store) -> None:
+    """
+    Names, units and help as Prometheus wants them.
+    """
+    from prometheus_client import generate_latest
+
+    for registry in (ProcessMetrics().registry, fleet_registry(store, tenants_max=5)):
+        checked = subprocess.run(
+            [prometheus_tool("promtool"), "check", "metrics"],
+            input=generate_latest(registry), capture_output=True, timeout=30, check=False,
+        )  # fmt: skip
+        assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_a_real_prometheus_scrapes_and_evaluates(server: MetricsServer, tmp_path: Path) -> None:
+    """
+    Debian's prometheus, our rules, a live worker's port: targets up, rules without errors.
+    """
+    program = prometheus_tool("prometheus")
+    text = (CONFIG / "prometheus.yml").read_text("utf-8")
+    text = text.replace("15s", "1s").replace('"127.0.0.1:5555"', f'"127.0.0.1:{server.port}"')
+    text = text.replace("metrics_path: /metrics", "metrics_path: /fleet", 1)
+    text = text.replace('"127.0.0.1:9808", "127.0.0.1:9809"', f'"127.0.0.1:{server.port}"')
+    (tmp_path / "prometheus.yml").write_text(text, "utf-8")
+    shutil.copy(CONFIG / "alerts.yml", tmp_path)
+    port = 19000 + uuid.uuid4().int % 700
+    process = subprocess.Popen(
+        [program, f"--config.file={tmp_path / 'prometheus.yml'}", f"--storage.tsdb.path={tmp_path / 'data'}",
+         f"--web.listen-address=127.0.0.1:{port}"],
+        stdout=subprocess.DEVNULL, stderr=(tmp_path / "log").open("wb"),
+    )  # fmt: skip
+    try:
+
+        def ask(path: str) -> Any:
+            try:
+                return json.loads(get(port, path))["data"]
+            except (OSError, ValueError):
+                return None
+
+        def ready() -> bool:
+            found = ask("/api/v1/query?query=agentq_due_steps")
+            rules = ask("/api/v1/rules")
+            return bool(found and found["result"]) and all(
+                rule.get("lastError", "") == "" and rule["health"] == "ok"
+                for group in rules["groups"]
+                for rule in group["rules"]
+            )
+
+        until(ready, 30, "prometheus to have scraped and evaluated")
+        assert {target["health"] for target in ask("/api/v1/targets")["activeTargets"]} == {"up"}
+    finally:
+        process.terminate()
+        process.wait(10)
