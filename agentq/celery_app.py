@@ -8,6 +8,8 @@ loses or repeats messages on Redis, and the ledger does it instead.
 from __future__ import annotations
 
 import re
+import sys
+from importlib import import_module
 from typing import Any
 
 from celery import Celery, Task
@@ -156,6 +158,20 @@ def submit(*args: Any, **submission: Any) -> None:
     from agentq.runtime import runtime
 
     runtime().submissions.take(args, submission)
+
+
+def _give_flower_its_tabs() -> None:
+    """
+    `celery -A tasks flower` shows agentq's tabs as `agentq flower` does.
+
+    Flower has no hook for that; its command is imported before the application is. By name, because
+    the face above must not be known here.
+    """
+    if "flower.command" in sys.modules and "flower" in sys.argv:
+        import_module("agentq.flower.tabs").install()
+
+
+_give_flower_its_tabs()
 
 
 @setup_logging.connect

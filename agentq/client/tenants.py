@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import getpass
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 from agentq.errors import InvalidInput
 from agentq.settings import Settings
@@ -61,8 +63,23 @@ class Tenants:
         return self._operators.tenants()
 
 
+_acting: ContextVar[str | None] = ContextVar("agentq_operator", default=None)
+
+
+@contextmanager
+def acting_as(name: str) -> Iterator[None]:
+    """Within the block, what this thread or coroutine changes is recorded under this name: a face's user."""
+    token = _acting.set(name)
+    try:
+        yield
+    finally:
+        _acting.reset(token)
+
+
 def operator_name() -> str:
-    """Who acts, for the record: `AGENTQ_OPERATOR`, else the login name."""
+    """Who acts, for the record: whom `acting_as` names, else `AGENTQ_OPERATOR`, else the login name."""
+    if (acting := _acting.get()) is not None:
+        return acting
     try:
         return os.environ.get("AGENTQ_OPERATOR") or getpass.getuser()
     except (KeyError, OSError):

@@ -1,5 +1,6 @@
 """
-Flower: the window on workers, tasks and queues, as stock Flower with arguments that suit a fleet.
+Flower: the window on workers, tasks and queues, as stock Flower with arguments that suit a fleet, and
+agentq's own tabs inside it (`tabs`).
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ def serve(settings: Settings, *, read_only: bool = False) -> None:
         # Not an argument: those are shown to everybody by `ps`.
         os.environ["FLOWER_BASIC_AUTH"] = settings.flower_basic_auth
     from agentq.celery_app import app
+    from agentq.flower.tabs import install
 
+    install()
     app.start(arguments(settings, read_only=read_only))
 
 

@@ -206,6 +206,41 @@ class Sessions:
         rows = self.store.query_as(tenant or ALL_TENANTS, SQL["list"], parameters)
         return [SessionListing(*row) for row in rows]
 
+    def page(
+        self,
+        *,
+        tenant: str | None = None,
+        agent: str | None = None,
+        state: str | None = None,
+        key: str | None = None,
+        prefix: str | None = None,
+        before: tuple[datetime, uuid.UUID] | None = None,
+        limit: int = 50,
+    ) -> list[SessionListing]:
+        """The newest sessions that match and stand before a place in the list, the place of the last one seen."""
+        low, high = _range(prefix) if prefix else (None, None)
+        parameters = {
+            "tenant": tenant,
+            "agent": agent,
+            "state": state,
+            "key": key,
+            "low": low,
+            "high": high,
+            "before_at": before[0] if before else None,
+            "before_id": before[1] if before else None,
+            "limit": limit,
+        }
+        rows = self.store.query_as(tenant or ALL_TENANTS, SQL["page"], parameters)
+        return [SessionListing(*row) for row in rows]
+
+
+def _range(prefix: str) -> tuple[uuid.UUID, uuid.UUID]:
+    """The first and the last id that begin so."""
+    digits = prefix.replace("-", "").lower()
+    if not digits or len(digits) > 32 or any(digit not in "0123456789abcdef" for digit in digits):
+        raise InvalidInput(f"{prefix!r} is not the beginning of a session id: use hexadecimal digits")
+    return uuid.UUID(digits.ljust(32, "0")), uuid.UUID(digits.ljust(32, "f"))
+
 
 async def start_on_async(connection: Any, new: NewSession, create_with: int | None) -> tuple[uuid.UUID, bool]:
     """As `Sessions.start`, within the transaction of a psycopg `AsyncConnection`."""

@@ -99,6 +99,8 @@ session = Table(
     ),
     Index("session_recent", "tenant", "created_at"),
     # A session and all that it led to.
+    Index("session_newest", "created_at", "session_id"),
+    Index("session_in_state", "state", "created_at"),
     Index("session_paused", "tenant", postgresql_where=text("state = 'paused'")),
     Index("session_trace", "tenant", "trace_id", postgresql_where=text("trace_id is not null")),
     Index(

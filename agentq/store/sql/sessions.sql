@@ -70,3 +70,15 @@ select tenant, session_id, agent, agent_version, key, state, created_at, ended_a
 select effect_key, step_id, name, state, calls, claimed_at, settled_at, failure from agentq.effect
  where tenant = %(tenant)s and session_id = %(session)s
  order by claimed_at;
+
+-- name: page
+-- The newest sessions before a place in the list: keyset, so that page 1,000 costs what page 1 does.
+select tenant, session_id, agent, agent_version, key, state, created_at, ended_at, failure
+  from agentq.session
+ where (%(tenant)s::text is null or tenant = %(tenant)s)
+   and (%(agent)s::text is null or agent = %(agent)s)
+   and (%(state)s::text is null or state = %(state)s)
+   and (%(key)s::text is null or key = %(key)s)
+   and (%(low)s::uuid is null or session_id between %(low)s and %(high)s)
+   and (%(before_at)s::timestamptz is null or (created_at, session_id) < (%(before_at)s, %(before_id)s::uuid))
+ order by created_at desc, session_id desc limit %(limit)s;

@@ -33,6 +33,9 @@ def upgrade() -> None:
     op.create_index(
         "session_paused", "session", ["tenant"], schema="agentq", postgresql_where=sa.text("state = 'paused'")
     )
+    # Lists of all tenants, and of those in one state, newest first.
+    op.create_index("session_newest", "session", ["created_at", "session_id"], schema="agentq")
+    op.create_index("session_in_state", "session", ["state", "created_at"], schema="agentq")
     op.add_column(
         "tenant",
         sa.Column(

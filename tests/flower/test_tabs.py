@@ -1,0 +1,317 @@
+"""Our tabs in a Flower that runs, over HTTP: what they show, who may change what, and what they refuse."""
+
+from __future__ import annotations
+
+import base64
+import re
+import subprocess
+import sys
+import urllib.error
+import urllib.parse
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from agentq.agents.registry import Registry
+from agentq.client import Client
+from agentq.errors import ConfigError
+from agentq.flower.tabs import TABS, with_tabs
+from agentq.settings import Settings
+from agentq.testing import LocalFleet
+from tests.support.bad_run import EVIL, SECRET, define
+from tests.support.fleet import Fleet
+from tests.support.until import until
+
+LOGIN = "jane:pass-word-1,viewer:pass-word-2"
+
+
+@dataclass
+class Window:
+    """A browser without a screen: keeps cookies, follows nothing by itself."""
+
+    base: str
+    login: str | None = "jane:pass-word-1"
+    cookies: str = ""
+
+    def get(self, path: str, **headers: str) -> tuple[int, str]:
+        return self._ask(urllib.request.Request(self.base + path, headers=self._headers(headers)))
+
+    def page(self, path: str) -> str:
+        status, text = self.get(path)
+        assert status == 200, (status, text[:2000])
+        return text
+
+    def post(self, path: str, _xsrf: str | None = "own", **fields: str) -> tuple[int, str]:
+        """Send a form, as the page would: with the token that the page before had."""
+        if _xsrf == "own":
+            found = re.search(r'name="_xsrf" value="([^"]+)"', self.page("/tenants"))
+            fields["_xsrf"] = found[1] if found else ""
+        elif _xsrf is not None:
+            fields["_xsrf"] = _xsrf
+        data = urllib.parse.urlencode(fields).encode()
+        return self._ask(urllib.request.Request(self.base + path, data=data, headers=self._headers({})))
+
+    def _headers(self, more: dict[str, str]) -> dict[str, str]:
+        found = dict(more)
+        if self.login:
+            found["Authorization"] = "Basic " + base64.b64encode(self.login.encode()).decode()
+        if self.cookies:
+            found["Cookie"] = self.cookies
+        return found
+
+    def _ask(self, request: urllib.request.Request) -> tuple[int, str]:
+        opener = urllib.request.build_opener(_Stay)
+        try:
+            with opener.open(request, timeout=15) as answer:
+                self._keep(answer.headers.get_all("Set-Cookie") or [])
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            self._keep(error.headers.get_all("Set-Cookie") or [])
+            return error.code, error.headers.get("Location") or error.read().decode()
+
+    def _keep(self, cookies: list[str]) -> None:
+        known = dict(part.split("=", 1) for part in self.cookies.split("; ") if part)
+        known |= dict(cookie.split(";", 1)[0].split("=", 1) for cookie in cookies)
+        self.cookies = "; ".join(f"{name}={value}" for name, value in known.items())
+
+
+class _Stay(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        return None
+
+
+def start_flower(settings: Settings, folder: Path, *arguments: str, **more: str) -> tuple[subprocess.Popen[bytes], str]:
+    """`agentq flower` as a process; its address."""
+    log = folder / f"flower-{uuid.uuid4().hex[:6]}.log"
+    environment = Fleet(settings, folder).environment(AGENTQ_FLOWER_PORT="0", **more)
+    process = subprocess.Popen(
+        [sys.executable, "-m", *(arguments or ("agentq", "flower"))],
+        cwd=folder, env=environment, stdout=log.open("wb"), stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+    def address() -> str | None:
+        text = log.read_text("utf-8", "replace")
+        assert process.poll() is None, text
+        found = re.search(r"Visit me at (http://[\d.]+:\d+)", text)
+        return found[1] if found else None
+
+    until(address, 30, "Flower to listen")
+    return process, address() or ""
+
+
+@pytest.fixture(scope="module")
+def flower(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Flower with two logins, of which one may change things."""
+    process, address = start_flower(
+        settings, tmp_path_factory.mktemp("flower"), FLOWER_BASIC_AUTH=LOGIN, AGENTQ_FLOWER_OPERATORS="jane"
+    )
+    yield address
+    process.terminate()
+    process.wait(10)
+
+
+@pytest.fixture
+def window(flower: str) -> Window:
+    return Window(flower)
+
+
+@pytest.fixture
+def bad(registry: Registry, client: Client, tenant: str, local: Callable[..., LocalFleet]) -> str:
+    """The path of a session that went wrong."""
+    define(registry)
+    session = client.start("desk", tenant=tenant, input={"text": f"{EVIL} 4111111111111111"}, key=f"k {EVIL}")
+    with pytest.raises(Exception, match="takes no coupon"):
+        local().drain(session)
+    return f"/session/{tenant}/{session.id}"
+
+
+@pytest.fixture
+def idle(client: Client, registry: Registry, tenant: str) -> str:
+    """The path of a session that waits, because its tenant is paused."""
+    define(registry)
+    client.tenants.set(tenant, state="paused", reason="so that nothing runs")
+    return f"/session/{tenant}/{client.start('desk', tenant=tenant, input={}).id}"
+
+
+def actions(admin: psycopg.Connection[Any], tenant: str) -> list[tuple[Any, ...]]:
+    query = "select operator, action, reason from agentq.operator_action where tenant = %s and operator = 'jane'"
+    return admin.execute(query, (tenant,)).fetchall()
+
+
+def test_every_tab_stands_in_flowers_own_bar(window: Window) -> None:
+    """
+    On our pages and on Flower's; each answers.
+    """
+    for path in ("/workers", "/tasks", *(pattern for *_, pattern in TABS)):
+        text = window.page(path)
+        for _, title, _, pattern in TABS:
+            assert f'href="{pattern}"' in text, (path, title)
+        assert "Traceback" not in text
+
+
+def test_a_bar_that_we_do_not_know_is_refused() -> None:
+    """
+    A Flower whose page changed must fail loudly, not lose its tabs.
+    """
+    with pytest.raises(ConfigError, match="navigation bar"):
+        with_tabs("<nav><ol></ol></nav>")
+
+
+def test_a_session_that_went_wrong_is_found_and_told(window: Window, bad: str, tenant: str) -> None:
+    """
+    Searched for, opened; timeline, why, decisions, cost, states and what changed; nothing as markup, no secret.
+    """
+    listed = window.page(f"/sessions?tenant={tenant}&state=failed&agent=desk")
+    assert bad in listed
+    assert EVIL not in listed
+    assert bad in window.page(f"/sessions?id={bad[-36:][:13]}")
+    assert bad not in window.page(f"/sessions?tenant={tenant}&state=done")
+    page = window.page(bad)
+    for said in ("<svg", "takes no coupon", "send a coupon", "gpt-5", "$0.1300", "~ loops: 0 → 1", "came to nothing"):
+        assert said in page, said
+    for secret in (EVIL, SECRET, "jane@example.com", "4111111111111111", "4111 1111"):
+        assert secret not in page, secret
+
+
+def test_pages_follow_each_other_by_place(
+    window: Window, client: Client, registry: Registry, tenant: str, admin: psycopg.Connection[Any]
+) -> None:
+    """
+    Keyset: nothing twice, nothing left out, also where times are the same.
+    """
+    define(registry)
+    client.tenants.set(tenant, state="paused", reason="so that nothing runs")
+    client.start_many("part", tenant=tenant, items=[({"n": n}, None) for n in range(120)])
+    seen: list[str] = []
+    path: str | None = f"/sessions?tenant={tenant}"
+    while path:
+        text = window.page(path)
+        seen += re.findall(rf'href="/session/{tenant}/([0-9a-f-]{{36}})"', text)
+        older = re.search(r'rel="next" href="\?([^"]+)"', text)
+        path = f"/sessions?{older[1].replace('&amp;', '&')}" if older else None
+    assert (len(seen), len(set(seen))) == (120, 120)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/sessions?tenant=No%20Name", "/sessions?id=xyz", "/sessions?before=rubbish", "/cost?since=1y",
+     "/dead-letters?cause=zzz", f"/session/nobody-at-all/{uuid.UUID(int=5)}"],
+)  # fmt: skip
+def test_bad_questions_are_answered_in_words(window: Window, path: str) -> None:
+    status, text = window.get(path)
+    assert status == 400, text[:500]
+    assert "Traceback" not in text
+
+
+def test_without_a_login_nothing_is_shown(flower: str, bad: str) -> None:
+    """
+    Not the pages, not the metrics, not the static parts of a session.
+    """
+    for path in (bad, "/sessions", "/metrics", "/health", "/cost?csv=1"):
+        assert Window(flower, login=None).get(path)[0] == 401
+        assert Window(flower, login="jane:wrong").get(path)[0] == 401
+    assert Window(flower, login=None).post("/tenants/set", _xsrf=None, tenant="x", reason="y")[0] in (401, 403)
+
+
+def test_a_button_does_what_the_command_does_under_the_users_name(
+    window: Window, idle: str, tenant: str, admin: psycopg.Connection[Any], client: Client
+) -> None:
+    """
+    I11: the record has the login's name, not that of Flower's process.
+    """
+    assert "cancel" in window.page(idle)
+    status, where = window.post(f"{idle}/cancel", reason="it is not wanted")
+    assert (status, where) == (303, idle)
+    assert client.sessions.get(tenant, uuid.UUID(idle[-36:])).state == "cancelled"
+    assert actions(admin, tenant) == [("jane", "session cancel", "it is not wanted")]
+    assert "the session is cancelled" in window.page(idle)
+    assert "the session is cancelled" not in window.page(idle)
+
+
+def test_tenants_are_changed_from_their_tab(window: Window, tenant: str, admin: psycopg.Connection[Any]) -> None:
+    assert window.post("/tenants/set", tenant=tenant, state="draining", concurrency="7", reason="moving")[0] == 303
+    row = admin.execute("select state, concurrency from agentq.tenant where name = %s", (tenant,)).fetchone()
+    assert row == ("draining", 7)
+    assert actions(admin, tenant) == [("jane", "tenant set", "moving")]
+
+
+def test_dead_letters_are_shown_by_cause_and_discarded(
+    window: Window, bad: str, tenant: str, admin: psycopg.Connection[Any]
+) -> None:
+    """
+    What a redrive would do is said before; a discard needs a cause and a reason.
+    """
+    listed = window.page(f"/dead-letters?tenant={tenant}")
+    [cause] = set(re.findall(r"\?cause=([0-9a-f]+)", listed))
+    assert "A redrive would bring back 1 of 1 letters" in window.page(f"/dead-letters?tenant={tenant}&cause={cause}")
+    assert window.post("/dead-letters/discard", tenant=tenant, cause=cause, reason="")[0] == 400
+    assert window.post("/dead-letters/discard", tenant=tenant, cause=cause, reason="known")[0] == 303
+    assert "no dead letter is open" in window.page(f"/dead-letters?tenant={tenant}")
+    assert ("jane", "dlq discard", "known") in actions(admin, tenant)
+
+
+@pytest.mark.parametrize("path", ["/tenants/set", "/dead-letters/discard", "/approvals/grant", "{idle}/cancel"])
+def test_a_post_from_elsewhere_is_refused(window: Window, idle: str, tenant: str, path: str, client: Client) -> None:
+    """
+    Without our token, with another's, or from another site; a browser sends basic auth by itself.
+    """
+    path = path.format(idle=idle)
+    fields = {"tenant": tenant, "state": "active", "cause": "0", "reason": "x"}
+    window.page("/tenants")
+    assert window.post(path, _xsrf=None, **fields)[0] == 403
+    assert window.post(path, _xsrf="2|aaaa|bbbb|1", **fields)[0] == 403
+    assert window.get(path)[0] == 405
+    assert client.sessions.get(tenant, uuid.UUID(idle[-36:])).state == "running"
+
+
+def test_who_may_only_look_sees_no_buttons_and_has_none(flower: str, idle: str, tenant: str, client: Client) -> None:
+    """
+    Roles: the viewer's login opens pages; its posts are refused, also with a valid token.
+    """
+    viewer = Window(flower, login="viewer:pass-word-2")
+    page = viewer.page(idle)
+    assert '<form method="post"' not in page
+    token = re.search(r"_xsrf=([^;]+)", viewer.cookies)
+    assert token is not None
+    assert viewer.post(f"{idle}/cancel", _xsrf=token[1], reason="x")[0] == 403
+    assert client.sessions.get(tenant, uuid.UUID(idle[-36:])).state == "running"
+
+
+def test_cost_is_shown_and_exported(window: Window, bad: str, tenant: str) -> None:
+    page = window.page(f"/cost?tenant={tenant}")
+    assert "$0.1300" in page
+    assert "gpt-5" in page
+    table = window.page(f"/cost?tenant={tenant}&csv=1")
+    assert f"tenant,{tenant},5,1,1300,130,130000,30000" in table
+
+
+def test_metrics_of_flower_and_of_the_fleet(window: Window) -> None:
+    text = window.page("/metrics")
+    assert "flower_events_total" in text
+    assert "agentq_due_steps" in text
+
+
+def test_read_only_means_read_only(settings: Settings, tmp_path: Path, idle: str, tenant: str, client: Client) -> None:
+    """
+    Whoever logs in; and `celery -A … flower` has the tabs as well.
+    """
+    process, address = start_flower(
+        settings, tmp_path, "celery", "-A", "agentq.celery_app:app", "flower", "--address=127.0.0.1", "--port=0",
+        "--read_only=true", FLOWER_BASIC_AUTH=LOGIN,
+    )  # fmt: skip
+    try:
+        window = Window(address)
+        assert '<form method="post"' not in window.page(idle)
+        token = re.search(r"_xsrf=([^;]+)", window.cookies)
+        assert token is not None
+        assert window.post(f"{idle}/cancel", _xsrf=token[1], reason="x")[0] == 403
+        assert client.sessions.get(tenant, uuid.UUID(idle[-36:])).state == "running"
+    finally:
+        process.terminate()
+        process.wait(10)
