@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import shutil
 import signal
@@ -22,6 +24,7 @@ from agentq.chaos.schedule import Profile
 from agentq.chaos.tools import SERVICE
 from agentq.client import Client
 from agentq.embedded import processes
+from agentq.embedded.files import read_json, write_private
 from agentq.embedded.postgres import FLEET
 from agentq.embedded.stack import Stack
 from agentq.embedded.supervisor import Child, Supervisor, quiet
@@ -33,6 +36,7 @@ from agentq.store.workers import Workers
 
 AGENTS = "agentq.chaos.agents"
 READY_TIMEOUT_S = 90.0
+CHILDREN = "children.json"
 CONCURRENCY = 64
 
 
@@ -65,6 +69,8 @@ class Arena:
         Raises:
             ConfigError: something cannot start; what was started is stopped again.
         """
+        # Outside the clean-up: what runs in a folder that another process holds is not ours to stop.
+        self._end_orphans()
         try:
             self._start()
         except BaseException:
@@ -73,7 +79,6 @@ class Arena:
         return self
 
     def _start(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
         self.orders.mkdir(parents=True)
         self.stack.start()
         migrate.upgrade(self.stack.postgres.admin_url, fleet_role=FLEET)
@@ -84,7 +89,9 @@ class Arena:
         self._client = Client(self.settings, load_agents((AGENTS,)))
         for tenant in (*TENANTS, POISON_TENANT):
             self._client.tenants.add(tenant, concurrency=CONCURRENCY)
+        self.supervisor.on_restart = self._note
         self.supervisor.start()
+        self._note()
         self.supervisor.wait_ready(READY_TIMEOUT_S)
 
     def stop(self) -> None:
@@ -100,6 +107,26 @@ class Arena:
 
     def remove(self) -> None:
         """Delete what the run left in its folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _note(self) -> None:
+        """Who works here, for whoever comes after a SIGKILL of ours."""
+        pids = [child.pid for child in self.supervisor.children if child.pid is not None]
+        write_private(self.folder / CHILDREN, json.dumps({str(pid): processes.born(pid) for pid in pids}))
+
+    def _end_orphans(self) -> None:
+        """
+        Take away what a run that was itself killed has left in the folder.
+
+        Raises:
+            ConfigError: such a run is still going on.
+        """
+        self.stack.hold()
+        for pid, born in read_json(self.folder / CHILDREN).items():
+            if processes.is_ours(int(pid), float(born), "agentq"):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(int(pid), signal.SIGKILL)  # each led a group of its own
+        self.stack.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     # ── who is who ───────────────────────────────────────────────────────────

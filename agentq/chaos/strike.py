@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
 from agentq.chaos.plan import Wanted
 from agentq.chaos.record import Open, Request, ServiceProcess
 from agentq.chaos.schedule import Blow
+from agentq.embedded import processes
 from agentq.embedded.supervisor import Child
 
 if TYPE_CHECKING:
@@ -207,15 +206,9 @@ class Strike:
 
 def is_gone(pid: int) -> bool:
     """Whether the process has ended, asked for or not."""
-    try:
-        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
-    except psutil.Error:
-        return True
+    return processes.status(pid) in (None, "zombie")
 
 
 def is_stopped(pid: int) -> bool:
     """Whether the process stands still."""
-    try:
-        return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
-    except psutil.Error:
-        return False
+    return processes.status(pid) == "stopped"

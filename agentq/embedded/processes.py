@@ -60,6 +60,16 @@ def is_ours(pid: int, born: float, marker: str) -> bool:
         return False
 
 
+def status(pid: int) -> str | None:
+    """What the system says of it: `running`, `sleeping`, `stopped`, `zombie` and so on; None when it is gone."""
+    if psutil is None:
+        return None
+    try:
+        return str(psutil.Process(pid).status())
+    except psutil.Error:
+        return None
+
+
 def born(pid: int) -> float:
     """When the process began, in seconds since 1970; 0.0 when it is gone."""
     if psutil is None:

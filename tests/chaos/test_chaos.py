@@ -23,6 +23,7 @@ from agentq.chaos.strike import is_gone
 from agentq.chaos.tools import SERVICE
 from agentq.cli import main
 from agentq.embedded import ports
+from agentq.errors import ConfigError
 
 pytestmark = pytest.mark.crash
 
@@ -124,3 +125,19 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
     running.stderr.close()
     assert not [pid for pid in family if not is_gone(pid)]
     assert not (tmp_path / f"run-short-{SEED}").exists()
+
+
+@pytest.mark.skipif(not os.environ.get("AGENTQ_TEST_LONG"), reason="set AGENTQ_TEST_LONG=1")
+def test_a_killed_run_is_cleared_away_by_the_next(tmp_path: Path) -> None:
+    """SIGKILL leaves servers and workers; the next run in the folder ends them, and one beside it is refused."""
+    with Arena(schedule.SHORT, tmp_path / "run", environment={}) as first:
+        with pytest.raises(ConfigError, match="already running"):
+            Arena(schedule.SHORT, tmp_path / "run", environment={}).start()
+        left = {pid for child in first.supervisor.children for pid in first.family(child)}
+        left |= {server.pid for server in first.stack.servers if server.pid is not None}
+        assert len(left) >= 6
+        first.stack._lock.release()  # as the kernel does for a process that is gone
+        first.supervisor._stopping.set()
+        with Arena(schedule.SHORT, tmp_path / "run", environment={}) as second:
+            assert not [pid for pid in left if not is_gone(pid)]
+            assert all(child.is_ready() for child in second.supervisor.children)
