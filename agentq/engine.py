@@ -477,18 +477,24 @@ class Engine:
 
     def _conclude(self, claim: Granted, outcome: Outcome) -> Settlement:
         match outcome:
-            case Proceeded(state, steps, children, extras, asks):
-                kind, stored, parent, state_from = _checkpoint(claim, state)
+            case Proceeded(state, steps, children, extras, asks, version):
+                kind, stored, parent, state_from = _checkpoint(claim, state, version)
                 return Settlement(
                     "next", kind=kind, state=stored, parent=parent, state_from=state_from,
-                    steps=steps, children=children, extras=extras, asks=asks,
+                    steps=steps, children=children, extras=extras, asks=asks, version=version or claim.state_version,
                 )  # fmt: skip
-            case Finished(result, state, extras):
-                kind, stored, parent, _ = _checkpoint(claim, state)
-                return Settlement("end", kind=kind, state=stored, parent=parent, result=result, extras=extras)
-            case GaveUp(failure, state, extras):
-                kind, stored, parent, _ = _checkpoint(claim, state)
-                return Settlement("fail", kind=kind, state=stored, parent=parent, failure=failure, extras=extras)
+            case Finished(result, state, extras, version):
+                kind, stored, parent, _ = _checkpoint(claim, state, version)
+                return Settlement(
+                    "end", kind=kind, state=stored, parent=parent, result=result, extras=extras,
+                    version=version or claim.state_version,
+                )  # fmt: skip
+            case GaveUp(failure, state, extras, version):
+                kind, stored, parent, _ = _checkpoint(claim, state, version)
+                return Settlement(
+                    "fail", kind=kind, state=stored, parent=parent, failure=failure, extras=extras,
+                    version=version or claim.state_version,
+                )  # fmt: skip
             case Broke(failure, extras):
                 match self.judge(claim, failure):
                     case Retry(delay_s):
@@ -522,9 +528,12 @@ class Engine:
 
 
 def _checkpoint(
-    claim: Granted, state: bytes
+    claim: Granted, state: bytes, version: int | None
 ) -> tuple[Literal["full", "delta", "same"], bytes | None, uuid.UUID | None, uuid.UUID | None]:
     """How the state is stored, what it is a change of, and where the next step finds it."""
+    if version is not None and claim.state_version not in (None, version):
+        # Another version's bytes mean something else, even where they are the same.
+        return "full", state, None, claim.ref.step_id
     before = claim.states if claim.states is not None else None if claim.input is None else (claim.input,)
     kind, stored = choose(before, state)
     if kind == "same":

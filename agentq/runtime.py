@@ -96,7 +96,7 @@ class Runtime:
     def begin(self, *, group: str, steps: bool, relay: bool) -> None:
         """Register this process and start its heart, and its relay when it has a consumer."""
         settings = self.settings
-        serves = self.registry.pins()
+        serves = self.registry.serves()
         self.heart = Heart(
             self.store,
             in_flight=self.in_flight,

@@ -99,7 +99,7 @@ class LocalFleet:
         self.sent: deque[Wake] = deque()
         self._errors: dict[int, BaseException] = {}
         self._dead: list[tuple[StepRef, BaseException | None]] = []
-        serves = client.registry.pins()
+        serves = client.registry.serves()
         self.heart = Heart(
             self.store,
             in_flight=self.in_flight,

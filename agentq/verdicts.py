@@ -136,6 +136,7 @@ class Granted:
     repairs: int = 0
     refusals: int = 0
     repair: dict[str, Any] | None = None  # the failure that this attempt is to repair
+    state_version: int | None = None  # the agent's version that wrote the state
 
 
 Refusal = Literal[
@@ -312,6 +313,7 @@ class Proceeded:
     children: tuple[NewChild, ...] = ()
     extras: Extras = field(default_factory=Extras)
     asks: tuple[NewApproval, ...] = ()
+    version: int | None = None  # of the agent that wrote the state; None: it is as the step found it
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,6 +323,7 @@ class Finished:
     result: bytes
     state: bytes
     extras: Extras = field(default_factory=Extras)
+    version: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,6 +333,7 @@ class GaveUp:
     failure: Failure
     state: bytes
     extras: Extras = field(default_factory=Extras)
+    version: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -418,6 +422,7 @@ class Settlement:
     extras: Extras = field(default_factory=Extras)
     asks: tuple[NewApproval, ...] = ()
     awaits: uuid.UUID | None = None
+    version: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -584,6 +584,85 @@ MUTATIONS = [
         "            if False:",
         JUDGE + "a_fault_that_hit_nothing_fails_the_run",
     ),
+    # model agents
+    Mutation(
+        "agentq/agents/model/turn.py",
+        "self.state.repairs > self.agent.repairs and",
+        "False and",
+        "tests/agents/test_model.py::test_an_unusable_answer_is_fed_back_twice_and_then_dead",
+    ),
+    Mutation(
+        "agentq/policies/failures.py",
+        "failure.final or ",
+        "",
+        "tests/agents/test_model.py::test_an_unusable_answer_is_fed_back_twice_and_then_dead",
+    ),
+    Mutation(
+        "agentq/agents/model/calling.py",
+        'if failure.kind == "unknown" or ',
+        "if ",
+        "tests/agents/test_model.py::test_a_call_whose_outcome_is_unknown_is_not_left_to_the_model",
+    ),
+    Mutation(
+        "agentq/agents/model/calling.py",
+        "if isinstance(error, Stopped | FenceLost | UnknownEffect):",
+        "if False:",
+        "tests/agents/test_model_limits.py::test_an_irreversible_tool_waits_for_people",
+    ),
+    Mutation(
+        "agentq/agents/model/request.py",
+        "model_settings=settings, model_request_parameters=parameters)\n    batch",
+        "model_settings={}, model_request_parameters=parameters)\n    batch",
+        "tests/agents/test_model_http.py::test_what_passes_is_tried_again_once_per_attempt",
+    ),
+    Mutation(
+        "agentq/agents/model/turn.py",
+        "news, self.state.resumed = times > self.state.resumed, times",
+        "news = times > self.state.resumed",
+        "tests/agents/test_model_limits.py::test_the_breaker_isolates_one_session",
+    ),
+    Mutation(
+        "agentq/policies/limits.py",
+        "if spent > limit * times:",
+        "if False:",
+        "tests/policies/test_limits.py::test_a_call_that_would_go_beyond_is_refused",
+    ),
+    Mutation(
+        "agentq/policies/limits.py",
+        "if limit is not None and wanted > limit * times:",
+        "if False:",
+        "tests/agents/test_model_limits.py::test_a_limit_ends_the_session_before_the_call",
+    ),
+    Mutation(
+        "agentq/policies/session_breaker.py",
+        "if breaker.stale and window.stale >= breaker.stale:",
+        "if False:",
+        "tests/policies/test_session_breaker.py::test_the_same_calls_with_the_same_results_stop_within_ten",
+    ),
+    # I10: versions
+    sql(
+        "        if p_version > v_pinned then\n            -- The state",
+        "        if false then\n            -- The state",
+        "tests/agents/test_versions.py::test_code_that_cannot_read_a_state_leaves_it_alone",
+    ),
+    Mutation(
+        "agentq/agents/agent.py",
+        "        while version in self._migrations:",
+        "        while version > 0:",
+        "tests/agents/test_versions.py::test_a_version_that_declares_nothing_takes_nothing_over",
+    ),
+    Mutation(
+        "agentq/agents/act.py",
+        "agent.read(stored_state(claim), claim.state_version)",
+        "agent.read(stored_state(claim))",
+        "tests/agents/test_versions.py::test_a_session_in_flight_goes_on_under_the_next_version",
+    ),
+    Mutation(
+        "agentq/engine.py",
+        '        return "full", state, None, claim.ref.step_id\n    before',
+        "        pass\n    before",
+        "tests/agents/test_versions.py::test_bytes_of_another_version_are_stored_anew",
+    ),
 ]
 
 

@@ -119,14 +119,18 @@ class Act:
 
     def _attempt(self, attempt: Attempt) -> Outcome:
         claim = attempt.claim
-        agent = self._registry.find(claim.agent, claim.agent_version)
-        step = agent.find(claim.name)
-        state = agent.read(stored_state(claim))
+        agent, step, state = self._found(claim)
         attempt.check()
         if step.needs is None:
             return self._run(attempt, agent, step, state, [])
         with self._means.dependencies.calling(step.needs, claim.ref.tenant) as permit:
             return self._run(attempt, agent, step, state, [permit])
+
+    def _found(self, claim: Granted) -> tuple[Agent[Any], Step, BaseModel]:
+        """The agent, its step and the state, brought from the version that wrote it to the one that runs here."""
+        agent = self._registry.serving(claim.agent, claim.agent_version)
+        step = agent.find(agent.renamed(claim.name, claim.state_version))
+        return agent, step, agent.read(stored_state(claim), claim.state_version)
 
     def _run(self, attempt: Attempt, agent: Agent[Any], step: Step, state: BaseModel, permits: list[Permit]) -> Outcome:
         claim = attempt.claim
@@ -140,7 +144,9 @@ class Act:
         context.heed_answer()
         if attempt.stopped not in (None, "timeout"):
             attempt.check()  # an answer that is merely late still counts, while the fence holds
-        return self._plan.outcome(agent, claim, state, returned, context)
+        outcome = self._plan.outcome(agent, claim, state, returned, context)
+        assert isinstance(outcome, Proceeded | Finished | GaveUp)
+        return replace(outcome, version=agent.version)
 
     def _late(self, attempt: Attempt, permits: list[Permit], failure: Failure) -> Outcome:
         """A step ran out of time: what it was calling then, and needs, is most likely why."""
@@ -168,12 +174,12 @@ class Act:
         claim = attempt.claim
         if failure.kind != "semantic":
             return Broke(failure)
-        agent = self._registry.find(claim.agent, claim.agent_version)
-        step = agent.find(claim.name)
+        agent = self._registry.serving(claim.agent, claim.agent_version)
+        step = agent.find(agent.renamed(claim.name, claim.state_version))
         if step.repairs is None:
             return Broke(failure)
         if claim.repairs < step.repairs:
-            feedback = _feedback(step, error, agent.read(stored_state(claim)), failure)
+            feedback = _feedback(step, error, self._found(claim)[2], failure)
             if feedback is not None:
                 return Repairing(replace(failure, feedback=feedback[:FEEDBACK_MAX]))
         if step.fallback is None:

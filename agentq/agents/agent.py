@@ -12,13 +12,16 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from agentq.agents.registry import Registry, default_registry
 from agentq.agents.returns import Duration, seconds
 from agentq.errors import ConfigError, InvalidState, Permanent
-from agentq.payload import encode
+from agentq.payload import decode, encode
 from agentq.step import valid_name
 
 StateT = TypeVar("StateT", bound=BaseModel)
 Function = Callable[..., Any]
 # Told what was wrong and the state: what the next attempt is told, or None when no repair will help.
 Feedback = Callable[[BaseException, Any], str | None]
+
+# A state of an older version, as plain data, and what the next version has instead.
+Migration = Callable[[dict[str, Any]], dict[str, Any]]
 
 _RETRIES_MAX = 10_000
 _REPAIRS_MAX = 100
@@ -119,6 +122,9 @@ class Agent(Generic[StateT]):
         self.version = version
         self.state = state
         self.steps: dict[str, Step] = {}
+        # Reads the session's messages, for agents that must understand their own; raises Permanent when it cannot.
+        self.read_history: Callable[[list[tuple[int, bytes, str]]], object] | None = None
+        self._migrations: dict[int, tuple[Migration, Mapping[str, str]]] = {}
         (registry or default_registry).add(self)
 
     def __repr__(self) -> str:
@@ -245,17 +251,73 @@ class Agent(Generic[StateT]):
         except TypeError as error:  # half a surrogate pair, or a field of a type without a JSON form
             raise InvalidState(self.name, str(error)) from None
 
-    def read(self, state: bytes) -> StateT:
+    def migrate(self, *, from_version: int, steps: Mapping[str, str] | None = None) -> Callable[[Migration], Migration]:
         """
-        A stored state.
+        Say how a state of an older version becomes one of the version after it, as plain data.
+
+            @refunds.migrate(from_version=1)
+            def _cents(old: dict) -> dict:
+                return {**old, "amount_cents": round(old.pop("amount") * 100)}
+
+        With every version in between declared, this agent takes over the live sessions of the older ones.
+        `steps` maps names of steps that are called otherwise now, for steps that wait to run.
+
+        Raises:
+            ConfigError: the version is not older than this agent's, or is declared twice.
+        """
+        if isinstance(from_version, bool) or not isinstance(from_version, int) or not 0 < from_version < self.version:
+            raise ConfigError(f"agent {self.pin} migrates from versions 1 to {self.version - 1}, not {from_version!r}")
+        if from_version in self._migrations:
+            raise ConfigError(f"agent {self.pin} migrates twice from version {from_version}")
+
+        def add(migration: Migration) -> Migration:
+            self._migrations[from_version] = (migration, dict(steps or {}))
+            return migration
+
+        return add
+
+    @property
+    def takes_over(self) -> tuple[int, ...]:
+        """Older versions whose live sessions this agent can carry on: those from which a whole chain leads here."""
+        able = []
+        version = self.version - 1
+        while version in self._migrations:
+            able.append(version)
+            version -= 1
+        return tuple(able)
+
+    def renamed(self, step: str, version: int | None) -> str:
+        """What a step of an older version is called here."""
+        for older in range(version or self.version, self.version):
+            step = self._migrations[older][1].get(step, step) if older in self._migrations else step
+        return step
+
+    def read(self, state: bytes, version: int | None = None) -> StateT:
+        """
+        A stored state, brought forward from the version that wrote it.
 
         Raises:
             Permanent: this code cannot read it; a retry would not help.
         """
+        if version is not None and version != self.version:
+            state = self._forward(state, version)
         try:
             return self.state.model_validate_json(state)
         except ValidationError as error:
             raise Permanent(f"the stored state does not fit {self.state.__name__}: {problems(error)}") from None
+
+    def _forward(self, state: bytes, version: int) -> bytes:
+        if version > self.version or version not in (self.version, *self.takes_over):
+            raise Permanent(f"the stored state is of version {version}, which agent {self.pin} cannot read")
+        old = decode(state)
+        for older in range(version, self.version):
+            try:
+                old = self._migrations[older][0](old)
+            except Exception as error:
+                raise Permanent(
+                    f"the migration of agent {self.name!r} from version {older} raised {type(error).__name__}"
+                ) from error
+        return encode(old)
 
 
 def problems(error: ValidationError) -> str:

@@ -44,6 +44,25 @@ class Registry:
             raise UnknownAgent(name, version, tuple(self.pins()))
         return versions[max(versions) if version is None else version]
 
+    def serving(self, name: str, version: int) -> Agent[Any]:
+        """
+        The agent that carries sessions of a version: that one, or the newest that can take it over.
+
+        Raises:
+            UnknownAgent: none here can.
+        """
+        versions = self._agents.get(name, {})
+        if version not in versions:
+            able = [found for found in versions.values() if version in found.takes_over]
+            if able:
+                return max(able, key=lambda agent: agent.version)
+        return self.find(name, version)
+
+    def serves(self) -> list[str]:
+        """Every `name@version` whose sessions can go on in this process."""
+        able = {f"{agent.name}@{version}" for agent in self.agents() for version in (agent.version, *agent.takes_over)}
+        return sorted(able)
+
     def pins(self) -> list[str]:
         """Every agent as `name@version`."""
         return sorted(agent.pin for versions in self._agents.values() for agent in versions.values())

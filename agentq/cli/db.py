@@ -8,9 +8,11 @@ from urllib.parse import urlsplit
 import click
 
 from agentq.cli.exits import FAILED, Problem
-from agentq.cli.output import json_option, note, print_facts, print_json
+from agentq.cli.output import json_option, note, print_facts, print_json, print_table
 from agentq.cli.reach import knock, servers
 from agentq.settings import Settings
+
+_SHOWN = 50
 
 
 @click.group()
@@ -51,10 +53,22 @@ def upgrade(phase: Literal["before", "after"] | None, reason: str, dry_run: bool
 
 
 @db.command()
+@click.option("--live", is_flag=True, help="Instead: could the agents that are here carry on every live session?")
+@click.option("--agent", help="With --live: only sessions of this agent.")
 @json_option
-def check(as_json: bool) -> None:
-    """Compare the schema with this release; changes nothing. Exit code 1 when something is wrong."""
+def check(live: bool, agent: str | None, as_json: bool) -> None:
+    """Compare the schema with this release; changes nothing. Exit code 1 when something is wrong.
+
+    With --live, before a deploy and with the new code: replays the state, arguments and history of every step that is
+    still to run on the agents that AGENTQ_AGENTS names, and tells those that would be stranded.
+    """
     from agentq.store import migrate
+
+    if live:
+        _check_live(agent, as_json)
+        return
+    if agent is not None:
+        raise click.UsageError("--agent goes with --live")
 
     settings = servers()
     knock(settings.database_url)
@@ -82,6 +96,37 @@ def check(as_json: bool) -> None:
         raise Problem("; ".join(wrong), FAILED)
     if not as_json:
         click.echo("the schema is of this release, and row security binds the fleet")
+
+
+def _check_live(agent: str | None, as_json: bool) -> None:
+    from agentq.cli.reach import client
+    from agentq.client.live import LiveCheck
+    from agentq.step import valid_name
+
+    if agent is not None:
+        valid_name("agent", agent)
+    with client() as connected:
+        check = LiveCheck(connected.sessions.store, connected.registry)
+        found = list(check.stranded(agent))
+    if as_json:
+        print_json({"ok": not found, "steps": check.steps, "stranded": found})
+    elif not found:
+        click.echo(f"{check.steps:,} live steps, and the agents that are here can run each of them")
+    else:
+        rows = (
+            (one.tenant, one.session_id, f"{one.agent}@{one.agent_version}", one.step, one.why)
+            for one in found[:_SHOWN]
+        )
+        print_table(("TENANT", "SESSION", "AGENT", "STEP", "WHY"), rows, empty="none")
+        if len(found) > _SHOWN:
+            note(f"{len(found) - _SHOWN:,} more; --json shows all")
+    if found:
+        sessions = len({one.session_id for one in found})
+        raise Problem(
+            f"{sessions:,} live sessions would be stranded by this code: keep their version registered, or declare "
+            "@agent.migrate(from_version=…)",
+            FAILED,
+        )
 
 
 def fleet_role(settings: Settings) -> str | None:

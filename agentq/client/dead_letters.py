@@ -117,7 +117,7 @@ class DeadLetters:
         Raises:
             InvalidState, UnknownAgent: it does not fit the agent's model, or the agent is not registered here.
         """
-        agent = self._registry.find(letter.agent, letter.agent_version)
+        agent = self._registry.serving(letter.agent, letter.agent_version)
         return edited(agent, self.letters.state_before(letter, from_step), change)
 
     def discard(self, selection: Selection, *, reason: str) -> int:

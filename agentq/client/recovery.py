@@ -232,12 +232,12 @@ class Recoveries:
             return None, []
         if place is None:
             raise InvalidInput("an edit needs the step that is to begin with it: give --from-step")
-        agent = self._registry.find(standing.agent, standing.agent_version)
+        agent = self._registry.serving(standing.agent, standing.agent_version)
         return edited(agent, self.store.state_before(tenant, session_id, place.step_id), change)
 
     def _hash(self, standing: Standing, state: bytes) -> bytes:
         try:
-            return input_hash(self._registry.find(standing.agent, standing.agent_version), state)
+            return input_hash(self._registry.serving(standing.agent, standing.agent_version), state)
         except InvalidInput:
             # A fork has no key, so nothing compares it; its agent may be registered elsewhere only.
             return fingerprint(standing.agent.encode(), state)

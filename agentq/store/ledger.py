@@ -198,12 +198,12 @@ def _granted(ref: StepRef, token: int, traced_by: uuid.UUID | None, row: Row) ->
     ]
     (
         given, join_step, branch, fan, priority, remaining_s, queued_s, path, generation, dry_effects, approval,
-        repairs, refusals, repair,
+        repairs, refusals, repair, state_version,
     ) = row[13:]  # fmt: skip
     return Granted(
         ref, token, fence, attempt, attempts_max, crashes, seq, name, agent, version, timeout_s, args, state_from,
         tuple(states) if states is not None else None, given, join_step, branch, fan, priority, remaining_s, queued_s,
-        path, generation, dry_effects, traced_by, approval, repairs, refusals, repair,
+        path, generation, dry_effects, traced_by, approval, repairs, refusals, repair, state_version,
     )  # fmt: skip
 
 
@@ -223,7 +223,7 @@ def _settle_parameters(claim: Granted, settlement: Settlement) -> dict[str, Any]
         "state": settlement.state,
         "parent": settlement.parent,
         "state_from": settlement.state_from,
-        "version": claim.agent_version,
+        "version": settlement.version or claim.agent_version,
         "result": settlement.result,
         "failure": Jsonb(_failure(claim, settlement, failure)) if failure else None,
         "next": follower.step_id if follower else None,

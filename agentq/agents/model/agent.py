@@ -13,6 +13,7 @@ from pydantic_ai.settings import ModelSettings
 
 from agentq.agents.agent import Agent, Step, problems
 from agentq.agents.context import AsyncContext, Context
+from agentq.agents.model import history as histories
 from agentq.agents.model.answer import Output
 from agentq.agents.model.calling import call_async, call_sync
 from agentq.agents.model.conversation import Call, Conversation, Prompt
@@ -85,6 +86,7 @@ class ModelAgent(Agent[Conversation]):
             raise ConfigError(f"agent {name!r} has an input of its own: say with prompt= what the model is told of it")
         if max_tokens < 1 or repairs < 0 or result_max_chars < 200:
             raise ConfigError(f"agent {name!r}: max_tokens from 1, repairs from 0, result_max_chars from 200")
+        self.read_history = histories.read
         self.input = input
         self.instructions = _listed(instructions)
         self.toolbox = Toolbox(tools)

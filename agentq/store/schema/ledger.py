@@ -58,6 +58,7 @@ session = Table(
     Column("session_id", Uuid, primary_key=True),
     Column("agent", Text, nullable=False),
     Column("agent_version", Integer, nullable=False),
+    Column("input_version", Integer, comment="of the agent that took the input, once a newer one has taken over"),
     Column("key", Text, comment="the caller's idempotency key"),
     Column("state", Text, nullable=False, server_default="running"),
     Column("input", LargeBinary, nullable=False),

@@ -37,7 +37,8 @@ create or replace function agentq.claim(
     status text, fence int, attempt int, attempts_max int, crashes smallint, seq int, name text, agent text,
     agent_version int, timeout_s real, args bytea, state_from uuid, states bytea[], input bytea,
     join_step uuid, branch int, fan int, priority smallint, remaining_s double precision, queued_s double precision,
-    path uuid, generation smallint, dry_effects boolean, approval uuid, repairs smallint, refusals int, repair jsonb
+    path uuid, generation smallint, dry_effects boolean, approval uuid, repairs smallint, refusals int, repair jsonb,
+    state_version int
 ) language plpgsql as $$
 #variable_conflict use_column
 declare
@@ -71,9 +72,12 @@ begin
     approval := e.approval; repairs := e.repairs; refusals := e.refusals; repair := e.repair;
     remaining_s := extract(epoch from v_deadline - v_now); queued_s := extract(epoch from v_now - e.queued_at);
     if e.state_from is null then
-        select se.input into input from agentq.session se where se.tenant = p_tenant and se.session_id = p_session;
+        select se.input, coalesce(se.input_version, se.agent_version) into input, state_version
+          from agentq.session se where se.tenant = p_tenant and se.session_id = p_session;
     else
         states := agentq.recall(p_tenant, p_session, e.state_from);
+        select c.agent_version into state_version from agentq.checkpoint c
+         where c.tenant = p_tenant and c.session_id = p_session and c.step_id = e.state_from;
     end if;
     return next;
 end $$;
@@ -225,7 +229,7 @@ language plpgsql as $$
 #variable_conflict use_column
 declare
     v_now timestamptz := agentq.now();
-    v_session text; v_agent text; v_flowing boolean; e agentq.ledger_entry; v_wake jsonb;
+    v_session text; v_agent text; v_pinned int; v_flowing boolean; e agentq.ledger_entry; v_wake jsonb;
 begin
     perform set_config('agentq.tenant', p_tenant, true);
 
@@ -234,13 +238,14 @@ begin
         -- These touch the session too: its row first, then the entry. A spawn does not, but whoever ends
         -- the session meanwhile must see its join, which no message would ever bring to a claim. So with
         -- what waits for a person; there it also keeps a decision from coming in between.
-        select state, agent into v_session, v_agent from agentq.session
+        select state, agent, agent_version into v_session, v_agent, v_pinned from agentq.session
          where tenant = p_tenant and session_id = p_session for no key update;
     else
-        select state, agent into v_session, v_agent from agentq.session
+        select state, agent, agent_version into v_session, v_agent, v_pinned from agentq.session
          where tenant = p_tenant and session_id = p_session;
-        if v_session <> 'running' then
+        if v_session <> 'running' or p_version > v_pinned then
             -- Somebody may be resuming or reopening it: what is held or cancelled here must not miss that.
+            -- And a newer version that takes the session over changes its row.
             select state into v_session from agentq.session
              where tenant = p_tenant and session_id = p_session for no key update;
         end if;
@@ -295,6 +300,12 @@ begin
     end if;
 
     if p_verdict in ('next', 'end', 'fail') then
+        if p_version > v_pinned then
+            -- The state that follows is the newer version's, which code of the older one must leave alone.
+            update agentq.session
+               set input_version = coalesce(input_version, agent_version), agent_version = p_version
+             where tenant = p_tenant and session_id = p_session and agent_version < p_version;
+        end if;
         insert into agentq.checkpoint (tenant, session_id, step_id, kind, parent, state, result, agent_version,
                                        cost_micros, tokens_in, tokens_out)
         values (p_tenant, p_session, p_step, p_kind, p_parent, p_state, p_result, p_version,

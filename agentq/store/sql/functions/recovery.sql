@@ -446,10 +446,13 @@ begin
      where tenant = p_tenant and session_id = p_session and step_id = p_step;
     if not found then return 'no_step'; end if;
     if e.superseded is not null then return 'superseded'; end if;
-    insert into agentq.session (tenant, session_id, agent, agent_version, input, input_hash, priority, deadline_at,
-                                created_at, forked_from, dry_effects)
-    values (p_tenant, p_fork, s.agent, s.agent_version, p_input, p_hash, s.priority,
-            v_now + make_interval(secs => p_deadline_s), v_now, p_session, p_dry);
+    insert into agentq.session (tenant, session_id, agent, agent_version, input_version, input, input_hash, priority,
+                                deadline_at, created_at, forked_from, dry_effects)
+    values (p_tenant, p_fork, s.agent, s.agent_version,
+            case when e.state_from is null then s.input_version
+                 else (select c.agent_version from agentq.checkpoint c where c.tenant = p_tenant
+                        and c.session_id = p_session and c.step_id = e.state_from) end,
+            p_input, p_hash, s.priority, v_now + make_interval(secs => p_deadline_s), v_now, p_session, p_dry);
     insert into agentq.ledger_entry (tenant, session_id, step_id, seq, name, state, due_at, attempts_max, timeout_s,
                                      priority, args, fan, collect, approval, path)
     values (p_tenant, p_fork, p_copy, e.seq, e.name, 'ready', v_now, e.attempts_max, e.timeout_s, s.priority, e.args,
