@@ -7,12 +7,13 @@ loses or repeats messages on Redis, and the ledger does it instead.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from importlib import import_module
 from typing import Any
 
-from celery import Celery, Task
+from celery import Celery, Task, current_task
 from celery.app.amqp import AMQP as CeleryAMQP
 from celery.signals import setup_logging
 
@@ -137,8 +138,11 @@ def step(**ids: Any) -> None:
 
     try:
         ref = StepRef.from_message(ids)
-    except InvalidInput:
-        return  # forged or damaged: the ledger, not the message, knows which steps are due
+    except InvalidInput as error:
+        # Forged or damaged: the ledger, not the message, knows which steps are due.
+        queue = (current_task.request.delivery_info or {}).get("routing_key", "?")
+        runtime().poison.keep(queue, json.dumps(ids, default=repr).encode(), str(error))
+        return
     runtime().carry(ref)
 
 

@@ -47,8 +47,17 @@ class Progress:
 class Driver:
     """Drives one job, a step at a time."""
 
-    def __init__(self, redrives: Redrives, job: Job, *, edit: Edit | None = None, name: str | None = None) -> None:
+    def __init__(
+        self,
+        redrives: Redrives,
+        job: Job,
+        *,
+        edit: Edit | None = None,
+        name: str | None = None,
+        batch_s: float = _BATCH_S,
+    ) -> None:
         self._redrives = redrives
+        self._batch_s = batch_s
         self._job = job
         self._edit = edit
         self._name = name or f"{socket.gethostname()} {os.getpid()} {uuid.uuid4().hex[:6]}"
@@ -115,7 +124,7 @@ class Driver:
 
     def _send_some(self, job: Job) -> Progress:
         rate = job.terms.rate_per_s
-        limit = max(1, min(_BATCH_MAX, int(rate * _BATCH_S)))
+        limit = max(1, min(_BATCH_MAX, int(rate * self._batch_s)))
         batch = self._batch(job, limit, canary=False)
         if batch is None:
             return Progress(self._redrives.move_on(job, "done"))

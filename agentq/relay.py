@@ -46,6 +46,7 @@ class Relay:
         look_s: float,
         stale_s: float,
         housekeeping: Callable[[], None] = lambda: None,
+        dead_letters: Callable[[], None] = lambda: None,
     ) -> None:
         self._ledger = ledger
         self._budgets = Budgets(ledger.store)
@@ -59,6 +60,7 @@ class Relay:
         self._look_s = look_s
         self._stale_s = stale_s
         self._housekeeping = housekeeping
+        self._dead_letters = dead_letters
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="agentq-relay", daemon=True)
         self._next_slow = 0.0
@@ -86,6 +88,7 @@ class Relay:
         self.end_overdue()
         self.expire_approvals()
         self.settle_leaked()
+        self._dead_letters()
         self._follow_tenants(self._workers.tenant_names())
 
     def admit_due(self) -> None:
@@ -176,5 +179,6 @@ class Relay:
             StoredRates(self._ledger.store).forget()
             self._housekeeping()
         self.find_missing()
+        self._dead_letters()
         # A wiped broker has forgotten it, and foreign producers' submissions would be dropped silently.
         self._publisher.declare(SUBMIT)

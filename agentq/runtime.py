@@ -27,17 +27,21 @@ from agentq.broker.rates import redis_rates
 from agentq.engine import Engine, InFlight
 from agentq.errors import StoreUnavailable
 from agentq.heart import Heart
+from agentq.letterbox import Letterbox
 from agentq.metrics import MetricsServer, ProcessMetrics, fleet_registry
 from agentq.notices import Notices
+from agentq.poison import PoisonKeeper
 from agentq.policies.failures import ambiguous, classify, retry_with_backoff
 from agentq.policies.redaction import safe_failures
 from agentq.relay import Relay
 from agentq.settings import Settings, load
 from agentq.step import StepRef
 from agentq.store.approvals import Approvals
+from agentq.store.dead_letters import POISON_BODY_MAX_BYTES, DeadLetterStore
 from agentq.store.effects import Effects
 from agentq.store.ledger import Ledger
 from agentq.store.pool import Store
+from agentq.store.redrives import Redrives
 from agentq.store.traces import WEEKS_AHEAD, Traces
 from agentq.store.workers import Workers
 from agentq.submissions import Submissions
@@ -76,6 +80,7 @@ class Runtime:
         self.metrics = ProcessMetrics()
         self.metrics_server: MetricsServer | None = None
         self.submissions = Submissions(settings, registry, self.store, self.publisher, self.in_flight)
+        self.poison = PoisonKeeper(DeadLetterStore(self.store), POISON_BODY_MAX_BYTES)
         self.on_tenants: Callable[[list[str]], Any] | None = None
         self.heart: Heart | None = None
         self.engine: Engine | None = None
@@ -183,6 +188,7 @@ class Runtime:
         if self.heart is not None:
             self.heart.stop()
         self.dependencies.close()
+        self.poison.close()
         self.publisher.close()
         self.store.close()
 
@@ -238,6 +244,7 @@ class Runtime:
             look_s=settings.dead_look_s,
             stale_s=settings.queued_stale_s,
             housekeeping=self._keep_house,
+            dead_letters=Letterbox(DeadLetterStore(self.store), Redrives(self.store), self.publisher).round,
         )
 
     def _keep_house(self) -> None:

@@ -18,7 +18,7 @@ from celery.worker.consumer import Consumer as CeleryConsumer
 
 from agentq.broker import transport
 from agentq.broker.envelope import SUBMIT_TASK
-from agentq.broker.queues import QUARANTINE, declared, tenant_of, tenant_queue
+from agentq.broker.queues import QUARANTINE, carries_wakes, declared, tenant_of, tenant_queue
 
 log = logging.getLogger("agentq.worker")
 
@@ -166,7 +166,10 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
 
         raw = message.body if isinstance(message.body, bytes) else str(message.body).encode("utf-8", "replace")
         queue = (message.delivery_info or {}).get("routing_key", "?")
-        runtime().submissions.keep(raw, f"a message in {queue} {reason}")
+        if carries_wakes(queue):
+            runtime().poison.keep(queue, raw, f"a message {reason}")
+        else:
+            runtime().submissions.keep(raw, f"a message in {queue} {reason}")
         message.ack_log_error(log, self.connection_errors)
 
 
@@ -174,7 +177,10 @@ def _keep_damaged(queue: str, raw: bytes) -> None:
     """An entry that is no message at all: kept like a refused submission, whatever queue it was in."""
     from agentq.runtime import runtime
 
-    runtime().submissions.keep(raw, f"an entry of {queue} is no message")
+    if carries_wakes(queue):
+        runtime().poison.keep(queue, raw, "an entry is no message")
+    else:
+        runtime().submissions.keep(raw, f"an entry of {queue} is no message")
 
 
 def _start_child(**_: Any) -> None:

@@ -75,6 +75,21 @@ class Publisher:
                 self._disconnect()
                 raise BrokerUnavailable(f"the broker did not answer: {error}") from error
 
+    def purge(self, name: str) -> None:
+        """
+        Take every waiting message out of a queue.
+
+        Raises:
+            BrokerUnavailable: it did not answer.
+        """
+        with self._lock:
+            try:
+                self._ready().channel.queue_purge(queue=name)
+            except self._gone() as error:
+                self._disconnect()
+                if str(getattr(error, "reply_code", "")) != "404":
+                    raise BrokerUnavailable(f"the broker did not answer: {error}") from error
+
     def declare(self, name: str) -> None:
         """
         Bind a queue to its exchange again, for producers that are not agentq's.

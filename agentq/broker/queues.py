@@ -9,7 +9,11 @@ SUBMIT = "agentq.submit"
 SUBMIT_DEAD = "agentq.submit.dead"
 UNROUTED = "agentq.unrouted"
 
+# Holds one message for as long as the broker keeps its data: without it, the broker was wiped.
+DEAD_MARK = "agentq.dead.mark"
+
 _TENANT = "agentq.t."
+_DEAD = ".dead"
 
 
 def tenant_queue(tenant: str) -> str:
@@ -17,14 +21,19 @@ def tenant_queue(tenant: str) -> str:
     return _TENANT + tenant
 
 
+def dead_queue(tenant: str) -> str:
+    """The queue that tells of a tenant's dead letters. No worker listens to it."""
+    return _TENANT + tenant + _DEAD
+
+
 def tenant_of(queue: str) -> str | None:
-    """The tenant of a queue, None for the fleet's own queues."""
-    return queue.removeprefix(_TENANT) if queue.startswith(_TENANT) else None
+    """The tenant whose steps a queue carries, None for any other queue."""
+    return queue.removeprefix(_TENANT) if queue.startswith(_TENANT) and not queue.endswith(_DEAD) else None
 
 
 def carries_wakes(queue: str) -> bool:
     """Whether a queue holds nothing but wake-ups, each of which the ledger can send again."""
-    return queue.startswith(_TENANT) or queue == QUARANTINE
+    return tenant_of(queue) is not None or queue == QUARANTINE
 
 
 def queue_for(tenant: str, *, quarantine: bool) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import re
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, get_args
@@ -360,17 +361,40 @@ class DeadLetterStore:
         """Send every open letter again, of one tenant or of all."""
         self.store.query_as(ALL_TENANTS, SQL["announce_again"], {"tenant": tenant})
 
+    def unannounce(self, letters: list[uuid.UUID]) -> None:
+        """The broker did not take these after all."""
+        self.store.query_as(ALL_TENANTS, SQL["unannounce"], {"letters": letters})
+
+    def tenants(self) -> set[str]:
+        """Every tenant there is: whose board might hold something."""
+        return {row[0] for row in self.store.query_as(ALL_TENANTS, SQL["tenants"], {})}
+
+    @contextmanager
+    def turn(self) -> Iterator[bool]:
+        """Whether this process looks after the boards now; one does at a time."""
+        with self.store.transaction(ALL_TENANTS) as connection:
+            yield bool(run(connection, SQL["try_turn"], {})[0][0])
+
     # ── poison ───────────────────────────────────────────────────────────────
 
-    def keep_poison(self, *, queue: str, tenant: str | None, reason: str, body: bytes) -> int:
-        """Keep a message that was not understood, cut at a limit; its number."""
+    def keep_poison(
+        self,
+        *,
+        queue: str,
+        tenant: str | None,
+        reason: str,
+        body: bytes,
+        digest: bytes | None = None,
+        size: int | None = None,
+    ) -> int:
+        """Keep a message that was not understood, cut at a limit; its number. `digest`, `size`: of the whole."""
         parameters = {
             "tenant": tenant or "",
             "queue": storable(queue)[:200],
             "reason": storable(reason)[:1000],
-            "digest": hashlib.blake2b(body, digest_size=16).digest(),
+            "digest": digest or digest_of(body),
             "body": body[:POISON_BODY_MAX_BYTES],
-            "size": len(body),
+            "size": len(body) if size is None else size,
         }
         return int(self.store.query(SQL["keep_poison"], parameters)[0][0])
 
@@ -383,6 +407,11 @@ class DeadLetterStore:
         parameters = {"selection": Jsonb(selection.as_json())} | more
         with self.store.transaction(selection.tenant or ALL_TENANTS) as connection:
             return run(connection, SQL[name], parameters)
+
+
+def digest_of(body: bytes) -> bytes:
+    """By which the same message is known again."""
+    return hashlib.blake2b(body, digest_size=16).digest()
 
 
 def _letter(row: Row) -> Letter:

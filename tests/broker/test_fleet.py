@@ -277,21 +277,29 @@ def test_garbage_is_kept_and_the_worker_lives(
     """
     marker = f"marker-{uuid.uuid4().hex}"
     name = SUBMIT if queue == "submit" else tenant_queue(tenant)
+    # An envelope that says that it came through another queue is believed, as Celery believes it.
+    body = garbage(marker)[kind].replace(f'"routing_key": "{SUBMIT}"'.encode(), f'"routing_key": "{name}"'.encode())
+    admin.execute("delete from agentq.poison_message where queue = %s", (name,))
     before = admin.execute("select coalesce(max(submission_id), 0) from agentq.refused_submission").fetchone()
     assert before is not None
 
-    broker.lpush(settings.key_prefix + name, garbage(marker)[kind])
+    broker.lpush(settings.key_prefix + name, body)
     serves_still(producer, tenant, shared_fleet)
 
     kept = until(
         lambda: admin.execute(
-            "select reason, body from agentq.refused_submission where submission_id > %s", before
+            "select reason, body from agentq.refused_submission where submission_id > %s"
+            " union all select reason, body from agentq.poison_message"
+            " where queue = %s",
+            (*before, name),
         ).fetchall(),
         10,
         "it is kept",
     )
     assert len(kept) == 1
     assert kept[0][0]
+    if queue == "tenant":
+        assert name in {one.queue for one in producer.dead_letters.poison(tenant=tenant)}
     assert all(
         f"garbage {marker}" not in worker.log and f"not json {marker}" not in worker.log for worker in shared_fleet
     )
@@ -316,6 +324,10 @@ def test_forged_wake_ups_do_nothing(
         celery.send_task("agentq.step", kwargs=kwargs, queue=tenant_queue(tenant))
     serves_still(producer, tenant, shared_fleet)
     assert session.view().state == "done"
+    reasons = until(
+        lambda: [one.reason for one in producer.dead_letters.poison(tenant=tenant) if "ids" in one.reason], 10
+    )
+    assert reasons
 
 
 # ── queues ───────────────────────────────────────────────────────────────────

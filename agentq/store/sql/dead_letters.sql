@@ -101,6 +101,12 @@ select * from agentq.open_letters(%(most)s::int);
 update agentq.dead_letter set announced = false
  where state = 'open' and announced and (%(tenant)s::text is null or tenant = %(tenant)s);
 
+-- name: unannounce
+update agentq.dead_letter set announced = false where letter_id = any (%(letters)s::uuid[]) and state = 'open';
+
+-- name: tenants
+select name from agentq.tenant;
+
 -- name: try_turn
 -- One relay at a time; the others find it taken and leave.
 select pg_try_advisory_xact_lock(1634166382, -3);

@@ -92,8 +92,8 @@ select p.name, p.selection, p.quiet_s, p.canary, p.threshold, p.rate_per_s, p.ma
 
 -- name: policies_due
 -- Policies whose trouble is over: letters wait that may be brought back, nothing that matches has died for a
--- while, and no breaker of the dependency that they name is open. `closed_at` shortens the wait: a breaker
--- that has closed since the last death knows more than a pause does.
+-- while, and no breaker of the dependency that they name is open. A breaker that has closed since the last
+-- death knows more than a pause does.
 select p.name, p.selection, p.quiet_s, p.canary, p.threshold, p.rate_per_s, p.max_generation, p.enabled, p.operator,
        p.reason, p.changed_at
   from agentq.redrive_policy p
@@ -102,7 +102,14 @@ select p.name, p.selection, p.quiet_s, p.canary, p.threshold, p.rate_per_s, p.ma
               bool_or(d.state = 'open' and d.generation < p.max_generation) as waiting
          from agentq.letters(p.selection - 'state') d
         where d.state in ('open', 'redriving', 'redriven')) d
- where p.enabled and d.waiting and d.last_at < agentq.now() - make_interval(secs => p.quiet_s)
+ where p.enabled and d.waiting
+   and (d.last_at < agentq.now() - make_interval(secs => p.quiet_s)
+        or exists (select from agentq.dependency x
+                    where x.name = p.selection ->> 'dependency' and x.tenant in ('*', p.selection ->> 'tenant')
+                      and x.state = 'closed' and x.changed_at > d.last_at))
+   and not exists (select from agentq.dependency x
+                    where x.name = p.selection ->> 'dependency' and x.tenant in ('*', p.selection ->> 'tenant')
+                      and x.state in ('open', 'half_open', 'forced_open'))
    and not exists (select from agentq.redrive_job j where j.policy = p.name
                       and (j.ended_at is null or j.ended_at > agentq.now() - make_interval(secs => p.quiet_s)))
  order by p.name;

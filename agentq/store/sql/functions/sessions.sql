@@ -63,14 +63,16 @@ declare s record;
 begin
     update agentq.session set state = p_state, result = p_result, failure = p_failure, ended_at = p_now, hold = null
      where tenant = p_tenant and session_id = p_session and state in ('running', 'paused')
-    returning parent_session, parent_join, parent_branch into s;
+    returning parent_session, parent_join, parent_branch, generation into s;
     if not found then return null; end if;
     if p_state <> 'done' then
         update agentq.ledger_entry set state = 'cancelled', settled_at = p_now, unserved = null
          where tenant = p_tenant and session_id = p_session and state in ('ready', 'queued', 'waiting', 'held');
         perform agentq.void_approvals(p_tenant, p_session, p_now);
     end if;
-    perform agentq.close_letters(p_tenant, p_session, p_state, p_now);
+    if s.generation > 0 then
+        perform agentq.close_letters(p_tenant, p_session, p_state, p_now);
+    end if;
     if s.parent_session is null then return null; end if;
     return agentq.finish_branch(p_tenant, s.parent_session, s.parent_join, s.parent_branch,
                                 p_state = 'done', p_result, p_failure, p_now);
