@@ -180,6 +180,15 @@ class Usage:
         )
 
 
+def usd(micros: int | None) -> str:
+    """Micros of a dollar as people write them."""
+    if micros is None:
+        return ""
+    text = f"{micros / 1_000_000:.6f}".rstrip("0")
+    whole, _, cents = text.partition(".")
+    return f"${whole}.{cents.ljust(2, '0')}"
+
+
 @dataclass(frozen=True, slots=True)
 class NewStep:
     """A step that follows. With `fan` it is a join and waits for that many branches."""

@@ -10,10 +10,8 @@ import click
 from agentq.cli.exits import FAILED, Problem
 from agentq.cli.output import json_option, note, print_json, print_table
 from agentq.cli.reach import client, resolve
-from agentq.client.budgets import check_limit, to_micros
 from agentq.errors import UnknownTenant
-from agentq.policies.budgets import usd
-from agentq.policies.prices import split
+from agentq.verdicts import usd
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -96,6 +94,8 @@ def set_(
     as_json: bool,
 ) -> None:
     """Set one limit of a tenant, in force for the next call. What waits for the old one looks again at once."""
+    from agentq.client.budgets import check_limit, to_micros
+
     if no_limit == (cost is not None or tokens is not None):
         raise click.UsageError("give --cost, --tokens or both; or --none")
     if not reason.strip():
@@ -200,6 +200,9 @@ def price(
     as_json: bool,
 ) -> None:
     """List the operator's prices, or set what MODEL (provider:name) costs. They go before the list's."""
+    from agentq.client.budgets import to_micros
+    from agentq.policies.prices import split
+
     if model is None:
         _list_prices(as_json)
         return

@@ -8,7 +8,6 @@ from agentq.cli.output import json_option, print_json, print_table
 from agentq.cli.reach import client
 from agentq.errors import UnknownTenant
 from agentq.step import valid_name
-from agentq.store.rates import FLEET
 
 
 @click.group()
@@ -20,6 +19,8 @@ def rate() -> None:
 @json_option
 def ls(as_json: bool) -> None:
     """List every limit: set by an operator, or told by the provider. The lower one counts."""
+    from agentq.store.rates import FLEET
+
     with client() as connected:
         rows = connected.rates.ls()
     if as_json:

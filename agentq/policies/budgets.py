@@ -11,6 +11,7 @@ from typing import Any, Literal
 from agentq.errors import BudgetExceeded, NotNow, UnknownPrice
 from agentq.policies.kinds import status_of
 from agentq.store.budgets import Reserved, Wanted
+from agentq.verdicts import usd
 
 # Estimates err towards more: what is reserved too much comes back at the settlement.
 MARGIN = 1.25
@@ -83,15 +84,6 @@ def _left(answer: Reserved) -> str:
     if answer.limit_tokens is not None:
         parts.append(f"{answer.spent_tokens or 0:,} of {answer.limit_tokens:,} tokens spent")
     return ", ".join(parts)
-
-
-def usd(micros: int | None) -> str:
-    """Micros of a dollar as people write them."""
-    if micros is None:
-        return ""
-    text = f"{micros / 1_000_000:.6f}".rstrip("0")
-    whole, _, cents = text.partition(".")
-    return f"${whole}.{cents.ljust(2, '0')}"
 
 
 def fate_of(error: BaseException) -> Literal["released", "uncertain"]:

@@ -56,9 +56,10 @@ create or replace function agentq.permit_effect(
 #variable_conflict use_column
 declare
     v_now timestamptz := agentq.now();
-    v_recorded boolean; v_policy text; v_generation int := agentq.generation_of(p_tenant, p_session); a agentq.approval;
+    v_recorded boolean; v_policy text; v_generation int; a agentq.approval;
 begin
     perform set_config('agentq.tenant', p_tenant, true);
+    v_generation := agentq.generation_of(p_tenant, p_session);  -- not above: no row is seen before the tenant is named
     if not exists (select from agentq.ledger_entry l
                     where l.tenant = p_tenant and l.session_id = p_session and l.step_id = p_step
                       and l.state = 'running' and l.fence = p_fence and l.fence_token = p_token) then
