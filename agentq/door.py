@@ -14,7 +14,7 @@ from agentq.errors import InvalidInput
 from agentq.payload import bounded, storable
 from agentq.settings import Settings
 from agentq.step import new_id, valid_name
-from agentq.store.sessions import NewSession
+from agentq.store.sessions import NewSession, OnConflict
 
 KEY_MAX = 200
 
@@ -43,6 +43,8 @@ class Door:
         version: int | None = None,
         priority: int = 0,
         deadline: Duration | None = None,
+        concurrency_key: str | None = None,
+        on_conflict: OnConflict = "queue",
     ) -> NewSession:
         """
         The session to start.
@@ -75,6 +77,8 @@ class Door:
             timeout_s=first.timeout_s,
             priority=priority,
             deadline_s=seconds(deadline) if deadline is not None else None,
+            concurrency_key=_valid_key(concurrency_key),
+            on_conflict=_valid_conflict(on_conflict),
         )
 
 
@@ -84,3 +88,9 @@ def _valid_key(key: str | None) -> str | None:
     if not isinstance(key, str) or not 0 < len(key) <= KEY_MAX or storable(key) != key:
         raise InvalidInput(f"a session key is text of 1 to {KEY_MAX} characters")
     return key
+
+
+def _valid_conflict(on_conflict: OnConflict) -> OnConflict:
+    if on_conflict not in ("queue", "reject", "replace", "merge"):
+        raise InvalidInput(f"on_conflict is queue, reject, replace or merge, not {on_conflict!r}")
+    return on_conflict

@@ -12,6 +12,8 @@ Errors: split by what the one who catches them must do.
     │  ├─ PayloadTooLarge      an input, state or result above the limit
     │  ├─ KeyConflict          the same key was used with other arguments
     │  │  └─ ReplayConflict    a replay made another call where one is recorded: fork instead
+    │  ├─ SessionBusy          a session with the same concurrency key lives
+    │  ├─ NotAllowed           the tenant may not use the agent or the tool
     │  ├─ UnknownApproval      no such approval
     │  ├─ NoSuchEffect         no effect of that key
     │  └─ NotAnApprover        this person may not decide it, or is not known to be who they say
@@ -189,6 +191,28 @@ class ReplayConflict(KeyConflict):
             f"recalled (effect {self.key}); to make the new call, fork: "
             f"agentq session fork {self.session_id} --from-step {self.seq}"
         )
+
+
+class SessionBusy(InvalidInput):
+    """A session with the same concurrency key lives, and the start was not to wait for it."""
+
+    def __init__(self, tenant: str, concurrency_key: str, session_id: str) -> None:
+        super().__init__(tenant, concurrency_key, session_id)
+        self.tenant, self.concurrency_key, self.session_id = tenant, concurrency_key, session_id
+
+    def __str__(self) -> str:
+        return f"session {self.session_id} has the concurrency key {self.concurrency_key!r} now; nothing was started"
+
+
+class NotAllowed(InvalidInput):
+    """The tenant's record does not allow the agent or the tool."""
+
+    def __init__(self, tenant: str, kind: str, name: str) -> None:
+        super().__init__(tenant, kind, name)
+        self.tenant, self.kind, self.name = tenant, kind, name
+
+    def __str__(self) -> str:
+        return f"tenant {self.tenant!r} may not use the {self.kind} {self.name!r} (agentq tenant set {self.tenant})"
 
 
 class StoreUnavailable(AgentqError):

@@ -133,7 +133,8 @@ class Relay:
             self._publisher.send(wakes)
 
     def end_overdue(self) -> None:
-        """End sessions past their deadline, and children whose parent has ended."""
+        """End sessions past their deadline, and children whose parent has ended; pass turns that lie idle."""
+        self._ledger.pass_turns(self._batch)
         for _, _, wake in self._ledger.expire_sessions(self._batch):
             if wake is not None:
                 self._publisher.send([wake])

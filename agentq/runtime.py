@@ -19,6 +19,7 @@ from agentq.agents.act import Act
 from agentq.agents.asking import Asking
 from agentq.agents.context import Means
 from agentq.agents.dependencies import Dependencies, rules_of
+from agentq.agents.permissions import Permissions
 from agentq.agents.registry import Registry, load_agents
 from agentq.agents.spending import Budgeting
 from agentq.broker.connection import connect
@@ -40,6 +41,7 @@ from agentq.store.approvals import Approvals
 from agentq.store.dead_letters import POISON_BODY_MAX_BYTES, DeadLetterStore
 from agentq.store.effects import Effects
 from agentq.store.ledger import Ledger
+from agentq.store.operators import Operators
 from agentq.store.pool import Store
 from agentq.store.redrives import Redrives
 from agentq.store.traces import WEEKS_AHEAD, Traces
@@ -205,6 +207,7 @@ class Runtime:
             classify=safe_failures(classify, redactor),
             ambiguous=ambiguous,
             payload_max_bytes=settings.payload_max_bytes,
+            permissions=Permissions(Operators(self.store).restricted),
             budgeting=Budgeting(
                 self.store,
                 unpriced=settings.unpriced,

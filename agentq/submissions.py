@@ -24,7 +24,7 @@ from agentq.store.sessions import Sessions
 
 log = logging.getLogger("agentq.submit")
 
-_FIELDS = {"agent", "tenant", "input", "key", "version", "priority", "deadline"}
+_FIELDS = {"agent", "tenant", "input", "key", "version", "priority", "deadline", "concurrency_key", "on_conflict"}
 _ADMIT_MAX = 50
 
 

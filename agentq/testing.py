@@ -23,6 +23,7 @@ from agentq.agents.act import Act
 from agentq.agents.asking import Asking
 from agentq.agents.context import Means
 from agentq.agents.dependencies import Dependencies, rules_of
+from agentq.agents.permissions import Permissions
 from agentq.agents.returns import Duration, seconds
 from agentq.agents.spending import Budgeting
 from agentq.client import ENDED, Client, Session, SessionView
@@ -36,6 +37,7 @@ from agentq.store.approvals import Approvals
 from agentq.store.budgets import Budgets
 from agentq.store.effects import Effects
 from agentq.store.ledger import Ledger
+from agentq.store.operators import Operators
 from agentq.store.pool import Store
 from agentq.store.queries import load
 from agentq.tracing import redactor_of, tracing_of
@@ -126,6 +128,7 @@ class LocalFleet:
             ambiguous=ambiguous,
             payload_max_bytes=settings.payload_max_bytes,
             tracing=tracing_of(settings, redactor),
+            permissions=Permissions(Operators(self.store).restricted),
             budgeting=Budgeting(self.store, unpriced=settings.unpriced),
             dependencies=self.dependencies,
         )

@@ -34,6 +34,8 @@ BUDGETS = "tests/store/test_budgets.py::test_"
 SPENDING = "tests/agents/test_spending.py::test_"
 JUDGE_FILE = "agentq/chaos/judge.py"
 JUDGE = "tests/chaos/test_judge.py::test_"
+TURNS = "tests/store/test_turns.py::test_"
+PERMISSIONS = "tests/agents/test_permissions.py::test_"
 RATES = "tests/broker/test_rates.py::test_"
 SCHEMA = "tests/store/test_schema.py::test_"
 
@@ -462,6 +464,29 @@ MUTATIONS = [
         "self._kept_client",
         "tests/broker/test_transport.py::test_a_lost_connection_makes_no_new_client",
     ),
+    # concurrency keys and restrictions
+    sql(
+        "if s.concurrency_key is not null then perform",
+        "if false then perform",
+        TURNS + "a_queued_session_waits_for_its_turn",
+    ),
+    sql(
+        "    perform pg_advisory_xact_lock(1634166384, hashtext(p_tenant || ' ' || p_turn));\n    if p_on",
+        "    if p_on",
+        TURNS + "of_many_starts_at_once_one_runs",
+    ),
+    sql(
+        "if not p_agent = any (v_agents) and",
+        "if false and",
+        PERMISSIONS + "an_agent_that_is_not_allowed_is_not_started",
+    ),
+    Mutation(
+        "agentq/agents/context.py",
+        "        self._means.permissions.require_tool(self.tenant, name)\n",
+        "",
+        PERMISSIONS + "a_tool_that_is_not_allowed_is_not_called",
+    ),
+    sql("and due_at <= v_now - interval '30 s' * priority", "and false", ADMISSION + "a_low_priority_does_not_starve"),
     # I8: rates
     Mutation(
         "agentq/broker/rates.lua",

@@ -19,6 +19,8 @@ SAMPLES: dict[str, AgentqError] = {
     "KeyConflict": errors.KeyConflict("session key", "k"),
     "Transient": errors.Transient("slow", retry_after_s=3.0),
     "NotNow": errors.NotNow("busy", delay_s=1.0),
+    "SessionBusy": errors.SessionBusy("acme", "conversation-7", "123"),
+    "NotAllowed": errors.NotAllowed("acme", "tool", "pay"),
     "BudgetExceeded": errors.BudgetExceeded("spent", "tenant", "", "day", "end"),
     "UnknownPrice": errors.UnknownPrice("garage:home-made"),
     "NoSuchEffect": errors.NoSuchEffect("d:refund:A1", "acme"),

@@ -145,6 +145,8 @@ class Act:
         if attempt.stopped not in (None, "timeout"):
             attempt.check()  # an answer that is merely late still counts, while the fence holds
         outcome = self._plan.outcome(agent, claim, state, returned, context)
+        if isinstance(outcome, Proceeded) and outcome.children:
+            self._means.permissions.require_agents(claim.ref.tenant, (child.agent for child in outcome.children))
         assert isinstance(outcome, Proceeded | Finished | GaveUp)
         return replace(outcome, version=agent.version)
 

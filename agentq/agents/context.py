@@ -26,6 +26,7 @@ from agentq.agents.effects import (
     performing,
     result_adapter,
 )
+from agentq.agents.permissions import Permissions
 from agentq.agents.returns import Answer, BranchResult
 from agentq.agents.spending import AsyncSpend, Budgeting, Spend, Spending, SpendRequest
 from agentq.agents.tracing import Recording, Span, Tracing
@@ -56,6 +57,7 @@ class Means:
     ambiguous: Callable[[BaseException], bool]
     payload_max_bytes: int
     budgeting: Budgeting
+    permissions: Permissions
     dependencies: Dependencies
     patience_s: float = 120.0
     tracing: Tracing = field(default_factory=Tracing)
@@ -327,6 +329,7 @@ class _ContextBase:
         self.heed_answer()
         self._calls += 1
         declared, name = declaration_of(function), name_of(function)
+        self._means.permissions.require_tool(self.tenant, name)
         arguments = bounded(f"the arguments of {name}", canonical([args, kwargs]), self._means.payload_max_bytes)
         # The ordinal, not the arguments: prose that a model words anew must not make a new payment.
         key = f"s:{self._attempt.claim.path}:{self._calls}"

@@ -6,6 +6,7 @@ import click
 
 from agentq.cli import (
     approval,
+    audit,
     budget,
     chaos,
     db,
@@ -69,6 +70,7 @@ for _command in (
     dependency.dependency,
     tenant.tenant,
     budget.budget,
+    audit.audit,
     rate.rate,
     queue.queue,
     fleet.fleet,

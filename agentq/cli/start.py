@@ -28,6 +28,14 @@ if TYPE_CHECKING:
 @click.option("--version", type=click.IntRange(1), help="Of the agent  [default: the newest]")
 @click.option("--deadline", metavar="DURATION", help="End it as failed after this, e.g. 90s, 15m, 2h.")
 @click.option("--priority", type=click.IntRange(0, 9), default=0, show_default=True, help="0 goes first.")
+@click.option("--concurrency-key", help="Of the sessions with this key only one runs at a time.")
+@click.option(
+    "--on-conflict",
+    type=click.Choice(["queue", "reject", "replace", "merge"]),
+    default="queue",
+    show_default=True,
+    help="While one lives: wait for the turn, be refused, end it, or join it.",
+)
 @click.option("--wait", is_flag=True, help="Wait for its end; exit code 1 when it fails.")
 @click.option(
     "--timeout", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="With --wait: at most this long."
@@ -42,6 +50,8 @@ def start(
     version: int | None,
     deadline: str | None,
     priority: int,
+    concurrency_key: str | None,
+    on_conflict: Any,
     wait: bool,
     timeout: float | None,
     as_json: bool,
@@ -57,8 +67,9 @@ def start(
         raise click.UsageError("--timeout needs --wait")
     with client(agents=True) as connected:
         session = connected.start(
-            agent, tenant=tenant, input=given, key=key, version=version, priority=priority, deadline=deadline
-        )
+            agent, tenant=tenant, input=given, key=key, version=version, priority=priority, deadline=deadline,
+            concurrency_key=concurrency_key, on_conflict=on_conflict,
+        )  # fmt: skip
         if not wait:
             _tell_started(session, as_json)
             return

@@ -14,6 +14,10 @@ _concurrency = click.option("--concurrency", type=click.IntRange(1, 100_000), he
 _dry_run = click.option("--dry-run", is_flag=True, help="Say what would change, change nothing.")
 
 
+# Where nothing stands in the table, all is allowed, or kept for ever.
+_NONE_IS_ALL = frozenset({"agents", "tools", "retention_days"})
+
+
 @click.group()
 def tenant() -> None:
     """Tenants: add, ls, set."""
@@ -77,6 +81,9 @@ def ls(as_json: bool) -> None:
     multiple=True,
     help="An irreversible effect that needs nobody's leave; repeat it for all of them, '' for none.",
 )
+@click.option("--agent", "agents", multiple=True, metavar="NAME|all", help="May start these agents, and no other.")
+@click.option("--tool", "tools", multiple=True, metavar="NAME|all", help="May perform these effects, and no other.")
+@click.option("--retention-days", type=click.IntRange(0, 36_500), help="Remove ended sessions after; 0: never.")
 @click.option("--reason", required=True, help="Why; kept with your name.")
 @_dry_run
 @json_option
@@ -87,6 +94,9 @@ def set_(
     weight: float | None,
     state: str | None,
     preapprove: tuple[str, ...],
+    agents: tuple[str, ...],
+    tools: tuple[str, ...],
+    retention_days: int | None,
     reason: str,
     dry_run: bool,
     as_json: bool,
@@ -95,9 +105,12 @@ def set_(
     wanted: dict[str, Any] = {"concurrency": concurrency, "weight": weight, "state": state}
     if preapprove:
         wanted["preapproved"] = sorted({name for name in preapprove if name.strip()})
+    wanted |= {"agents": _named(agents), "tools": _named(tools), "retention_days": retention_days}
     wanted = {field: value for field, value in wanted.items() if value is not None}
     if not wanted:
-        raise click.UsageError("nothing to change: give --concurrency, --weight, --state or --preapprove")
+        raise click.UsageError(
+            "nothing to change: give --concurrency, --weight, --state, --preapprove, --agent, --tool, --retention-days"
+        )
     if weight is not None and not 0 < weight <= 1000:
         raise click.BadParameter("a number above 0, at most 1000", param_hint="--weight")
     if not reason.strip():
@@ -106,7 +119,8 @@ def set_(
         before = {row.name: row for row in connected.tenants.ls()}.get(name)
         if before is None:
             raise UnknownTenant(name)
-        change = {field: [getattr(before, field), value] for field, value in wanted.items()}
+        after = {field: value or None if field in _NONE_IS_ALL else value for field, value in wanted.items()}
+        change = {field: [getattr(before, field), value] for field, value in after.items()}
         change = {field: pair for field, pair in change.items() if pair[0] != pair[1]}
         if change and not dry_run:
             connected.tenants.set(name, preapprove=wanted.pop("preapproved", None), **wanted, reason=reason)
@@ -117,3 +131,8 @@ def set_(
         click.echo(f"tenant {name}: {field} {old} {'would become' if dry_run else '→'} {new}")
     if not change:
         note(f"tenant {name} is so already; nothing changed")
+
+
+def _named(names: tuple[str, ...]) -> list[str] | None:
+    """The names that were given; `all` is none of them in particular."""
+    return None if not names else [] if "all" in names else sorted(set(names))

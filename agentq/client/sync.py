@@ -35,7 +35,7 @@ from agentq.store.operators import Operators
 from agentq.store.pool import Store
 from agentq.store.rates import StoredRates
 from agentq.store.recovery import Recovery
-from agentq.store.sessions import NewSession, SessionListing, Sessions, StepRow
+from agentq.store.sessions import NewSession, OnConflict, SessionListing, Sessions, StepRow
 from agentq.verdicts import Failure
 
 Input = BaseModel | Mapping[str, Any]
@@ -192,6 +192,8 @@ class Client:
         version: int | None = None,
         priority: int = 0,
         deadline: Duration | None = None,
+        concurrency_key: str | None = None,
+        on_conflict: OnConflict = "queue",
         connection: Any = None,
     ) -> Session:
         """
@@ -200,13 +202,19 @@ class Client:
         `connection` (psycopg, or SQLAlchemy connection or session on psycopg) makes the start part of
         the caller's transaction: it exists when that commits, and runs within a relay round.
 
+        Of the sessions of a tenant with one `concurrency_key` only one runs at a time. While one lives, a
+        start does what `on_conflict` says: `queue`: waits for its turn, first come first served; `reject`:
+        raises SessionBusy; `replace`: ends all before it, running or waiting; `merge`: starts nothing and
+        returns the newest of them, whose work this start's input is not part of.
+
         Raises:
             InvalidInput: refused at the door; the subclass and message say what is wrong.
             StoreUnavailable: Postgres is away; with a key, the same call is safe to repeat.
         """
         new = self._door.check(
-            agent, tenant=tenant, input=input, key=key, version=version, priority=priority, deadline=deadline
-        )
+            agent, tenant=tenant, input=input, key=key, version=version, priority=priority, deadline=deadline,
+            concurrency_key=concurrency_key, on_conflict=on_conflict,
+        )  # fmt: skip
         joined = driver_connection(connection) if connection is not None else None
         [(session_id, created)] = self.sessions.start([new], create_with=self._door.create_with, on=joined)
         if joined is None and created:

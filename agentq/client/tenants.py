@@ -36,16 +36,22 @@ class Tenants:
         weight: float | None = None,
         state: str | None = None,
         preapprove: Sequence[str] | None = None,
+        agents: Sequence[str] | None = None,
+        tools: Sequence[str] | None = None,
+        retention_days: int | None = None,
         reason: str,
     ) -> None:
         """
         Change what is given: `state` is active, paused or draining; `preapprove` names the irreversible
-        effects that need nobody's leave, all of them.
+        effects that need nobody's leave, all of them. `agents` and `tools` are those that it may use, an
+        empty list for every one; ended sessions are removed after `retention_days`, 0 for never.
 
         Raises:
             UnknownTenant, InvalidInput: there is none, or a value is out of range.
         """
         _check_limits(concurrency, weight)
+        if retention_days is not None and not 0 <= retention_days <= 36_500:
+            raise InvalidInput("retention_days is a whole number of days, or 0 for ever")
         if state not in (None, "active", "paused", "draining"):
             raise InvalidInput(f"a tenant is active, paused or draining, not {state!r}")
         self._operators.change_tenant(
@@ -54,6 +60,9 @@ class Tenants:
             weight=weight,
             state=state,
             preapproved=list(preapprove) if preapprove is not None else None,
+            agents=_agents(agents),
+            tools=sorted({name.strip() for name in tools if name.strip()}) if tools is not None else None,
+            retention_days=retention_days,
             operator=operator_name(),
             reason=reason,
         )
@@ -84,6 +93,10 @@ def operator_name() -> str:
         return os.environ.get("AGENTQ_OPERATOR") or getpass.getuser()
     except (KeyError, OSError):
         return f"uid {os.getuid()}"
+
+
+def _agents(agents: Sequence[str] | None) -> list[str] | None:
+    return sorted({valid_name("agent", name) for name in agents}) if agents is not None else None
 
 
 def _check_limits(concurrency: int | None, weight: float | None) -> None:

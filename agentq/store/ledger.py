@@ -165,6 +165,10 @@ class Ledger:
             for tenant, session, step, fate, wake in self.store.query(SQL["take_back"], {"max": limit})
         ]
 
+    def pass_turns(self, limit: int) -> int:
+        """Concurrency keys whose turn lay idle, given to whoever waited longest."""
+        return int(self.store.query(SQL["pass_turns"], {"max": limit})[0][0])
+
     def expire_sessions(self, limit: int) -> list[tuple[str, uuid.UUID, Wake | None]]:
         """Sessions ended because their deadline is over or their parent ended, with parents to wake."""
         rows = self.store.query(SQL["expire_sessions"], {"max": limit})

@@ -26,6 +26,23 @@ class TenantRow:
     weight: float
     created_at: datetime
     preapproved: list[str]
+    agents: list[str] | None = None
+    tools: list[str] | None = None
+    retention_days: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ActionRow:
+    """What an operator did, and why."""
+
+    action_id: int
+    at: datetime
+    operator: str
+    tenant: str | None
+    action: str
+    target: str
+    reason: str
+    detail: dict[str, Any] | None
 
 
 class Operators:
@@ -61,6 +78,9 @@ class Operators:
         weight: float | None = None,
         state: str | None = None,
         preapproved: list[str] | None = None,
+        agents: list[str] | None = None,
+        tools: list[str] | None = None,
+        retention_days: int | None = None,
     ) -> None:
         """
         Change what is given; workers follow within a relay round.
@@ -69,6 +89,7 @@ class Operators:
             UnknownTenant: there is none of that name.
         """
         change = {"concurrency": concurrency, "weight": weight, "state": state, "preapproved": preapproved}
+        change |= {"agents": agents, "tools": tools, "retention_days": retention_days}
         with self.store.transaction(ALL_TENANTS) as connection:
             if not run(connection, SQL["change_tenant"], change | {"name": name}):
                 raise UnknownTenant(name)
@@ -86,6 +107,19 @@ class Operators:
     def tenants(self) -> list[TenantRow]:
         """Every tenant, by name."""
         return [TenantRow(*row) for row in self.store.query(SQL["tenants"], {})]
+
+    def restricted(self) -> dict[str, tuple[frozenset[str] | None, frozenset[str] | None]]:
+        """The tenants that may not use every agent or every tool: what they may."""
+        return {
+            name: (_names(agents), _names(tools)) for name, agents, tools in self.store.query(SQL["restricted"], {})
+        }
+
+    def actions(
+        self, *, tenant: str | None = None, operator: str | None = None, action: str | None = None, limit: int = 50
+    ) -> list[ActionRow]:
+        """What operators did, newest first; `action` may be the first word alone."""
+        parameters = {"tenant": tenant, "operator": operator, "action": action, "limit": limit}
+        return [ActionRow(*row) for row in self.store.query(SQL["actions"], parameters)]
 
     def record_action(
         self,
@@ -117,6 +151,10 @@ class Operators:
     def refused_submissions(self, limit: int = 50) -> list[Row]:
         """The newest refused submissions: number, when, tenant, reason, body."""
         return self.store.query_as(ALL_TENANTS, SQL["refused_submissions"], {"limit": limit})
+
+
+def _names(names: list[str] | None) -> frozenset[str] | None:
+    return frozenset(names) if names is not None else None
 
 
 def record(

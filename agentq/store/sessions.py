@@ -5,17 +5,20 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from psycopg.rows import tuple_row
 
-from agentq.errors import InvalidInput, KeyConflict, UnknownSession, UnknownTenant
+from agentq.errors import InvalidInput, KeyConflict, NotAllowed, SessionBusy, UnknownSession, UnknownTenant
 from agentq.store.ledger import failure_json
 from agentq.store.pool import ALL_TENANTS, Connection, Row, Store
 from agentq.store.queries import load
 from agentq.verdicts import Failure, Wake
 
 SQL = load("sessions")
+
+# What a start does while a session with the same concurrency key lives.
+OnConflict = Literal["queue", "reject", "replace", "merge"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,8 @@ class NewSession:
     timeout_s: float
     priority: int = 0
     deadline_s: float | None = None
+    concurrency_key: str | None = None
+    on_conflict: OnConflict = "queue"
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,6 +281,8 @@ def _start_parameters(new: NewSession, create_with: int | None) -> dict[str, Any
         "priority": new.priority,
         "deadline_s": new.deadline_s,
         "create_with": create_with,
+        "turn": new.concurrency_key,
+        "on_conflict": new.on_conflict,
     }
 
 
@@ -288,6 +295,10 @@ def _started(new: NewSession, row: Row) -> tuple[uuid.UUID, bool]:
             return session_id, False
         case "conflict":
             raise KeyConflict("session key", str(new.key))
+        case "busy":
+            raise SessionBusy(new.tenant, str(new.concurrency_key), str(session_id))
+        case "agent_refused":
+            raise NotAllowed(new.tenant, "agent", new.agent)
         case "tenant_closed":
             raise InvalidInput(f"tenant {new.tenant!r} is draining and takes no new sessions")
         case _:

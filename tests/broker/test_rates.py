@@ -60,8 +60,8 @@ def test_a_burst_goes_through_and_the_rest_comes_back(counter: Any, provider: st
 
 @pytest.mark.usefixtures("fresh")
 def test_many_takers_get_exactly_the_burst(counter: Any, provider: str) -> None:
-    one = take(provider, bucket(provider, burst=20))
-    assert at_once(*[lambda: counter.take(one)] * 40).count(0.0) == 20
+    takes = [take(provider, bucket(provider, burst=20), caller=f"c{n}") for n in range(40)]
+    assert at_once(*[lambda one=one: counter.take(one) for one in takes]).count(0.0) == 20
 
 
 @pytest.mark.usefixtures("fresh")

@@ -254,3 +254,22 @@ def test_no_slot_is_lost(hands: Hands, admin: psycopg.Connection, closing: str) 
     hands.admit()
     hands.settle(hands.claim(refs[0]), closing, **({"delay_s": 60.0} if closing == "retry" else {}))
     until(lambda: admitted(hands) == 2, 1)
+
+
+def test_a_low_priority_does_not_starve(hands: Hands, admin: psycopg.Connection) -> None:
+    """
+    I7: what has waited half a minute for each step of its priority goes before what came later.
+    """
+    cap(admin, hands, 1)
+    old, young = hands.start(priority=2), hands.start(priority=2)
+    age = "update agentq.ledger_entry set due_at = due_at - interval '61 s' where step_id = %s"
+    admin.execute(age, (old.step_id,))
+    urgent = hands.start(priority=0)
+    order = []
+    [wake] = hands.admit()
+    while True:
+        order.append(wake.step_id)
+        if not (wakes := hands.settle(hands.claim(hands.ref(wake)), "end").wakes):
+            break
+        [wake] = wakes
+    assert order == [old.step_id, urgent.step_id, young.step_id]

@@ -51,6 +51,9 @@ returning agentq.wake(e.session_id, e.step_id, e.name, e.quarantine, e.fence);
 -- name: take_back
 select * from agentq.take_back(%(max)s::int);
 
+-- name: pass_turns
+select agentq.pass_turns(%(max)s::int);
+
 -- name: expire_sessions
 select * from agentq.expire_sessions(%(max)s::int);
 

@@ -10,13 +10,29 @@ returning name;
 update agentq.tenant
    set concurrency = coalesce(%(concurrency)s, concurrency), weight = coalesce(%(weight)s, weight),
        state = coalesce(%(state)s, state), preapproved = coalesce(%(preapproved)s::text[], preapproved),
+       agents = case when %(agents)s::text[] is null then agents else nullif(%(agents)s::text[], '{}') end,
+       tools = case when %(tools)s::text[] is null then tools else nullif(%(tools)s::text[], '{}') end,
+       retention_days = case when %(retention_days)s::int is null then retention_days
+                             else nullif(%(retention_days)s::int, 0) end,
        changed_at = agentq.now(),
        shedding = shedding or coalesce(%(concurrency)s, concurrency) < concurrency
  where name = %(name)s
 returning name;
 
 -- name: tenants
-select name, state, concurrency, weight, created_at, preapproved from agentq.tenant order by name;
+select name, state, concurrency, weight, created_at, preapproved, agents, tools, retention_days
+  from agentq.tenant order by name;
+
+-- name: restricted
+-- Few tenants are: workers read them all every few seconds.
+select name, agents, tools from agentq.tenant where agents is not null or tools is not null;
+
+-- name: actions
+select action_id, at, operator, tenant, action, target, reason, detail from agentq.operator_action
+ where (%(tenant)s::text is null or tenant = %(tenant)s)
+   and (%(operator)s::text is null or operator = %(operator)s)
+   and (%(action)s::text is null or action = %(action)s or action like %(action)s || ' %%')
+ order by action_id desc limit %(limit)s;
 
 -- name: record_action
 insert into agentq.operator_action (operator, tenant, action, target, reason, detail)

@@ -3,7 +3,7 @@
 -- name: start
 select * from agentq.start_session(%(tenant)s, %(session)s, %(agent)s, %(version)s::int, %(key)s, %(input)s, %(hash)s,
     %(step)s, %(name)s, %(attempts_max)s::int, %(timeout_s)s::real, %(priority)s::smallint,
-    %(deadline_s)s::double precision, %(create_with)s::int);
+    %(deadline_s)s::double precision, %(create_with)s::int, %(turn)s, %(on_conflict)s);
 
 -- name: cancel
 select * from agentq.cancel_session(%(tenant)s, %(session)s, %(failure)s);

@@ -16,6 +16,14 @@ begin
     -- A draining tenant takes no new sessions, but goes on with those it has.
     select concurrency into v_cap from agentq.tenant where name = p_tenant and state <> 'paused';
     if not found then return; end if;
+    -- Priorities cannot starve: what has been due for half a minute for each step of its priority goes
+    -- before all that comes later, and so do the steps that follow it.
+    update agentq.ledger_entry e set priority = 0
+      from (select session_id, step_id from agentq.ledger_entry
+             where tenant = p_tenant and state = 'ready' and priority > 0
+               and due_at <= v_now - interval '30 s' * priority
+             order by priority, due_at limit p_max for update skip locked) old
+     where e.tenant = p_tenant and e.session_id = old.session_id and e.step_id = old.step_id;
     select count(*) into v_admitted from agentq.ledger_entry
      where tenant = p_tenant and state in ('queued', 'running');
     if v_admitted <= v_cap then

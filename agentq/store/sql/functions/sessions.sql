@@ -63,7 +63,7 @@ declare s record;
 begin
     update agentq.session set state = p_state, result = p_result, failure = p_failure, ended_at = p_now, hold = null
      where tenant = p_tenant and session_id = p_session and state in ('running', 'paused')
-    returning parent_session, parent_join, parent_branch, generation into s;
+    returning parent_session, parent_join, parent_branch, generation, concurrency_key into s;
     if not found then return null; end if;
     if p_state <> 'done' then
         update agentq.ledger_entry set state = 'cancelled', settled_at = p_now, unserved = null
@@ -73,6 +73,7 @@ begin
     if s.generation > 0 then
         perform agentq.close_letters(p_tenant, p_session, p_state, p_now);
     end if;
+    if s.concurrency_key is not null then perform agentq.pass_turn(p_tenant, s.concurrency_key); end if;
     if s.parent_session is null then return null; end if;
     return agentq.finish_branch(p_tenant, s.parent_session, s.parent_join, s.parent_branch,
                                 p_state = 'done', p_result, p_failure, p_now);
@@ -80,27 +81,41 @@ end $$;
 
 
 -- Start a session, or find the one that the key already started.
--- outcome: created | found | conflict | unknown_tenant | tenant_closed
+-- outcome: created | found | conflict | unknown_tenant | tenant_closed | agent_refused | busy
+-- Of sessions with one concurrency key only one runs; what a second start does is `p_on_conflict`: it waits for
+-- its turn (queue), is refused (reject), ends the ones before it (replace), or joins the newest of them (merge).
 create or replace function agentq.start_session(
     p_tenant text, p_session uuid, p_agent text, p_version int, p_key text, p_input bytea, p_hash bytea,
     p_step uuid, p_name text, p_attempts_max int, p_timeout_s real, p_priority smallint, p_deadline_s double precision,
-    p_create_with int
+    p_create_with int, p_turn text, p_on_conflict text
 ) returns table (outcome text, session_id uuid) language plpgsql as $$
 #variable_conflict use_column
-declare v_now timestamptz := agentq.now(); v_state text; f record;
+declare v_now timestamptz := agentq.now(); v_state text; v_agents text[]; v_before uuid; v_waits boolean := false; f record;
 begin
     perform set_config('agentq.tenant', p_tenant, true);
-    select state into v_state from agentq.tenant where name = p_tenant;
+    select state, agents into v_state, v_agents from agentq.tenant where name = p_tenant;
     if not found then
         if p_create_with is null then return query select 'unknown_tenant', null::uuid; return; end if;
         insert into agentq.tenant (name, concurrency) values (p_tenant, p_create_with) on conflict do nothing;
     elsif v_state = 'draining' and not exists (select from agentq.session s where s.tenant = p_tenant and s.key = p_key) then
         return query select 'tenant_closed', null::uuid; return;
     end if;
+    if not p_agent = any (v_agents) and not exists (
+        select from agentq.session s where s.tenant = p_tenant and s.key = p_key) then
+        return query select 'agent_refused', null::uuid; return;
+    end if;
+    if p_turn is not null and not exists (select from agentq.session s where s.tenant = p_tenant and s.key = p_key) then
+        v_before := agentq.take_turn(p_tenant, p_turn, p_on_conflict, v_now);
+        if v_before is not null and p_on_conflict = 'reject' then return query select 'busy', v_before; return; end if;
+        if v_before is not null and p_on_conflict = 'merge' then return query select 'found', v_before; return; end if;
+        v_waits := v_before is not null;
+    end if;
     insert into agentq.session (tenant, session_id, agent, agent_version, key, input, input_hash, priority, deadline_at,
-                                created_at)
+                                created_at, concurrency_key, state, hold)
     values (p_tenant, p_session, p_agent, p_version, p_key, p_input, p_hash, p_priority,
-            v_now + make_interval(secs => p_deadline_s), v_now)
+            v_now + make_interval(secs => p_deadline_s), v_now, p_turn, case when v_waits then 'paused' else 'running' end,
+            case when v_waits then jsonb_build_object('kind', 'turn', 'by', 'agentq', 'at', v_now, 'reason',
+                                                      format('session %s has the same concurrency key', v_before)) end)
     on conflict (tenant, key) where key is not null do nothing;
     if not found then
         select s.session_id, s.input_hash = p_hash as same into strict f from agentq.session s
@@ -110,9 +125,78 @@ begin
     end if;
     insert into agentq.ledger_entry (tenant, session_id, step_id, seq, name, state, due_at, attempts_max, timeout_s,
                                      priority, path)
-    values (p_tenant, p_session, p_step, 0, p_name, 'ready', v_now, p_attempts_max, p_timeout_s, p_priority,
-            agentq.first_place(p_session));
+    values (p_tenant, p_session, p_step, 0, p_name, case when v_waits then 'held' else 'ready' end, v_now,
+            p_attempts_max, p_timeout_s, p_priority, agentq.first_place(p_session));
     return query select 'created', p_session;
+end $$;
+
+
+-- The session that has the turn of a concurrency key, or of several the newest; null: the turn is free.
+-- Whoever starts and whoever ends such a session meet at the lock, so that no turn is given twice or to nobody.
+create or replace function agentq.take_turn(p_tenant text, p_turn text, p_on_conflict text, p_now timestamptz)
+returns uuid language plpgsql as $$
+declare v_found uuid; s record;
+begin
+    if p_on_conflict = 'replace' then
+        -- Sessions are locked before their turn, as whoever ends one does.
+        perform from agentq.session where tenant = p_tenant and concurrency_key = p_turn and state in ('running', 'paused')
+          order by session_id for no key update;
+    end if;
+    perform pg_advisory_xact_lock(1634166384, hashtext(p_tenant || ' ' || p_turn));
+    if p_on_conflict = 'replace' then
+        -- Those that wait first, so that none of them gets the turn of the one that ends.
+        for s in
+            select e.session_id from agentq.session e
+             where e.tenant = p_tenant and e.concurrency_key = p_turn and e.state in ('running', 'paused')
+             order by e.created_at desc, e.session_id desc
+        loop
+            perform agentq.await_admission(p_tenant, agentq.end_session(p_tenant, s.session_id, 'cancelled', null,
+                jsonb_build_object('kind', 'cancelled', 'type', 'SessionCancelled', 'message',
+                                   'a later session with the same concurrency key replaced it'), p_now));
+        end loop;
+        return null;
+    end if;
+    select session_id into v_found from agentq.session
+     where tenant = p_tenant and concurrency_key = p_turn and state in ('running', 'paused')
+     order by created_at desc, session_id desc limit 1;
+    return v_found;
+end $$;
+
+
+-- Give the turn of a concurrency key to the session that has waited longest, when nobody has it.
+create or replace function agentq.pass_turn(p_tenant text, p_turn text) returns uuid language plpgsql as $$
+declare v_next uuid;
+begin
+    perform pg_advisory_xact_lock(1634166384, hashtext(p_tenant || ' ' || p_turn));
+    if exists (select from agentq.session where tenant = p_tenant and concurrency_key = p_turn
+                  and (state = 'running' or state = 'paused' and hold ->> 'kind' is distinct from 'turn')) then
+        return null;
+    end if;
+    select session_id into v_next from agentq.session
+     where tenant = p_tenant and concurrency_key = p_turn and state = 'paused'
+     order by created_at, session_id limit 1;
+    if v_next is null then return null; end if;
+    update agentq.session set state = 'running', hold = null where tenant = p_tenant and session_id = v_next;
+    update agentq.ledger_entry set state = 'ready'
+     where tenant = p_tenant and session_id = v_next and state = 'held';
+    return v_next;
+end $$;
+
+
+-- Turns that nobody has and somebody waits for: what a session leaves that ended in a way of its own.
+create or replace function agentq.pass_turns(p_max int) returns int language plpgsql as $$
+declare w record; v_passed int := 0;
+begin
+    perform set_config('agentq.tenant', '*', true);
+    for w in
+        select tenant, concurrency_key from agentq.session
+         where concurrency_key is not null and state in ('running', 'paused')
+         group by tenant, concurrency_key
+        having bool_and(state = 'paused' and hold ->> 'kind' is not distinct from 'turn') limit p_max
+    loop
+        v_passed := v_passed + (agentq.pass_turn(w.tenant, w.concurrency_key) is not null)::int;
+    end loop;
+    return v_passed;
 end $$;
 
 

@@ -1,0 +1,83 @@
+"""Permissions: a tenant uses the agents and tools that its record allows, and what changes counts within seconds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from agentq import Agent, Child, Context, Done, Permanent, Spawn
+from agentq.agents.registry import Registry
+from agentq.client import Client
+from agentq.errors import NotAllowed
+
+
+class Empty(BaseModel):
+    """Nothing to know."""
+
+
+def pay(amount: int) -> int:
+    return amount
+
+
+@pytest.fixture
+def agents(registry: Registry) -> None:
+    payer, other = Agent("payer", state=Empty, registry=registry), Agent("other", state=Empty, registry=registry)
+
+    @payer.step(start=True)
+    def go(state: Empty, ctx: Context) -> Done:
+        return Done(ctx.call(pay, 3))
+
+    @other.step(start=True)
+    def spawn(state: Empty) -> Spawn:
+        return Spawn([Child("payer", input={})], then=gather, state=state)
+
+    @other.step
+    def gather(state: Empty, ctx: Context) -> Done:
+        return Done([result.value for result in ctx.results])
+
+
+def tool_name() -> str:
+    from agentq.agents.effects import name_of
+
+    return name_of(pay)
+
+
+@pytest.mark.usefixtures("agents")
+def test_an_agent_that_is_not_allowed_is_not_started(client: Client, tenant: str, other_tenant: str) -> None:
+    """
+    Refused at the door, for this tenant alone; what it had started before is found as ever.
+    """
+    before = client.start("other", tenant=tenant, input={}, key="k")
+    client.tenants.set(tenant, agents=["payer"], reason="their contract")
+    with pytest.raises(NotAllowed, match="agent 'other'"):
+        client.start("other", tenant=tenant, input={})
+    assert client.start("other", tenant=tenant, input={}, key="k").id == before.id
+    client.start("payer", tenant=tenant, input={})
+    client.start("other", tenant=other_tenant, input={})
+    client.tenants.set(tenant, agents=[], reason="all of them again")
+    client.start("other", tenant=tenant, input={})
+
+
+@pytest.mark.usefixtures("agents")
+def test_nor_by_another_agent(client: Client, local: Any, tenant: str) -> None:
+    """
+    A child session needs the same leave.
+    """
+    client.tenants.set(tenant, agents=["other"], reason="a test")
+    with pytest.raises(Permanent, match="agent 'payer'"):
+        local().drain(client.start("other", tenant=tenant, input={}))
+
+
+@pytest.mark.usefixtures("agents")
+def test_a_tool_that_is_not_allowed_is_not_called(client: Client, local: Any, tenant: str) -> None:
+    """
+    The step is dead with the reason, and nothing was done.
+    """
+    client.tenants.set(tenant, tools=["something-else"], reason="a test")
+    session = client.start("payer", tenant=tenant, input={})
+    with pytest.raises(Permanent, match="may not use the tool"):
+        local().drain(session)
+    client.tenants.set(tenant, tools=[tool_name()], reason="a test")
+    assert local().drain(client.start("payer", tenant=tenant, input={})).result == 3
