@@ -107,7 +107,8 @@ class Act:
             failure = Failure("gave_up", type(error).__name__, str(error)[:2000])
             return GaveUp(failure, stored_state(attempt.claim), attempt.extras().of_failed())
         except DeadlineExceeded as error:
-            return attempt.broken(Failure("timeout", "DeadlineExceeded", str(error)))
+            failure = Failure("timeout", "DeadlineExceeded", str(error))
+            return self._of_dependency(attempt, error, failure) or Broke(failure)
         except (SystemExit, KeyboardInterrupt) as error:
             # A step must not end the worker; its neighbours run in the same process.
             return Broke(Failure("permanent", type(error).__name__, "the step tried to end its process"))
@@ -140,7 +141,11 @@ class Act:
         attempt.extras = context.extras
         attempt.broken = lambda failure: self._late(attempt, permits, failure)
         run = _run_async if step.is_async else _run_here
-        returned = run(attempt, step, self._arguments(step, state, context, claim))
+        try:
+            returned = run(attempt, step, self._arguments(step, state, context, claim))
+        except DeadlineExceeded as error:
+            self._tell_late(permits, Failure("timeout", "DeadlineExceeded", str(error)), error)
+            raise
         context.heed_answer()
         if attempt.stopped not in (None, "timeout"):
             attempt.check()  # an answer that is merely late still counts, while the fence holds
@@ -151,13 +156,17 @@ class Act:
         return replace(outcome, version=agent.version)
 
     def _late(self, attempt: Attempt, permits: list[Permit], failure: Failure) -> Outcome:
-        """A step ran out of time: what it was calling then, and needs, is most likely why."""
+        """A step that ignores its deadline is given up: its failure is told in its place."""
+        name = self._tell_late(permits, failure)
+        return Broke(failure) if name is None else self._blame(attempt, name, failure)
+
+    def _tell_late(self, permits: list[Permit], failure: Failure, error: BaseException | None = None) -> str | None:
+        """A step ran out of time: what it was calling then is most likely why."""
         waiting = [permit for permit in permits if not permit.reported]
         if not waiting:
-            return Broke(failure)
-        name = waiting[-1].name
-        self._means.dependencies.report(name, False, failure, permit=waiting[-1])
-        return self._blame(attempt, name, failure)
+            return None
+        self._means.dependencies.report(waiting[-1].name, False, failure, permit=waiting[-1], error=error)
+        return waiting[-1].name
 
     def _of_dependency(self, attempt: Attempt, error: BaseException, failure: Failure) -> Outcome | None:
         """What a failure comes to that speaks against a dependency; None when it does not."""

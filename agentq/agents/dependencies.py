@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from agentq.errors import FenceLost, HeldBack, Stopped, StoreUnavailable
+from agentq.errors import DeadlineExceeded, FenceLost, HeldBack, Stopped, StoreUnavailable
 from agentq.policies.dependencies import Bearing, Rules, bearing, hold
 from agentq.settings import Settings
 from agentq.store.dependencies import FLEET, Answer, Breaker, Breakers, Report, Scope
@@ -324,6 +324,8 @@ def rules_of(settings: Settings) -> Rules:
 
 
 def _says(failure: Failure | None, error: BaseException | None) -> Bearing:
+    if failure is not None and isinstance(error, DeadlineExceeded):
+        return "down"  # of all that stops a step, the one that a dependency can be the cause of
     if failure is None or isinstance(error, Stopped | FenceLost):
         return "nothing"  # stopped from outside
     return bearing(failure)

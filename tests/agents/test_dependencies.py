@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
 from agentq import Agent, AsyncContext, Context, Done, Transient, effect
+from agentq.agents.dependencies import Dependencies, Permit
 from agentq.agents.registry import Registry
 from agentq.client import Client, Session
+from agentq.errors import NotNow, StoreUnavailable
+from agentq.policies.failures import classify
 from agentq.settings import Settings
-from agentq.store.dependencies import FLEET
+from agentq.store.dependencies import FLEET, Breaker, Report
+from agentq.store.pool import Store
 from agentq.testing import LocalFleet
-from agentq.verdicts import Carried
+from agentq.verdicts import Carried, Failure
 from tests.conftest import RUN
+from tests.support.breakers import QUICK
+from tests.support.hands import at_once
+from tests.support.until import until
 
 Local = Callable[..., LocalFleet]
 _numbers = itertools.count()
@@ -218,3 +227,183 @@ def test_a_recorded_result_needs_nobody(
     fleet = local()
     assert fleet.drain(start(client, tenant)).result == "answer"
     assert provider.calls == 1
+
+
+def test_a_step_and_its_effect_take_one_place(
+    registry: Registry, client: Client, tenant: str, local: Local, provider: Provider, name: str
+) -> None:
+    """
+    I7: a step that needs what its effect needs has leave for both; where one may try at a time, it would wait
+    for itself for ever.
+    """
+    agent = Agent("caller", state=Empty, registry=registry)
+    ask = provider.tool(idempotent=True, needs=name)
+
+    @agent.step(needs=name)
+    def work(state: Empty, ctx: Context) -> Done:
+        return Done(ctx.call(ask))
+
+    fleet = local()
+    fleet.dependencies.breakers._rules["probes"] = 1
+    breakers = fleet.dependencies.breakers
+    breakers.force((FLEET, name), "forced_open", for_s=None, operator="me", reason="test")
+    breakers.force((FLEET, name), "auto", for_s=None, operator="me", reason="test")
+    assert fleet.drain(start(client, tenant)).result == "answer"
+    assert [row.state for row in breakers.ls(name)] == ["closed"]
+
+
+def test_a_call_that_hangs_speaks_against_what_it_waits_for(
+    registry: Registry, client: Client, tenant: str, local: Local, name: str
+) -> None:
+    """
+    The commonest outage is silence: steps that ran out of time open the breaker, and get their attempts back.
+    """
+    agent = Agent("caller", state=Empty, registry=registry)
+    answering = False
+
+    @agent.step(needs=name, timeout="50ms", retries=1)
+    async def work(state: Empty) -> Done:
+        if not answering:
+            await asyncio.sleep(30)
+        return Done("answer")
+
+    fleet = local()
+    sessions = [start(client, tenant) for _ in range(6)]
+    while fleet.carry_next(tenant) is not None:
+        pass
+    [row] = fleet.dependencies.breakers.ls(name)
+    assert (row.state, row.bad_total) == ("open", 4)
+    answering = True
+    assert [fleet.drain(session).result for session in sessions] == ["answer"] * 6
+    assert [session.steps()[0].attempt for session in sessions] == [1] * 6
+
+
+@pytest.mark.parametrize("how", ["step", "effect"])
+def test_a_thread_that_hangs_is_counted_when_it_is_abandoned(
+    registry: Registry, client: Client, tenant: str, local: Local, name: str, how: str
+) -> None:
+    """
+    A sync call that ignores its deadline never returns: whoever abandons it tells in its place, and once.
+    """
+    wake = threading.Event()
+    agent = Agent("caller", state=Empty, registry=registry)
+
+    @effect(idempotent=True, needs=name if how == "effect" else None)
+    def hang() -> str:
+        wake.wait(20)
+        return "late"
+
+    @agent.step(needs=name if how == "step" else None, retries=1)
+    def work(state: Empty, ctx: Context) -> Done:
+        return Done(ctx.call(hang))
+
+    fleet = local()
+    for _ in range(4):
+        start(client, tenant)
+    threads = [threading.Thread(target=lambda: fleet.carry_next(tenant)) for _ in range(4)]
+    for number, thread in enumerate(threads, 1):
+        thread.start()
+        until(lambda number=number: len(fleet.in_flight.attempts()) == number, 10, "it hangs")  # type: ignore[misc]
+    for attempt in fleet.in_flight.attempts():
+        fleet.engine.abandon(attempt)
+    wake.set()
+    for thread in threads:
+        thread.join(10)
+    [row] = fleet.dependencies.breakers.ls(name)
+    assert (row.state, row.bad_total, row.ok_total) == ("open", 4, 0)
+
+
+def test_what_is_put_off_for_ever_ends(
+    registry: Registry, client: Client, tenant: str, settings: Settings, local: Local
+) -> None:
+    """
+    I7: a step that is put off too often is dead, with the setting named that says how often.
+    """
+    agent = Agent("caller", state=Empty, registry=registry)
+
+    @agent.step
+    def work(state: Empty) -> Done:
+        raise NotNow("what never comes", delay_s=0.0)
+
+    fleet = local()
+    fleet.engine.refusals_max = 5
+    session = start(client, tenant)
+    fleet.drain(session)
+    assert session.view().state == "failed"
+    assert "step_refusals_max" in (session.view().failure or {})["message"]
+
+
+@pytest.fixture
+def process(store: Store) -> Iterator[Dependencies]:
+    """The breakers as a real process keeps them: told once a second."""
+    found = Dependencies(store, QUICK, report_s=60.0, classify=classify)
+    yield found
+    found.close()
+
+
+def test_asking_costs_no_round_trip_while_closed(process: Dependencies, name: str) -> None:
+    """
+    A thousand calls, one look at the breakers, and what was counted is told together.
+    """
+    looks: list[int] = []
+    report = process.breakers.report
+
+    def counting(reports: Iterable[Report]) -> list[Breaker]:
+        told = list(reports)
+        looks.append(sum(one.ok for one in told))
+        return report(told)
+
+    process.breakers.report = counting  # type: ignore[method-assign]
+    for _ in range(1000):
+        with process.calling(name, "acme"):
+            pass
+    assert looks == [0]
+    process.close()
+    assert looks == [0, 1000]
+
+
+def test_failures_of_one_moment_are_told_together(process: Dependencies, name: str) -> None:
+    """
+    Fifty calls that fail at once are two writes: the first, and all that gathered behind it.
+    """
+    process.admit(name)
+    gathered, writes = threading.Event(), []
+    report = process.breakers.report
+
+    def slow(reports: Iterable[Report]) -> list[Breaker]:
+        told = list(reports)
+        writes.append(sum(one.bad for one in told))
+        if len(writes) == 1:
+            gathered.wait(10)
+        return report(told)
+
+    process.breakers.report = slow  # type: ignore[method-assign]
+    failure = Failure("transient", "ReadTimeout", "x")
+
+    def fail() -> float | None:
+        process.report(name, False, failure, permit=Permit(name, "acme"))
+        return process.held(name, "acme", failure)
+
+    threading.Thread(target=lambda: (until(lambda: process._notes >= 50, 10), gathered.set())).start()
+    held = at_once(*[fail] * 50)
+    assert len(writes) <= 3
+    assert sum(writes) == 50
+    assert sum(one is not None for one in held) >= 40, "who was told last knows that it is open"
+
+
+def test_without_postgres_calls_go_out(process: Dependencies, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    The breaker guards against the provider, not against Postgres: what cannot be told is told later.
+    """
+    report = process.breakers.report
+
+    def away(reports: Iterable[Report]) -> list[Breaker]:
+        raise StoreUnavailable("away")
+
+    process.breakers.report = away  # type: ignore[method-assign]
+    with pytest.raises(TimeoutError), process.calling(name, "acme"):
+        raise TimeoutError
+    process.breakers.report = report  # type: ignore[method-assign]
+    process.close()
+    [row] = process.breakers.ls(name)
+    assert row.bad_total == 1
