@@ -37,6 +37,11 @@ JUDGE = "tests/chaos/test_judge.py::test_"
 TURNS = "tests/store/test_turns.py::test_"
 PERMISSIONS = "tests/agents/test_permissions.py::test_"
 RATES = "tests/broker/test_rates.py::test_"
+BREAKERS = "tests/store/test_dependencies.py::test_"
+NEEDING = "tests/agents/test_dependencies.py::test_"
+REPAIRS = "tests/agents/test_repairs.py::test_"
+TELLING = "tests/cli/test_effect.py::test_"
+KINDS = "tests/policies/test_kinds.py"
 SCHEMA = "tests/store/test_schema.py::test_"
 
 
@@ -137,8 +142,8 @@ MUTATIONS = [
         LEDGER + "a_step_settles_into_a_session_that_has_ended",
     ),
     sql(
-        "attempt = case when p_verdict in ('release', 'postpone') then l.attempt - 1 else l.attempt end",
-        "attempt = l.attempt",
+        "attempt = case when p_verdict in ('release', 'postpone', 'await', 'park', 'repair')",
+        "attempt = case when false",
         LEDGER + "a_released_step_costs_no_attempt",
     ),
     sql(
@@ -356,6 +361,161 @@ MUTATIONS = [
         "        if True:",
         "tests/agents/test_transactions.py::test_a_coroutine_that_outlives_its_attempt_writes_nothing",
     ),
+    # dependencies
+    sql(
+        "if v_ok + v_bad >= (p_rules ->> 'volume_min')::int\n           and",
+        "if",
+        BREAKERS + "too_few_calls_open_nothing",
+    ),
+    sql(
+        "\n           and v_bad >= (p_rules ->> 'failure_rate')::double precision * (v_ok + v_bad) then",
+        " then",
+        BREAKERS + "the_rate_decides_not_the_number",
+    ),
+    sql("        if r.bad = 0 then continue; end if;\n", "", BREAKERS + "successes_alone_open_nothing"),
+    sql(" and w.slot <= v_slot - 10;", " and false;", BREAKERS + "old_failures_are_forgotten"),
+    sql(
+        "if d.state <> 'closed' or r.ok + r.bad = 0 then",
+        "if r.ok + r.bad = 0 then",
+        BREAKERS + "calls_from_before_the_opening_change_nothing",
+    ),
+    sql(
+        "if v_taken >= (p_rules ->> 'probes')::int then",
+        "if false then",
+        BREAKERS + "an_open_breaker_lets_nobody_try_before_its_pause_is_over",
+    ),
+    sql(
+        "where u.tenant = p_tenant and u.name = p_name for no key update;\n    if d.state = 'forced_open'",
+        "where u.tenant = p_tenant and u.name = p_name;\n    if d.state = 'forced_open'",
+        BREAKERS + "an_open_breaker_lets_nobody_try_before_its_pause_is_over",
+    ),
+    sql(
+        "if d.state = 'open' and d.probe_at > v_now then",
+        "if false then",
+        BREAKERS + "an_open_breaker_lets_nobody_try_before_its_pause_is_over",
+    ),
+    sql("and p.expires_at <= v_now;", "and false;", BREAKERS + "a_prober_that_died_does_not_wedge_it"),
+    sql(
+        "    delete from agentq.dependency_probe where tenant = p_tenant and name = p_name and probe = p_probe;\n",
+        "",
+        BREAKERS + "a_probe_that_comes_to_nothing_gives_its_place_back",
+    ),
+    sql("if d.good >= (p_rules ->> 'good')::int then", "if true then", BREAKERS + "it_closes_after_enough_good_probes"),
+    sql(
+        "greatest(p_pause_s, coalesce(p_retry_after_s, 0))",
+        "p_pause_s",
+        BREAKERS + "retry_after_is_the_floor_of_the_pause",
+    ),
+    sql(
+        "* 2, (p_rules ->> 'pause_max_s')::double precision)",
+        "* 2, 1e9)",
+        BREAKERS + "the_pause_grows_up_to_its_cap",
+    ),
+    sql(
+        "        if v_after <> 'forced_open' then\n",
+        "        if false then\n",
+        NEEDING + "who_waits_comes_back_when_it_closes",
+    ),
+    sql("where forced_until <= p_now", "where false", BREAKERS + "an_operators_word_holds_until_its_time_is_over"),
+    sql(
+        "when p_plan ->> 'refund' = l.failure ->> 'dependency'\n"
+        "                                                             then l.blamed else 0 end",
+        "when true then 0 end",
+        NEEDING + "an_outage_costs_no_attempt",
+    ),
+    Mutation(
+        "agentq/agents/act.py",
+        "return Broke(failure) if delay_s is None else Postponed(",
+        "return Broke(failure) if True else Postponed(",
+        NEEDING + "an_outage_costs_no_attempt",
+    ),
+    Mutation(
+        "agentq/agents/act.py",
+        "        name = self._tell_late(permits, failure)\n        return Broke",
+        "        name = None\n        return Broke",
+        NEEDING + "a_thread_that_hangs_is_counted_when_it_is_abandoned",
+    ),
+    Mutation(
+        "agentq/agents/context.py",
+        "        if call.declared.needs not in (None, self._needs) and",
+        "        if call.declared.needs is not None and",
+        NEEDING + "a_step_and_its_effect_take_one_place",
+    ),
+    Mutation(
+        "agentq/agents/context.py",
+        "                self._means.effects.give_back(self._attempt.claim, call.key)\n",
+        "                pass\n",
+        NEEDING + "a_call_held_back_leaves_no_effect",
+    ),
+    Mutation(
+        "agentq/agents/dependencies.py",
+        "            if self._told < mine:",
+        "            if True:",
+        NEEDING + "failures_of_one_moment_are_told_together",
+    ),
+    Mutation(
+        "agentq/agents/dependencies.py",
+        "        elif self._used_at - self._seen_at > max(3 * self._report_s, 3.0):",
+        "        else:",
+        NEEDING + "asking_costs_no_round_trip_while_closed",
+    ),
+    Mutation(
+        "agentq/policies/dependencies.py",
+        '    if failure.status in _DENIED_STATUSES or failure.type in _DENIED_TYPES:\n        return "denied"',
+        '    if failure.status in _DENIED_STATUSES or failure.type in _DENIED_TYPES:\n        return "down"',
+        NEEDING + "one_tenants_bad_key_is_its_own_matter",
+    ),
+    Mutation(
+        "agentq/engine.py",
+        "case Postponed(_, extras) if claim.refusals >= self.refusals_max:",
+        "case Postponed(_, extras) if False:",
+        NEEDING + "what_is_put_off_for_ever_ends",
+    ),
+    # failure classes
+    Mutation(
+        "agentq/agents/act.py",
+        "        if claim.repairs < step.repairs:",
+        "        if True:",
+        REPAIRS + "repairs_end",
+    ),
+    Mutation(
+        "agentq/agents/act.py",
+        "            return Broke(replace(failure, final=True))",
+        "            return Broke(failure)",
+        REPAIRS + "repairs_end",
+    ),
+    sql(
+        "repair = case when p_verdict = 'repair' then p_failure else l.repair end",
+        "repair = case when p_verdict = 'repair' then p_failure end",
+        REPAIRS + "feedback_outlives_an_outage",
+    ),
+    Mutation(
+        "agentq/agents/context.py",
+        "        if declared.repairable and self._attempt.claim.repairs:",
+        "        if self._attempt.claim.repairs:",
+        REPAIRS + "a_question_is_asked_anew_and_a_payment_is_not",
+    ),
+    Mutation(
+        "agentq/policies/failures.py",
+        "or status_of(error) in _AMBIGUOUS_STATUSES or _unreadable(error)",
+        "or _unreadable(error)",
+        KINDS,
+    ),
+    Mutation("agentq/policies/failures.py", "or _unreadable(error):", "or False:", KINDS),
+    # effects, told by people
+    sql(
+        "    if f.state not in ('pending', 'unknown') then return query select 'settled', f.state; return; end if;\n",
+        "",
+        TELLING + "of_two_people_one_decides",
+    ),
+    sql(
+        "    if f.state = 'pending' and exists (\n        select from agentq.ledger_entry l\n"
+        "         where l.tenant = p_tenant and l.session_id = f.session_id and l.step_id = f.step_id\n"
+        "           and l.state = 'running' and l.fence = f.fence) then\n        return query select 'running'",
+        "    if false then\n        return query select 'running'",
+        TELLING + "a_call_that_is_out_now_is_not_told",
+    ),
+    sql("    if not p_dry then\n", "    if true then\n", TELLING + "it_happened"),
     # the engine
     Mutation(
         "agentq/engine.py",

@@ -88,8 +88,8 @@ def hold(wait_s: float, rules: Rules, draw: Callable[[], float] = random.random)
     """
     How long a step stays away when the next probe is `wait_s` away.
 
-    Spread over as long again, so that those who waited together do not come back together; the wait is
-    never shorter than the breaker's own.
+    Spread over as long again, so that those who waited together do not come back together. Never longer
+    than the longest pause: a breaker may close, or be given back by an operator, before its time.
     """
-    wait_s = max(wait_s, 0.0)
+    wait_s = min(max(wait_s, 0.0), rules.pause_max_s)
     return Hold(wait_s + draw() * min(max(wait_s, rules.pause_s), rules.pause_max_s))

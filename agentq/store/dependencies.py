@@ -161,9 +161,8 @@ class Breakers:
         tenant, name = scope
         with self.store.transaction(ALL_TENANTS) as connection:
             why = f"{operator}: {reason}"
-            [(before, after)] = run(
-                connection, SQL["force"], _scoped(scope) | {"state": state, "for_s": for_s, "why": why}
-            )
+            parameters = {"state": state, "for_s": for_s, "why": why, "rules": Jsonb(self._rules)}
+            [(before, after)] = run(connection, SQL["force"], _scoped(scope) | parameters)
             record(
                 connection,
                 operator=operator,

@@ -229,6 +229,27 @@ def test_a_recorded_result_needs_nobody(
     assert provider.calls == 1
 
 
+def test_who_waits_comes_back_when_it_closes(
+    registry: Registry, client: Client, tenant: str, other_tenant: str, local: Local, provider: Provider, name: str
+) -> None:
+    """
+    A step that was told to stay away for long comes back soon after the breaker closes, and not before.
+    """
+    calling(registry, provider, name, "step")
+    fleet = local()
+    breakers = fleet.dependencies.breakers
+    breakers.force((FLEET, name), "forced_open", for_s=3600, operator="me", reason="maintenance")
+    for who in (tenant, other_tenant):
+        start(client, who)
+        assert fleet.carry_next(who) == Carried("postpone")
+    due = "select extract(epoch from due_at - agentq.now()) from agentq.ledger_entry"
+    longest = fleet.dependencies._rules.pause_max_s
+    assert 5 < fleet.store.query_as(tenant, due, {})[0][0] <= longest
+    breakers.force((FLEET, name), "forced_shut", for_s=None, operator="me", reason="over")
+    for who in (tenant, other_tenant):
+        assert fleet.store.query_as(who, due, {})[0][0] <= fleet.dependencies._rules.pause_s
+
+
 def test_a_step_and_its_effect_take_one_place(
     registry: Registry, client: Client, tenant: str, local: Local, provider: Provider, name: str
 ) -> None:

@@ -11,7 +11,8 @@ select agentq.end_probe(%(tenant)s, %(name)s, %(probe)s, %(answer)s, %(retry_aft
                         %(failure)s, %(rules)s);
 
 -- name: force
-select * from agentq.force_dependency(%(tenant)s, %(name)s, %(state)s, %(for_s)s::double precision, %(why)s);
+select * from agentq.force_dependency(%(tenant)s, %(name)s, %(state)s, %(for_s)s::double precision, %(why)s,
+                                      %(rules)s);
 
 -- name: ls
 select d.name, nullif(d.tenant, '*'), d.state, d.changed_at, d.seen_at, case d.state when 'open' then d.probe_at end,

@@ -31,6 +31,19 @@ create or replace function agentq.open_dependency(
 $$;
 
 
+-- It works again: whoever waits for it comes back soon, spread a little so that they do not all come at once.
+create or replace function agentq.release_held(p_tenant text, p_name text, p_spread_s double precision, p_now timestamptz)
+returns void language sql as $$
+    with held as materialized (
+        select tenant, session_id, step_id from agentq.ledger_entry
+         where state = 'ready' and due_at > p_now and failure ->> 'dependency' = p_name
+           and (p_tenant = '*' or tenant = p_tenant)
+         order by tenant, session_id, step_id for update skip locked)
+    update agentq.ledger_entry e set due_at = least(e.due_at, p_now + make_interval(secs => random() * p_spread_s))
+      from held where e.tenant = held.tenant and e.session_id = held.session_id and e.step_id = held.step_id
+$$;
+
+
 -- What operators forced ends by itself: shut becomes closed, open is tried before it is trusted.
 create or replace function agentq.end_forced_dependencies(p_now timestamptz) returns void language plpgsql as $$
 declare d record;
@@ -164,6 +177,7 @@ begin
     if d.good >= (p_rules ->> 'good')::int then
         delete from agentq.dependency_probe where tenant = p_tenant and name = p_name;
         perform agentq.change_dependency(p_tenant, p_name, 'closed', format('%s probes in a row went well', d.good), v_now);
+        perform agentq.release_held(p_tenant, p_name, (p_rules ->> 'pause_s')::double precision, v_now);
         return 'closed';
     end if;
     return d.state;
@@ -173,7 +187,7 @@ end $$;
 -- An operator's word: forced_open, forced_shut, or auto, which gives it back to its own judgement.
 -- Whoever forced it open has reasons to doubt it: given back, it is tried first.
 create or replace function agentq.force_dependency(
-    p_tenant text, p_name text, p_state text, p_for_s double precision, p_why text
+    p_tenant text, p_name text, p_state text, p_for_s double precision, p_why text, p_rules jsonb
 ) returns table (before text, after text) language plpgsql as $$
 declare v_now timestamptz := agentq.now(); v_before text; v_after text;
 begin
@@ -192,6 +206,9 @@ begin
         delete from agentq.dependency_probe d where d.tenant = p_tenant and d.name = p_name;
         delete from agentq.dependency_window d where d.tenant = p_tenant and d.name = p_name;
         perform agentq.change_dependency(p_tenant, p_name, v_after, p_why, v_now);
+        if v_after <> 'forced_open' then
+            perform agentq.release_held(p_tenant, p_name, (p_rules ->> 'pause_s')::double precision, v_now);
+        end if;
     end if;
     return query select v_before, v_after;
 end $$;
