@@ -499,18 +499,18 @@ def _bars(days: list[Any]) -> str:
     if not days:
         return ""
     top = max(row.cost_micros for row in days) or 1
-    width = 720 / len(days)
-    parts_ = [f'<svg class="aq-tl" viewBox="0 0 {len(days) * width + 20:.0f} 190" role="img" aria-label="Cost by day">']
+    width = min(720 / len(days), 80)
+    parts_ = ['<svg class="aq-tl" viewBox="0 0 740 190" role="img" aria-label="Cost by day">']
     for number, row in enumerate(days):
         x, height = 10 + number * width, 140 * row.cost_micros / top
         waste = 140 * row.waste_micros / top
         bar = max(min(width - 4, 60), 2)
         title = f"{row.of}: {dollars(row.cost_micros)}, waste {dollars(row.waste_micros)}"
         parts_.append(
-            f'<g><title>{title}</title><rect class="model" x="{x:.1f}" y="{150 - height:.1f}" width="{bar:.1f}" '
-            f'height="{height:.1f}"/><rect class="bad" x="{x:.1f}" y="{150 - height:.1f}" width="{bar:.1f}" '
-            f'height="{waste:.1f}"/><text x="{x:.1f}" y="{145 - height:.1f}">{dollars(row.cost_micros)}</text>'
-            f'<text class="dim" x="{x:.1f}" y="166">{row.of[5:]}</text></g>'
+            f'<g><title>{title}</title><rect class="model" x="{x:.1f}" y="{164 - height:.1f}" width="{bar:.1f}" '
+            f'height="{height:.1f}"/><rect class="bad" x="{x:.1f}" y="{164 - height:.1f}" width="{bar:.1f}" '
+            f'height="{waste:.1f}"/><text x="{x:.1f}" y="{159 - height:.1f}">{dollars(row.cost_micros)}</text>'
+            f'<text class="dim" x="{x:.1f}" y="180">{row.of[5:]}</text></g>'
         )
     return "".join([*parts_, "</svg>"])
 

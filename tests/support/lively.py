@@ -1,0 +1,126 @@
+"""A lively fleet for pictures: three tenants, three agents, work that goes well, fails, waits and is paused."""
+
+from __future__ import annotations
+
+import random
+from contextlib import suppress
+from typing import Any
+
+from pydantic import BaseModel
+
+from agentq import Agent, Ask, Context, Done, Next, Permanent, Transient, effect
+from agentq.agents.registry import Registry
+from agentq.client import Client
+from agentq.testing import LocalFleet, Stuck
+
+AGENTS = ("support-desk", "refunds", "research")
+PRICES = {"gpt-5": (1.25, 10.0), "gpt-5-mini": (0.25, 2.0), "claude-sonnet-4-5": (3.0, 15.0)}
+
+
+class Ticket(BaseModel):
+    """What an agent knows."""
+
+    text: str = ""
+    order: str = ""
+    seed: int = 0
+    turns: int = 0
+    notes: list[str] = []
+
+
+@effect(idempotent=True)
+def fetch_order(order: str) -> dict[str, Any]:
+    """The shop's order."""
+    return {"order": order, "total_cents": 4_900, "customer": "jane@example.com", "card": "4111111111111111"}
+
+
+@effect(idempotent=True)
+def search_web(query: str) -> list[str]:
+    """Pages that mention it."""
+    return [f"{query}: page {number}" for number in range(3)]
+
+
+@effect(idempotent=True)
+def issue_refund(order: str, cents: int) -> str:
+    """The payment provider's receipt."""
+    return f"receipt-{order}-{cents}"
+
+
+def define(registry: Registry, tenants: tuple[str, ...]) -> None:
+    """The agents."""
+    for name in AGENTS:
+        _agent(registry, name)
+
+
+def _ask(ctx: Context, draw: random.Random, prompt: str, answer: str) -> str:
+    model = draw.choice(list(PRICES))
+    tokens_in, tokens_out = draw.randint(300, 6_000), draw.randint(40, 700)
+    price_in, price_out = PRICES[model]
+    micros = int(tokens_in * price_in + tokens_out * price_out)
+    cost = f"{micros / 1_000_000:.6f}"
+    with ctx.trace("model", model, input=[{"role": "user", "content": prompt}], provider="openai", model=model) as span:
+        span.output = answer
+        span.used(input_tokens=tokens_in, output_tokens=tokens_out, cost_usd=cost, cached_tokens=tokens_in // 3)
+    ctx.usage(input_tokens=tokens_in, output_tokens=tokens_out, cost_usd=cost)
+    return answer
+
+
+def _agent(registry: Registry, name: str) -> None:
+    agent = Agent(name, state=Ticket, registry=registry)
+
+    @agent.step(start=True)
+    def read(state: Ticket, ctx: Context) -> Next:
+        draw = random.Random(state.seed)
+        ctx.call(fetch_order, state.order)
+        _ask(ctx, draw, f"Classify this mail: {state.text}", "refund request")
+        state.notes.append("asked for a refund")
+        return Next(think, state)
+
+    @agent.step(retries=2)
+    def think(state: Ticket, ctx: Context) -> Next:
+        draw = random.Random(state.seed * 31 + state.turns + ctx.attempt)
+        if draw.random() < 0.15:
+            _ask(ctx, draw, "What now?", "")
+            raise Transient("the provider answered 529: overloaded", retry_after_s=0.0)
+        ctx.call(search_web, f"policy {state.order}")
+        picked = draw.choice(["refund", "ask for a photo", "hand over to a person"])
+        _ask(ctx, draw, "What now?", picked)
+        ctx.decide(
+            ["refund", "ask for a photo", "hand over to a person"], picked,
+            "the order is younger than 30 days and was paid by card", round(0.55 + draw.random() * 0.4, 2),
+            limits={"cost_usd": "0.40", "steps_max": 30},
+        )  # fmt: skip
+        state.turns += 1
+        state.notes.append(f"turn {state.turns}: {picked}")
+        return Next(think if state.turns < draw.randint(1, 4) else act, state)
+
+    @agent.step(retries=1)
+    def act(state: Ticket, ctx: Context) -> Done | Ask:
+        draw = random.Random(state.seed * 7)
+        kind = draw.random()
+        if kind < 0.08:
+            raise Permanent("the payment provider refuses: the card is closed")
+        if kind < 0.12:
+            raise ValueError("the model's answer is no JSON: Expecting value at line 1")
+        if kind < 0.16:
+            return Ask(f"Refund order {state.order}, 49.00 EUR?", within="3d", then=pay, state=state)
+        ctx.call(issue_refund, state.order, 4_900)
+        return Done({"refunded": state.order})
+
+    @agent.step
+    def pay(state: Ticket, ctx: Context) -> Done:
+        ctx.call(issue_refund, state.order, 4_900)
+        return Done({"refunded": state.order})
+
+
+def play(client: Client, fleet: LocalFleet, tenants: tuple[str, ...], sessions: int) -> list[Any]:
+    """Start them and let each come as far as it comes."""
+    draw = random.Random(20)
+    started = []
+    for number in range(sessions):
+        tenant, agent = draw.choice(tenants), draw.choice(AGENTS)
+        given = {"text": "My headphones broke, refund please", "order": f"A{1000 + number}", "seed": number}
+        session = client.start(agent, tenant=tenant, input=given, key=f"ticket-{8000 + number}")
+        started.append(session)
+        with suppress(Stuck, Exception):
+            fleet.drain(session)
+    return started
