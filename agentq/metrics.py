@@ -28,6 +28,7 @@ from agentq.verdicts import Carried, Deferred, Dropped, Granted, Settlement, Sup
 log = logging.getLogger("agentq.metrics")
 
 REST = "(rest)"
+_BREAKER = {"closed": 0, "forced_shut": 0, "half_open": 1, "open": 2, "forced_open": 2}
 _AGENTS_MAX = 100
 _PORTS_TRIED = 64
 _HOPS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -145,7 +146,10 @@ class FleetCollector(Collector):
     def _ask(self) -> list[Metric]:
         found: list[Metric] = []
         errors = 0
-        for question in (self._tenants, self._workers, self._sessions, self._letters, self._people, self._effects):
+        for question in (
+            self._tenants, self._workers, self._sessions, self._letters, self._people, self._effects,
+            self._dependencies,
+        ):  # fmt: skip
             try:
                 found += question()
             except Exception as error:
@@ -228,6 +232,26 @@ class FleetCollector(Collector):
     def _effects(self) -> list[Metric]:
         rows = [((row[0],), row[1]) for row in self._figures.ask("effects")]
         return [_gauge("agentq_effects", "Effects of which nobody knows whether they happened.", rows, "state")]
+
+    def _dependencies(self) -> list[Metric]:
+        rows = self._figures.ask("dependencies")
+        counts = [((r[0], what), r[2 + n]) for r in rows for n, what in enumerate(("answered", "failed", "held_back"))]
+        return [
+            _gauge(
+                "agentq_breaker_state",
+                "0: calls go out, 1: a few try, 2: steps are held back.",
+                [((row[0],), _BREAKER[row[1]]) for row in rows],
+                "dependency",
+            ),
+            _gauge("agentq_breaker_openings", "Times it opened.", [((row[0],), row[5]) for row in rows], "dependency"),
+            _gauge("agentq_dependency_calls", "Calls by what became of them.", counts, "dependency", "outcome"),
+            _gauge(
+                "agentq_breaker_tenants_held",
+                "Tenants whose own access is held back.",
+                [((row[0],), row[6]) for row in rows],
+                "dependency",
+            ),
+        ]
 
 
 def _busiest(depths: list[QueueDepth], top: int) -> Iterator[tuple[str, list[QueueDepth]]]:

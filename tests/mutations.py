@@ -387,7 +387,7 @@ MUTATIONS = [
     sql(
         "where u.tenant = p_tenant and u.name = p_name for no key update;\n    if d.state = 'forced_open'",
         "where u.tenant = p_tenant and u.name = p_name;\n    if d.state = 'forced_open'",
-        BREAKERS + "an_open_breaker_lets_nobody_try_before_its_pause_is_over",
+        BREAKERS + "probers_never_share_a_place",
     ),
     sql(
         "if d.state = 'open' and d.probe_at > v_now then",
@@ -427,7 +427,7 @@ MUTATIONS = [
         "agentq/agents/act.py",
         "return Broke(failure) if delay_s is None else Postponed(",
         "return Broke(failure) if True else Postponed(",
-        NEEDING + "an_outage_costs_no_attempt",
+        NEEDING + "one_tenants_bad_key_is_its_own_matter",
     ),
     Mutation(
         "agentq/agents/act.py",

@@ -21,12 +21,14 @@ from agentq.agents.registry import Registry
 from agentq.client import Client
 from agentq.errors import ConfigError
 from agentq.metrics import _AGENTS_MAX, REST, FleetCollector, MetricsServer, ProcessMetrics, _busiest, fleet_registry
+from agentq.store.dependencies import FLEET, Breakers, Report
 from agentq.store.ledger import QueueDepth
 from agentq.store.pool import Store
 from agentq.testing import LocalFleet
 from agentq.verdicts import Deferred, Dropped, Granted, Settlement, Superseded
 from tests.conftest import new_tenant
 from tests.support.bad_run import define
+from tests.support.breakers import RULES
 from tests.support.fleet import ROOT, Fleet
 from tests.support.hands import BROKEN, Hands, step
 from tests.support.until import until
@@ -107,6 +109,7 @@ def test_the_ledger_is_told_as_it_is(store: Store, hands: Hands, admin: psycopg.
     admin.execute(
         "update agentq.ledger_entry set due_at = due_at - interval '1 hour' where step_id = %s", (waiting.step_id,)
     )
+    Breakers(store, RULES).report([Report((FLEET, "metrics-test"), bad=4)])
     found = values(fleet_registry(store, tenants_max=10_000))
     assert found["agentq_running", (hands.tenant,)] == 1
     assert found["agentq_queue_depth", (hands.tenant, "ready")] == 1
@@ -114,6 +117,8 @@ def test_the_ledger_is_told_as_it_is(store: Store, hands: Hands, admin: psycopg.
     assert found["agentq_workers", ("default", "live")] >= 1
     assert found["agentq_dead_letters", (BROKEN.kind,)] >= 1
     assert any(name == "agentq_dead_letters_by_cause" for name, _ in found)
+    assert found["agentq_breaker_state", ("metrics-test",)] == 2
+    assert found["agentq_dependency_calls", ("metrics-test", "failed")] == 4
     assert found["agentq_scrape_errors", ()] == 0
     hands.follow(running, step("second"))
 
@@ -231,7 +236,7 @@ def test_promtool_accepts_rules_and_scrape_configuration() -> None:
         capture_output=True, text=True, timeout=30, check=False,
     )  # fmt: skip
     assert checked.returncode == 0, checked.stdout + checked.stderr
-    assert "12 rules found" in checked.stdout
+    assert "13 rules found" in checked.stdout
 
 
 def test_promtool_accepts_what_is_served(store: Store) -> None:

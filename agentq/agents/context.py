@@ -17,7 +17,7 @@ from pydantic.errors import PydanticSchemaGenerationError
 from agentq import engine
 from agentq.agents import loop
 from agentq.agents.asking import Asking, Request, answer_of, refusal
-from agentq.agents.dependencies import Dependencies, Permit
+from agentq.agents.dependencies import Dependencies, Permit, dependency_name
 from agentq.agents.effects import (
     Declaration,
     declaration_of,
@@ -587,6 +587,22 @@ class Context(_ContextBase):
         return Spend(self._spending, request)
 
     @contextmanager
+    def needing(self, dependency: str) -> Iterator[None]:
+        """
+        Calls within the block go to this dependency, by a name that is known only now; else say `needs=`.
+
+        Raises:
+            HeldBack: its breaker is open. Let it pass: the step comes back, and no attempt is lost.
+        """
+        name = dependency_name(dependency)
+        if name == self._needs:
+            yield
+            return
+        with self._means.dependencies.calling(name, self.tenant) as permit:
+            self.permits.append(permit)
+            yield
+
+    @contextmanager
     def transaction(self) -> Iterator[Connection]:
         """
         A psycopg connection whose writes commit with this step's checkpoint, exactly once, or not at all.
@@ -684,6 +700,27 @@ class AsyncContext(_ContextBase):
         """As `Context.spend`, for `async with`."""
         request = SpendRequest(model, max_tokens, input_tokens, prompt, provider, session_cost_usd, session_tokens)
         return AsyncSpend(self._spending, request)
+
+    @asynccontextmanager
+    async def needing(self, dependency: str) -> AsyncIterator[None]:
+        """As `Context.needing`, for `async with`."""
+        name, dependencies = dependency_name(dependency), self._means.dependencies
+        if name == self._needs:
+            yield
+            return
+        permit = await asyncio.to_thread(dependencies.admit, name, self.tenant)
+        self.permits.append(permit)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if self._attempt.stopped != "timeout":
+                dependencies.give_back_later(permit)
+            raise
+        except BaseException as error:
+            failure = self._means.classify(error)
+            await asyncio.to_thread(dependencies.report, name, False, failure, permit=permit, error=error)
+            raise
+        await asyncio.to_thread(dependencies.report, name, True, permit=permit)
 
     async def progress_async(self, text: str, **data: Any) -> None:
         """As `progress`, without holding up the loop."""

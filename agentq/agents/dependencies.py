@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 import threading
 import time
 import uuid
@@ -22,6 +23,7 @@ from typing import Any
 from agentq.errors import DeadlineExceeded, FenceLost, HeldBack, Stopped, StoreUnavailable
 from agentq.policies.dependencies import Bearing, Rules, bearing, hold
 from agentq.settings import Settings
+from agentq.step import valid_name
 from agentq.store.dependencies import FLEET, Answer, Breaker, Breakers, Report, Scope
 from agentq.store.pool import Store
 from agentq.verdicts import Failure
@@ -321,6 +323,11 @@ def rules_of(settings: Settings) -> Rules:
         probe_s=settings.dependency_probe_s,
         good=settings.dependency_good,
     )
+
+
+def dependency_name(text: str) -> str:
+    """A provider's own name as that of a dependency: `Azure OpenAI` is `azure-openai`."""
+    return valid_name("dependency", re.sub(r"[^a-z0-9_-]+", "-", text.lower()).strip("-_")[:63])
 
 
 def _says(failure: Failure | None, error: BaseException | None) -> Bearing:

@@ -334,6 +334,41 @@ def test_a_thread_that_hangs_is_counted_when_it_is_abandoned(
     assert (row.state, row.bad_total, row.ok_total) == ("open", 4, 0)
 
 
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_a_dependency_that_is_known_only_now(
+    registry: Registry, client: Client, tenant: str, local: Local, provider: Provider, name: str, is_async: bool
+) -> None:
+    """
+    `ctx.needing` does for a block what `needs=` does for a step, whatever the provider calls itself.
+    """
+    agent = Agent("caller", state=Empty, registry=registry)
+    called = name.replace("-", " ").upper()
+    if is_async:
+
+        @agent.step(retries=1)
+        async def work(state: Empty, ctx: AsyncContext) -> Done:
+            async with ctx.needing(called):
+                return Done(provider.ask())
+    else:
+
+        @agent.step(retries=1)
+        def work(state: Empty, ctx: Context) -> Done:
+            with ctx.needing(called):
+                return Done(provider.ask())
+
+    fleet = local()
+    sessions = [start(client, tenant) for _ in range(6)]
+    provider.error = Transient("out of order")
+    while fleet.carry_next(tenant) is not None:
+        pass
+    assert provider.calls == 4
+    provider.error = None
+    assert [fleet.drain(session).result for session in sessions] == ["answer"] * 6
+    assert [session.steps()[0].attempt for session in sessions] == [1] * 6
+    [row] = fleet.dependencies.breakers.ls(name)
+    assert (row.state, row.openings) == ("closed", 1)
+
+
 def test_what_is_put_off_for_ever_ends(
     registry: Registry, client: Client, tenant: str, settings: Settings, local: Local
 ) -> None:

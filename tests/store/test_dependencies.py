@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import threading
+import uuid
 from collections.abc import Callable, Iterator
 
 import psycopg
 import pytest
+from psycopg.types.json import Jsonb
 
 from agentq.settings import Settings
-from agentq.store.dependencies import FLEET, Breakers, Report, Scope
-from agentq.store.pool import Store
+from agentq.store.dependencies import FLEET, SQL, Breakers, ProbeClaim, Report, Scope
+from agentq.store.pool import Store, run
 from agentq.testing import Clock
 from tests.conftest import RUN
 from tests.support.breakers import RULES
 from tests.support.hands import at_once
+from tests.support.until import until
 
 _numbers = itertools.count()
 
@@ -171,6 +175,27 @@ def test_a_probe_that_comes_to_nothing_gives_its_place_back(moved: Store, scope:
     assert claims[0].probe is not None
     assert breakers.end_probe(scope, claims[0].probe, "nothing") == "half_open"
     assert breakers.claim_probe(scope).granted
+
+
+def test_probers_never_share_a_place(moved: Store, scope: Scope, admin: psycopg.Connection[object]) -> None:
+    """
+    Who asks while another is being granted the last place waits for that, and is refused.
+    """
+    half_open(moved, scope)
+    breakers = Breakers(moved, {**RULES, "probes": 1})
+    first = breakers.claim_probe(scope).probe  # now it is half open, so asking alone changes no row
+    assert first is not None
+    breakers.end_probe(scope, first, "nothing")
+    answers: list[ProbeClaim] = []
+    second = threading.Thread(target=lambda: answers.append(breakers.claim_probe(scope)))
+    blocked = "select 1 from pg_locks where not granted"
+    with moved.transaction(FLEET) as connection:
+        parameters = {"tenant": scope[0], "name": scope[1], "probe": uuid.uuid4(), "rules": Jsonb(breakers._rules)}
+        assert run(connection, SQL["claim_probe"], parameters)[0][0]
+        second.start()
+        until(lambda: not second.is_alive() or admin.execute(blocked).fetchone(), 10, "the second asks")
+    second.join(10)
+    assert not answers[0].granted
 
 
 def test_a_prober_that_died_does_not_wedge_it(moved: Store, scope: Scope) -> None:

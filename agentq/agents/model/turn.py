@@ -167,7 +167,8 @@ class Turn:
             with self.ctx.trace(
                 "model", model.model_name, input=_parts(shown[-1]), provider=model.system, max_tokens=room.max_tokens
             ) as span:
-                response = await ask(model, shown, parameters=parameters, settings=settings, sink=sink)
+                async with self.ctx.needing(model.system):
+                    response = await ask(model, shown, parameters=parameters, settings=settings, sink=sink)
                 self._count(response, span)
         except Stopped:
             raise

@@ -23,3 +23,10 @@ select count(*), coalesce(extract(epoch from agentq.now() - min(asked_at)), 0)::
 
 -- name: effects
 select state, count(*) from agentq.effect where state = 'unknown' group by 1;
+
+-- name: dependencies
+-- The fleet's breaker of each dependency, and how many tenants' own are not closed.
+select f.name, f.state, f.ok_total, f.bad_total, f.refused_total, f.openings,
+       (select count(*) from agentq.dependency t
+         where t.name = f.name and t.tenant <> '*' and t.state in ('open', 'half_open', 'forced_open'))
+  from agentq.dependency f where f.tenant = '*' order by f.seen_at desc limit %(top)s;
