@@ -3,7 +3,8 @@ Errors: split by what the one who catches them must do.
 
     AgentqError
     ├─ ConfigError             the settings contradict themselves: refuse to start
-    │  └─ SchemaMismatch       the database has not this release's schema: upgrade it
+    │  ├─ SchemaMismatch       the database has not this release's schema: upgrade it
+    │  └─ SandboxUnavailable   no sandbox can be closed here, so what needs one is refused
     ├─ InvalidInput            refused at the door: the caller mends the call
     │  ├─ InvalidName          a tenant, agent or step name outside the alphabet
     │  ├─ UnknownAgent         no such agent and version is registered
@@ -27,6 +28,7 @@ Errors: split by what the one who catches them must do.
     │  │  ├─ BudgetExceeded     what the call may cost is more than is left
     │  │  └─ UnknownPrice       nobody knows what the model costs
     │  ├─ UnknownEffect        it may have happened: reconcile first
+    │  ├─ SandboxFailed        what ran in a sandbox raised, or was ended for what it used
     │  └─ ApprovalRefused      a person did not allow the call; nothing was done
     │     ├─ ApprovalDenied    somebody said no
     │     └─ ApprovalExpired   nobody answered in time
@@ -62,6 +64,17 @@ class ConfigError(AgentqError):
 
 class SchemaMismatch(ConfigError):
     """The database has no schema, another release's, or one that this role may not use."""
+
+
+class SandboxUnavailable(ConfigError):
+    """No sandbox can be closed on this machine, and nothing is run unprotected."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"refused, because no sandbox can be closed here ({self.why}); see `python -m agentq.sandbox attack`"
 
 
 class InvalidInput(AgentqError, ValueError):
@@ -294,6 +307,18 @@ class UnknownEffect(StepFailed):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class SandboxFailed(StepFailed):
+    """A function in a sandbox raised, or was ended there; `kind` and `ended_by` say which."""
+
+    def __init__(self, name: str, kind: str, message: str, ended_by: str = "itself") -> None:
+        super().__init__(name, kind, message, ended_by)
+        self.name, self.kind, self.message, self.ended_by = name, kind, message, ended_by
+
+    def __str__(self) -> str:
+        why = f"{self.kind}: {self.message}" if self.ended_by == "itself" else f"it was ended ({self.ended_by})"
+        return f"{self.name} failed in its sandbox: {why}"
 
 
 class ApprovalRefused(StepFailed):

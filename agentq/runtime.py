@@ -15,6 +15,7 @@ from typing import Any
 
 from kombu import Connection
 
+from agentq import sandbox
 from agentq.agents.act import Act
 from agentq.agents.asking import Asking
 from agentq.agents.context import Means
@@ -70,6 +71,7 @@ class Runtime:
     def __init__(self, settings: Settings, registry: Registry, connect: Callable[[], Connection]) -> None:
         self.settings = settings
         self.registry = registry
+        sandbox.configure(settings.sandbox, settings.sandbox_image)
         self.store = Store(settings.database_url, size=settings.database_pool, name=f"agentq {os.getpid()}")
         self.ledger = Ledger(self.store, traced=settings.trace)
         self.workers = Workers(self.store)

@@ -140,6 +140,10 @@ class Settings(BaseModel):
     notify_email_to: tuple[str, ...] = Field((), description="told by mail where no approver has an address")
     notify_link: str = Field("", description="address of an approval for people; {id} and {tenant} are filled in")
     notify_details: bool = Field(False, description="notices carry the details of a question, not only the question")
+    sandbox: Literal["auto", "bubblewrap", "landlock", "docker"] = Field(
+        "auto", description="where foreign code runs; auto: bubblewrap, else Landlock, else it is refused"
+    )
+    sandbox_image: str = Field("python:3.12-slim", description="image of the docker sandbox; it needs python3")
     flower_port: int = Field(5555, ge=0, le=65535, description="0: any free port")
     flower_address: str = Field("127.0.0.1", description="the address Flower binds")
     flower_operators: tuple[str, ...] = Field(

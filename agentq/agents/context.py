@@ -28,6 +28,7 @@ from agentq.agents.effects import (
 )
 from agentq.agents.permissions import Permissions
 from agentq.agents.returns import Answer, BranchResult
+from agentq.agents.sandboxed import boxed
 from agentq.agents.spending import AsyncSpend, Budgeting, Spend, Spending, SpendRequest
 from agentq.agents.tracing import Recording, Span, Tracing
 from agentq.engine import Attempt
@@ -343,6 +344,8 @@ class _ContextBase:
             adapter = result_adapter(function)
         except (PydanticSchemaGenerationError, TypeError):
             adapter = TypeAdapter(Any)
+        if declared.sandbox is not None:
+            function = boxed(function, declared.sandbox)
         return _Call(key, name, declared, function, args, kwargs, fingerprint(name.encode(), arguments), adapter)
 
     def _permitted(self, call: _Call) -> _Call:

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 from agentq.agents.returns import Duration, seconds
 from agentq.errors import AgentqError, ConfigError
+from agentq.sandbox.limits import Limits
 from agentq.step import valid_name
 
 P = ParamSpec("P")
@@ -35,6 +36,7 @@ class Declaration:
     auto: Callable[..., bool] | None = None
     needs: str | None = None
     repairable: bool = False
+    sandbox: Limits | None = None
 
 
 _UNDECLARED = Declaration()
@@ -55,6 +57,7 @@ def effect(
     auto: Callable[..., bool] | None = None,
     needs: str | None = None,
     repairable: bool = False,
+    sandbox: bool | Limits = False,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
 def effect(
     function: Callable[P, R] | None = None,
@@ -70,6 +73,7 @@ def effect(
     auto: Callable[..., bool] | None = None,
     needs: str | None = None,
     repairable: bool = False,
+    sandbox: bool | Limits = False,
 ) -> Any:
     """
     Declare how a function behaves when an attempt dies between its call and its result.
@@ -91,7 +95,12 @@ def effect(
 
     `repairable=True`: it is a question, whose answer may be wrong. A step that repairs asks it anew, while
     every other effect keeps its recorded result. Never for what changes something.
+
+    `sandbox=True` (or `Limits(...)`): it runs outside the worker, without its environment, network, files
+    or rights, or not at all (`agentq.sandbox`). It stands at the top of a module; nothing leaves but its
+    result, so it is idempotent.
     """
+    limits = Limits() if sandbox is True else sandbox or None
     groups = (to,) if isinstance(to, str) else tuple(to)
     if not irreversible and (groups or within is not None or question is not None or auto is not None):
         raise ConfigError("to=, within=, question= and auto= say how irreversible=True is asked about; set it")
@@ -104,7 +113,17 @@ def effect(
 
     def declare(function: Callable[P, R]) -> Callable[P, R]:
         declared = Declaration(
-            idempotent, check, key, irreversible, groups, within_s, question, auto, needs=needs, repairable=repairable
+            idempotent or limits is not None,
+            check,
+            key,
+            irreversible,
+            groups,
+            within_s,
+            question,
+            auto,
+            needs=needs,
+            repairable=repairable,
+            sandbox=limits,
         )
         setattr(function, _DECLARED, declared)
         return function

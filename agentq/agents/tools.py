@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 from agentq.agents.effects import idempotency_key
 from agentq.agents.returns import Duration, seconds
 from agentq.errors import ConfigError
+from agentq.sandbox.limits import Limits
 
 if TYPE_CHECKING:
     from agentq.agents.context import AsyncContext, Context
@@ -33,6 +34,7 @@ class ToolOptions:
     retries: int = 2
     poll: bool = False
     needs: str | None = None
+    sandbox: Limits | None = None
 
 
 _UNDECLARED = ToolOptions()
@@ -89,6 +91,7 @@ def tool(
     retries: int = 2,
     poll: bool = False,
     needs: str | None = None,
+    sandbox: bool | Limits = False,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
 def tool(
     function: Callable[P, R] | None = None,
@@ -103,6 +106,7 @@ def tool(
     retries: int = 2,
     poll: bool = False,
     needs: str | None = None,
+    sandbox: bool | Limits = False,
 ) -> Any:
     """
     Declare a function, sync or async, as a tool that models may call.
@@ -114,13 +118,15 @@ def tool(
     of a call. `irreversible=True` waits for a person's approval first. `timeout` bounds one call,
     `retries` counts the calls after a transient failure. `poll=True`: the same answer many times is
     normal, and no sign of a loop. `needs` names the service whose outage holds the tool back.
+    `sandbox=True` (or `Limits(...)`) runs it outside the worker, as `@effect` says.
 
     Raises:
         ConfigError: the retries are no whole number from 0.
     """
     if isinstance(retries, bool) or not isinstance(retries, int) or not 0 <= retries <= 1000:
         raise ConfigError("retries of a tool is a whole number from 0 to 1000")
-    options = ToolOptions(name, idempotent, irreversible, key, check, seconds(timeout), retries, poll, needs)
+    limits = Limits() if sandbox is True else sandbox or None
+    options = ToolOptions(name, idempotent, irreversible, key, check, seconds(timeout), retries, poll, needs, limits)
 
     def declare(function: Callable[P, R]) -> Callable[P, R]:
         setattr(function, _DECLARED, options)

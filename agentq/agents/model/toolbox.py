@@ -17,6 +17,7 @@ from pydantic_ai.tools import ToolDefinition
 
 from agentq.agents.effects import effect
 from agentq.agents.model.reader import read_result
+from agentq.agents.sandboxed import boxed
 from agentq.agents.tools import ToolContext, ToolOptions, options_of
 from agentq.errors import ConfigError, Semantic
 from agentq.payload import encode
@@ -129,7 +130,7 @@ def _entry(function: Callable[..., Any] | Tool[Any]) -> Entry:
             found = schema.validator.validate_python({} if arguments is None else arguments)
         return dict(found)
 
-    is_async = inspect.iscoroutinefunction(function)
+    is_async = inspect.iscoroutinefunction(function) and options.sandbox is None
     perform = _performer(function, name, options, takes_context, is_async)
     return Entry(name, options, shown.tool_def, is_async, perform, validate)
 
@@ -168,6 +169,10 @@ def _performer(
     is_async: bool,
 ) -> Callable[..., Any]:
     """The function as `ctx.call` takes it: bounded in time, its result in a form that can be stored."""
+    if options.sandbox is not None:
+        if takes_context:
+            raise ConfigError(f"tool {name!r} runs in a sandbox, where there is no ToolContext")
+        function = boxed(function, options.sandbox)
     first = (lambda: (_current.get(),)) if takes_context else tuple
 
     async def perform_async(**arguments: Any) -> Any:
@@ -181,7 +186,11 @@ def _performer(
 
     perform: Callable[..., Any] = perform_async if is_async else perform_sync
     perform.__name__ = perform.__qualname__ = name
-    declared: dict[str, Any] = {"idempotent": options.idempotent, "check": options.check, "key": options.key}
+    declared: dict[str, Any] = {
+        "idempotent": options.idempotent or options.sandbox is not None,
+        "check": options.check,
+        "key": options.key,
+    }
     declared |= _declared_if_known(irreversible=options.irreversible, needs=options.needs)
     return effect(**declared)(perform)
 
