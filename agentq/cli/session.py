@@ -231,16 +231,15 @@ def _show_effects(effects: list[dict[str, Any]], steps: list[StepRow]) -> None:
 def _advice(row: SessionRow, steps: list[StepRow], effects: list[dict[str, Any]]) -> list[str]:
     """What a person may do about a session that did not end well, or does not go on."""
     advice = []
-    if unknown := [effect["name"] for effect in effects if effect["state"] == "unknown"]:
+    if unknown := [effect for effect in effects if effect["state"] == "unknown"]:
+        names = ", ".join(effect["name"] for effect in unknown)
         advice.append(
-            f"whether {', '.join(unknown)} happened is not known: look at the other side under the effect's key "
-            "before you start this again"
+            f"whether {names} happened is not known: look at the other side under the effect's key, then say what you "
+            f"found: agentq effect resolve '{unknown[0]['key']}' --done RESULT | --not-done"
         )
     if row.state == "failed":
         kind = str((row.failure or {}).get("kind", ""))
-        advice.append(
-            _FAILED.get(kind, "read the failed step above, mend its cause, then start it again under a new key")
-        )
+        advice.append(f"{_FAILED.get(kind, _MEND)}: agentq session replay {row.session_id} --reason WHY")
     if row.state == "running" and any(step.state == "ready" and step.attempt for step in steps):
         advice.append("a failed step waits for its next attempt; nothing needs to be done")
     if row.state == "running" and any(step.quarantine and step.state == "queued" for step in steps):
@@ -248,13 +247,17 @@ def _advice(row: SessionRow, steps: list[StepRow], effects: list[dict[str, Any]]
     return advice
 
 
+_MEND = "read the failed step above and mend its cause, then let it go on"
+
 _FAILED = {
-    "permanent": "no retry would have helped: mend the input or the code, then start it again under a new key",
-    "gave_up": "its attempts are used up: mend the cause that the failed step names, then start it under a new key",
-    "worker_lost": "it killed its workers, at last alone in quarantine: look at memory and native code of that step",
-    "unknown": "settle by hand what may have happened, then start it again under a new key",
-    "deadline": "its deadline was over: start it again with a longer --deadline, or find out what held it up",
-    "timeout": "a step did not end within its timeout: raise the step's timeout, or bound the call inside it",
+    "permanent": "no retry would have helped: mend the code, or its state (--edit), then let it go on",
+    "gave_up": "its step decided to fail: mend what it names, then let it go on",
+    "worker_lost": "it killed its workers, at last alone in quarantine: look at memory and native code of that step, "
+    "then let it go on",
+    "unknown": "once that is settled, let it go on",
+    "deadline": "its deadline was over: find out what held it up, then let it go on with a new --deadline",
+    "timeout": "a step did not end within its timeout: raise it, or bound the call inside, then let it go on",
+    "transient": "its attempts are used up: once the other side is back, let it go on",
 }
 
 

@@ -32,7 +32,7 @@ def edited(agent: Agent[Any], state: bytes, change: Change) -> tuple[bytes, list
     try:
         read = agent.read(encode(wanted))
     except Permanent as error:
-        raise InvalidState(agent.name, str(error)) from None
+        raise InvalidState(agent.name, f"{error}{_how_to_write_text(change, str(error))}") from None
     after_bytes = encode(read)
     after = decode(after_bytes)
     # A model that ignores what it does not know would drop a misspelt field without a word.
@@ -43,6 +43,14 @@ def edited(agent: Agent[Any], state: bytes, change: Change) -> tuple[bytes, list
     if not differences:
         raise InvalidInput("the edit changes nothing")
     return after_bytes, differences
+
+
+def _how_to_write_text(change: Change, error: str) -> str:
+    """A hint where a number was read and a text is wanted, which on a command line look alike."""
+    if not isinstance(change, Mapping) or "valid string" not in error:
+        return ""
+    path = next((path for path, value in change.items() if isinstance(value, bool | int | float)), None)
+    return "" if path is None else f"; a text that looks like a number is written {path}='\"{change[path]}\"'"
 
 
 def parse_assignments(texts: tuple[str, ...]) -> dict[str, Any]:

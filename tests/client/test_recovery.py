@@ -175,6 +175,7 @@ def test_a_child_that_is_spawned_again_recalls_its_effects(
         ({"from_step": "9"}, "has no step 9"),
         ({"from_step": "pay", "change": {"cents": "many"}}, "cents"),
         ({"from_step": "pay", "change": {"colour": 1}}, "colour"),
+        ({"from_step": "pay", "change": {"number": 22}}, """written number='"22"'"""),
         ({"change": {"cents": 1}}, "from-step"),
         ({"from_step": "pay", "reason": " "}, "reason"),
     ],
