@@ -125,7 +125,7 @@ class Poison(BaseModel):
 poison = Agent("chaos-poison", state=Poison, version=1)
 
 
-@poison.step(start=True, retries=3, timeout="60s")
+@poison.step(start=True, retries=RETRIES, timeout="60s")
 def swallow(state: Poison) -> Done:
     """Tell the service who runs it, then die; a hog, alone in quarantine, waits to be killed from outside."""
     alone = threading.current_thread() is threading.main_thread()  # a prefork child runs its step there

@@ -14,6 +14,12 @@ from typing import Any, Literal
 
 Kind = Literal["idempotent", "checked", "plain"]
 
+Door = Literal["client", "broker"]
+
+# One way in, drawn from these: mostly the client, now and then twice at once.
+_USUAL: tuple[Door, ...] = ("client",)
+_DOORS: tuple[tuple[Door, ...], ...] = (*[_USUAL] * 7, ("client", "client"), ("broker",), ("client", "broker"))
+
 TENANTS = ("chaos-amber", "chaos-birch", "chaos-cedar")
 POISON_TENANT = "chaos-poison"
 
@@ -50,7 +56,8 @@ class Wanted:
     operations: tuple[Operation, ...] = ()
     result: Any = None
     poison: bool = False
-    twice: bool = False
+    # How it is submitted, side by side: by the client in Postgres, or as a task by somebody who has only the broker.
+    doors: tuple[Door, ...] = ("client",)
 
     @property
     def may_be_unknown(self) -> bool:
@@ -135,7 +142,7 @@ def _chain(draw: random.Random, key: str, tenant: str, *, at_s: float) -> Wanted
     chain = _drawn(draw, key, steps=draw.randint(5, 7))
     agent = "chaos-async" if draw.random() < 0.3 else "chaos-chain"
     return Wanted(
-        key, tenant, agent, at_s, chain.input, tuple(chain.operations), chain.trail, twice=draw.random() < 0.15
+        key, tenant, agent, at_s, chain.input, tuple(chain.operations), chain.trail, doors=draw.choice(_DOORS)
     )
 
 
@@ -159,7 +166,7 @@ def _fan(draw: random.Random, key: str, tenant: str, *, at_s: float) -> Wanted:
         },
         operations=(*(operation for branch in branches for operation in branch.operations), join),
         result=answer(key, "join", value),
-        twice=draw.random() < 0.15,
+        doors=draw.choice(_DOORS),
     )
 
 

@@ -32,6 +32,7 @@ LISTED_MAX = 20_000
 # How often a run may ask for the ends before it takes an unreachable fleet for an answer.
 ASK_TRIES = 60
 GREETING_TIMEOUT_S = 60.0
+RESERVE = 200
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,9 @@ class _Act:
         self.schedule, self.client, self.service, self.screen = drawn, client, service, screen
         poisons = plan.poison(drawn.poisons, run=run)
         sessions = plan.sessions(drawn.seed, count=drawn.profile.sessions, over_s=drawn.submit_s, run=run)
-        self.wanted = [*sessions, *poisons]
-        self.producers = Producers(client, self.wanted)
+        reserve = plan.sessions(drawn.seed, count=RESERVE, over_s=0.0, run=f"{run}late-")
         self.nemesis = Nemesis(drawn, service, servers, arena=arena, poisons=poisons, told=self._told)
+        self.producers = Producers(client, [*sessions, *poisons], reserve=reserve, needed=lambda: self.nemesis.at_work)
         self.began = time.time()
         self._known = 0
 
@@ -110,12 +111,12 @@ class _Act:
         finally:
             self.producers.stop()
             self.nemesis.stop()
-        requests = self.service.read()
+        requests, wanted = self.service.read(), list(self.producers.submitted)
         history = History(
-            wanted=self.wanted,
+            wanted=wanted,
             accepted=list(self.producers.accepted),
             requests=requests,
-            ends=ends(self.client, self.wanted),
+            ends=ends(self.client, wanted),
             hits=sorted(self.nemesis.hits, key=lambda hit: hit.number),
             lease_s=self.schedule.profile.pace.lease_s,
         )
@@ -125,10 +126,10 @@ class _Act:
 
     def _watch(self) -> None:
         """Until all have ended, or nothing has moved for as long as our patience lasts."""
-        total, seen, moved_at = len(self.wanted), (0, 0), time.monotonic()
+        seen, moved_at = (0, 0), time.monotonic()
         while True:
             time.sleep(LOOK_EVERY_S)
-            ended = self._ended()
+            ended, total = self._ended(), len(self.producers.submitted)
             now = (ended, len(self.service.read()))
             busy = self.producers.at_work or self.nemesis.at_work
             if now != seen or busy:
@@ -141,10 +142,9 @@ class _Act:
 
     def _ended(self) -> int:
         try:
-            keys = {each.key for each in self.wanted}
-            rows = [
-                row for tenant in _tenants(self.wanted) for row in self.client.list(tenant=tenant, limit=LISTED_MAX)
-            ]
+            wanted = list(self.producers.submitted)
+            keys = {each.key for each in wanted}
+            rows = [row for tenant in _tenants(wanted) for row in self.client.list(tenant=tenant, limit=LISTED_MAX)]
         except StoreUnavailable:
             return self._known
         self._known = sum(row.state in ENDED for row in rows if row.key in keys)

@@ -77,7 +77,7 @@ def test_a_session_has_five_steps_or_more() -> None:
     assert all(len(each.operations) >= 5 for each in sessions)
     assert {each.agent for each in sessions} == {"chaos-chain", "chaos-async", "chaos-fan"}
     assert {operation.kind for each in sessions for operation in each.operations} == {"idempotent", "checked", "plain"}
-    assert any(each.twice for each in sessions)
+    assert {each.doors for each in sessions} == {("client",), ("client", "client"), ("broker",), ("client", "broker")}
     assert any(any(each.input.get("naps", [])) for each in sessions)
     assert len({each.tenant for each in sessions}) == 3
 

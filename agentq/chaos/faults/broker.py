@@ -28,6 +28,8 @@ HOLD_S = 0.5
 HOLD_MAX = 6
 EMPTIED_MAX = 4
 CATCH_S = 3.0
+# The workers are as quick as we are: how much longer we wait for a first message.
+FIRST_CATCH_S = 10.0
 
 
 def killed(strike: Strike) -> Evidence:
@@ -192,7 +194,7 @@ def _caught(strike: Strike, broker: redis.Redis) -> Iterator[tuple[str, bytes | 
     known: set[int] = set()
     strike.begins(strike.everybody())
     deadline = time.monotonic() + (strike.blow.lasts_s or CATCH_S)
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline or (not known and time.monotonic() < deadline + FIRST_CATCH_S):
         found: Any = broker.brpop(keys, timeout=0.1)
         strike.wait(0)
         if found is None:
