@@ -139,19 +139,21 @@ class Strike:
         """The calls at the service now, of these processes or of all."""
         return [c for c in self.service.open() if c.what == "call" and (pids is None or c.pid in pids)]
 
-    def victim(self) -> tuple[Child, list[Open]]:
+    def victim(self, *, repeatable: bool = False) -> tuple[Child, list[Open]]:
         """
         A worker with calls in flight that no other blow has taken; the schedule says with whom to begin.
+
+        `repeatable` wants calls that whoever takes them over will repeat or ask about, so that the service sees it.
 
         Raises:
             Missed: none had any.
         """
         found: tuple[Child, list[Open]] = self.until(
-            self._find_victim, VICTIM_PATIENCE_S, "no worker had a call in flight"
+            lambda: self._find_victim(repeatable), VICTIM_PATIENCE_S, "no worker had a call in flight"
         )
         return found
 
-    def _find_victim(self) -> tuple[Child, list[Open]] | None:
+    def _find_victim(self, repeatable: bool) -> tuple[Child, list[Open]] | None:
         workers = self.arena.workers
         first = self.blow.worker
         with self._lock:
@@ -159,7 +161,8 @@ class Strike:
                 pid = worker.pid
                 if pid is None or worker.name in self._busy:
                     continue
-                if calls := self.calls({pid}):
+                calls = self.calls({pid})
+                if any(call.kind != "plain" or not repeatable for call in calls):
                     self._busy.add(worker.name)
                     self._mine.add(worker.name)
                     return worker, calls

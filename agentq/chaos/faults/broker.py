@@ -23,6 +23,7 @@ from agentq.chaos.strike import Evidence, Missed, Strike
 
 MEMORY = "512mb"
 REFUSED_TIMEOUT_S = 8.0
+QUIET_TIMEOUT_S = 10.0
 # A message is held no longer than this before it is put back in another order.
 HOLD_S = 0.5
 HOLD_MAX = 6
@@ -122,8 +123,9 @@ def disk_full(strike: Strike) -> Evidence:
     folder = valkey.folder
     mode = folder.stat().st_mode & 0o777
     try:
-        folder.chmod(0o500)
         with _connected(strike) as broker:
+            strike.until(lambda: _writes_nothing(broker), QUIET_TIMEOUT_S, "the broker writes to its disk all the time")
+            folder.chmod(0o500)
             broker.config_set("save", "3600 1000000000")
             broker.bgsave()
             return _refused(strike, broker, "MISCONF")
@@ -134,6 +136,12 @@ def disk_full(strike: Strike) -> Evidence:
             with contextlib.suppress(redis.RedisError):
                 broker.bgsave()
         strike.heals()
+
+
+def _writes_nothing(broker: redis.Redis) -> bool:
+    """Whether neither a snapshot nor a rewrite of the log is under way: another cannot begin meanwhile."""
+    found: Any = broker.info("persistence")
+    return not found["rdb_bgsave_in_progress"] and not found["aof_rewrite_in_progress"]
 
 
 def memory_full(strike: Strike) -> Evidence:

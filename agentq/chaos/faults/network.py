@@ -68,7 +68,7 @@ def parted(strike: Strike) -> Evidence:
 
 def parted_past_the_lease(strike: Strike) -> Evidence:
     """Parted from Postgres until its lease is over: a worker that lives, works, and may write nothing any more."""
-    worker, link = _way(strike)
+    worker, link = _way(strike, repeatable=True)
     pid = worker.pid
     try:
         link.part()
@@ -78,12 +78,12 @@ def parted_past_the_lease(strike: Strike) -> Evidence:
         strike.lasted()
     if pid is None:
         raise Missed("the worker was gone before")
-    strike.until(lambda: strike.taken_over(pid), 8.0, "nobody took its steps over")
+    strike.until(lambda: strike.taken_over(pid), 10.0, "nobody took its steps over")
     return {"pid": pid, "calls in flight": len(strike.sessions), "sessions taken over": strike.taken_over(pid)}
 
 
-def _way(strike: Strike) -> tuple[Child, Link]:
-    worker, calls = strike.victim()
+def _way(strike: Strike, *, repeatable: bool = False) -> tuple[Child, Link]:
+    worker, calls = strike.victim(repeatable=repeatable)
     strike.begins(calls)
     return worker, strike.arena.link(worker, strike.blow.server)
 

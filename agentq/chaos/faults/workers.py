@@ -10,6 +10,7 @@ from agentq.chaos.strike import Evidence, Missed, Strike, is_gone, is_stopped
 from agentq.embedded import processes
 
 GONE_TIMEOUT_S = 5.0
+TAKEN_TIMEOUT_S = 10.0
 RELAY_TIMEOUT_S = 20.0
 DRAIN_TIMEOUT_S = 40.0
 
@@ -49,7 +50,7 @@ def relay_killed(strike: Strike) -> Evidence:
 
 def frozen(strike: Strike) -> Evidence:
     """SIGSTOP for longer than the lease, then SIGCONT: a zombie with steps that others have taken over."""
-    worker, calls = strike.victim()
+    worker, calls = strike.victim(repeatable=True)
     pid = worker.pid
     if pid is None:
         raise Missed("the worker was gone before")
@@ -66,7 +67,7 @@ def frozen(strike: Strike) -> Evidence:
     if not stood:
         raise Missed("something else woke or ended it")
     if not taken:
-        strike.until(lambda: strike.taken_over(pid), 5.0, "nobody took its steps over")
+        strike.until(lambda: strike.taken_over(pid), TAKEN_TIMEOUT_S, "nobody took its steps over")
     return {"pid": pid, "calls in flight": len(calls), "sessions taken over": strike.taken_over(pid)}
 
 
