@@ -32,6 +32,7 @@ from agentq.heart import Heart
 from agentq.letterbox import Letterbox
 from agentq.metrics import MetricsServer, ProcessMetrics, fleet_registry
 from agentq.notices import Notices
+from agentq.otel import Exporter
 from agentq.poison import PoisonKeeper
 from agentq.policies.failures import ambiguous, classify, retry_with_backoff
 from agentq.policies.redaction import safe_failures
@@ -83,6 +84,7 @@ class Runtime:
         )
         self.metrics = ProcessMetrics()
         self.metrics_server: MetricsServer | None = None
+        self.exporter: Exporter | None = None
         self.submissions = Submissions(settings, registry, self.store, self.publisher, self.in_flight)
         self.poison = PoisonKeeper(DeadLetterStore(self.store), POISON_BODY_MAX_BYTES)
         self.on_tenants: Callable[[list[str]], Any] | None = None
@@ -126,6 +128,9 @@ class Runtime:
                 self.notices = Notices(self.approvals, settings)
                 self.notices.start()
             self._serve_metrics()
+            if settings.otlp_endpoint:
+                self.exporter = Exporter(self.store, settings, redactor_of(settings).value)
+                self.exporter.start()
 
     def _serve_metrics(self) -> None:
         """Prometheus's door, where the settings name a port."""
@@ -185,6 +190,8 @@ class Runtime:
         self.in_flight.draining = True
         if self.metrics_server is not None:
             self.metrics_server.stop()
+        if self.exporter is not None:
+            self.exporter.stop()
         if self.relay is not None:
             self.relay.stop()
         if self.notices is not None:

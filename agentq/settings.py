@@ -160,6 +160,7 @@ class Settings(BaseModel):
     redact_hook: str = Field(
         "", description="module:function(kind, value) that changes what a trace keeps, before it does"
     )
+    otlp_endpoint: str = Field("", description="OpenTelemetry spans of ended sessions go here, OTLP over HTTP")
     metrics_port: int = Field(0, ge=0, le=65535, description="first port for a worker's metrics; 0: none")
     metrics_address: str = Field("127.0.0.1", description="the address on which workers serve metrics")
     metrics_tenants: int = Field(

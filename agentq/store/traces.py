@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -101,6 +102,16 @@ class Relative:
     state: str
     created_at: datetime
     ended_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A session that ended, and what its tenant says of content."""
+
+    tenant: str
+    session_id: uuid.UUID
+    ended_at: datetime
+    content: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +248,28 @@ class Traces:
         told = [SpendRow(*row) for row in self.store.query_as(whose, SQL["spend_by_model"], parameters)]
         rest = _rest(self.spend("tenant", seconds=seconds, tenant=tenant, agent=agent), told)
         return [*told, rest] if rest is not None else told
+
+    def export(
+        self, name: str, deliver: Callable[[list[Ended]], None], *, limit: int = 50, late_s: float = 5.0
+    ) -> int | None:
+        """
+        Hand sessions that ended since the last time to `deliver`; how many, or None when another process does.
+
+        When `deliver` raises, they come again: at least once. A new export begins with what ends from now on.
+        """
+        with self.store.transaction(ALL_TENANTS) as connection:
+            run(connection, SQL["export_begin"], {"name": name})
+            place = run(connection, SQL["export_place"], {"name": name})
+            if not place:
+                return None
+            ended_at, session_id = place[0]
+            after = {"ended_at": ended_at, "session": session_id, "late_s": late_s, "max": limit}
+            ended = [Ended(*row) for row in run(connection, SQL["export_next"], after)]
+            if ended:
+                deliver(ended)
+                last = {"name": name, "ended_at": ended[-1].ended_at, "session": ended[-1].session_id}
+                run(connection, SQL["export_move"], last)
+            return len(ended)
 
 
 def _rest(attempts: list[SpendRow], told: list[SpendRow]) -> SpendRow | None:

@@ -100,6 +100,7 @@ session = Table(
     ),
     Index("session_recent", "tenant", "created_at"),
     # A session and all that it led to.
+    Index("session_ended", "ended_at", "session_id", postgresql_where=text("ended_at is not null")),
     Index("session_newest", "created_at", "session_id"),
     Index("session_in_state", "state", "created_at"),
     Index("session_paused", "tenant", postgresql_where=text("state = 'paused'")),

@@ -89,4 +89,13 @@ decision = Table(
     postgresql_partition_by="RANGE (decided_at)",
 )
 
-__all__ = ["CONTENT", "decision", "trace"]
+# How far an export has come. No tenant's row: one export covers all of them.
+trace_export = Table(
+    "trace_export",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("ended_at", DateTime(timezone=True), nullable=False, comment="of the last session exported"),
+    Column("session_id", Uuid, nullable=False),
+)
+
+__all__ = ["CONTENT", "decision", "trace", "trace_export"]

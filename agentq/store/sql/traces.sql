@@ -65,3 +65,23 @@ select coalesce(t.detail ->> 'model', t.name), count(*), count(distinct t.sessio
    and t.ended_at >= agentq.now() - make_interval(secs => %(seconds)s)
    and (%(tenant)s::text is null or t.tenant = %(tenant)s) and (%(agent)s::text is null or t.agent = %(agent)s)
  group by 1 order by 6 desc, 1;
+
+-- name: export_begin
+-- The export's place, held until the transaction ends, so that one process exports at a time.
+insert into agentq.trace_export (name, ended_at, session_id)
+values (%(name)s, agentq.now(), '00000000-0000-0000-0000-000000000000')
+on conflict (name) do nothing;
+
+-- name: export_place
+select ended_at, session_id from agentq.trace_export where name = %(name)s for update skip locked;
+
+-- name: export_next
+-- Sessions that ended after the place; a little late, because commits do not come in the order of their times.
+select s.tenant, s.session_id, s.ended_at, t.trace_content
+  from agentq.session s join agentq.tenant t on t.name = s.tenant
+ where s.ended_at is not null and (s.ended_at, s.session_id) > (%(ended_at)s, %(session)s)
+   and s.ended_at < agentq.now() - make_interval(secs => %(late_s)s)
+ order by s.ended_at, s.session_id limit %(max)s;
+
+-- name: export_move
+update agentq.trace_export set ended_at = %(ended_at)s, session_id = %(session)s where name = %(name)s;

@@ -33,6 +33,14 @@ def upgrade() -> None:
     op.create_index(
         "session_paused", "session", ["tenant"], schema="agentq", postgresql_where=sa.text("state = 'paused'")
     )
+    # What ended, in the order in which exports take it.
+    op.create_index(
+        "session_ended",
+        "session",
+        ["ended_at", "session_id"],
+        schema="agentq",
+        postgresql_where=sa.text("ended_at is not null"),
+    )
     # Lists of all tenants, and of those in one state, newest first.
     op.create_index("session_newest", "session", ["created_at", "session_id"], schema="agentq")
     op.create_index("session_in_state", "session", ["state", "created_at"], schema="agentq")
@@ -121,3 +129,11 @@ def upgrade() -> None:
     )
     for name in ("trace", "decision"):
         op.execute(f"create table agentq.{name}_rest partition of agentq.{name} default")
+    op.create_table(
+        "trace_export",
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("ended_at", sa.DateTime(timezone=True), nullable=False, comment="of the last session exported"),
+        sa.Column("session_id", sa.Uuid(), nullable=False),
+        sa.PrimaryKeyConstraint("name", name=op.f("trace_export_pk")),
+        schema="agentq",
+    )
