@@ -34,6 +34,7 @@ from agentq.agents.tracing import Recording, Span, Tracing
 from agentq.engine import Attempt
 from agentq.errors import FenceLost, HeldBack, KeyConflict, NotNow, Permanent, ReplayConflict, Stopped, UnknownEffect
 from agentq.payload import bounded, canonical, decode, encode, fingerprint
+from agentq.policies.prices import Quote, split
 from agentq.store.effects import EffectClaim, Effects
 from agentq.store.ledger import Ledger
 from agentq.store.pool import Connection, Store, persist
@@ -250,6 +251,17 @@ class _ContextBase:
     def classify(self, error: BaseException) -> Failure:
         """What kind of failure an exception is, and what may be kept of it."""
         return self._means.classify(error)
+
+    def quote(self, model: str, *, input_tokens: int, output_tokens: int) -> Quote:
+        """What so many tokens of a model (`provider:model`) cost, and which price says so."""
+        provider, name = split(model)
+        return self._means.budgeting.prices.quote(
+            provider, name, input_tokens=input_tokens, output_tokens=output_tokens
+        )
+
+    def parks_resumed(self) -> int:
+        """How often people let this session go on after it had parked itself."""
+        return self._means.ledger.parks_resumed(self._attempt.claim.ref)
 
     @property
     def payload_max_bytes(self) -> int:

@@ -108,6 +108,11 @@ class ModelCall:
         """The answer's headers: what they say of the provider's limits holds for the whole fleet."""
         self._gate.learn(self._wanted.provider, headers)
 
+    @property
+    def cost_micros(self) -> int:
+        """What the call has been said to cost."""
+        return (self._charge.cost_micros or 0) if self._charge is not None else 0
+
     def not_sent(self, why: str = "never sent") -> None:
         """The call did not go out: nothing is charged."""
         self._charge = Charge(self.reservation_id, "released", note=why)

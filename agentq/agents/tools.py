@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
@@ -35,6 +35,10 @@ class ToolOptions:
     poll: bool = False
     needs: str | None = None
     sandbox: Limits | None = None
+    to: str | Sequence[str] = ()
+    within: Duration | None = None
+    question: str | Callable[..., str] | None = None
+    auto: Callable[..., bool] | None = None
 
 
 _UNDECLARED = ToolOptions()
@@ -92,6 +96,10 @@ def tool(
     poll: bool = False,
     needs: str | None = None,
     sandbox: bool | Limits = False,
+    to: str | Sequence[str] = (),
+    within: Duration | None = None,
+    question: str | Callable[..., str] | None = None,
+    auto: Callable[..., bool] | None = None,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
 def tool(
     function: Callable[P, R] | None = None,
@@ -107,6 +115,10 @@ def tool(
     poll: bool = False,
     needs: str | None = None,
     sandbox: bool | Limits = False,
+    to: str | Sequence[str] = (),
+    within: Duration | None = None,
+    question: str | Callable[..., str] | None = None,
+    auto: Callable[..., bool] | None = None,
 ) -> Any:
     """
     Declare a function, sync or async, as a tool that models may call.
@@ -115,18 +127,25 @@ def tool(
     A first parameter annotated `ToolContext` is filled in and not shown.
 
     `idempotent`, `check` and `key` are those of `@effect`: what happens when a worker dies in the middle
-    of a call. `irreversible=True` waits for a person's approval first. `timeout` bounds one call,
-    `retries` counts the calls after a transient failure. `poll=True`: the same answer many times is
-    normal, and no sign of a loop. `needs` names the service whose outage holds the tool back.
+    of a call. `irreversible=True` waits for a person's leave first, asked as `to`, `within`, `question` and
+    `auto` of `@effect` say; a no is told to the model. `timeout` bounds one call, `retries` counts the calls
+    after a transient failure. `poll=True`: the same answer many times is normal, and no sign of a loop.
+    `needs` names the service whose outage holds the tool back.
     `sandbox=True` (or `Limits(...)`) runs it outside the worker, as `@effect` says.
 
     Raises:
-        ConfigError: the retries are no whole number from 0.
+        ConfigError: the options contradict themselves.
     """
     if isinstance(retries, bool) or not isinstance(retries, int) or not 0 <= retries <= 1000:
         raise ConfigError("retries of a tool is a whole number from 0 to 1000")
     limits = Limits() if sandbox is True else sandbox or None
-    options = ToolOptions(name, idempotent, irreversible, key, check, seconds(timeout), retries, poll, needs, limits)
+    if not irreversible and (to or within is not None or question is not None or auto is not None):
+        raise ConfigError("to=, within=, question= and auto= say how irreversible=True is asked about; set it")
+    options = ToolOptions(
+        name=name, idempotent=idempotent, irreversible=irreversible, key=key, check=check,
+        timeout_s=seconds(timeout), retries=retries, poll=poll, needs=needs, sandbox=limits,
+        to=to, within=within, question=question, auto=auto,
+    )  # fmt: skip
 
     def declare(function: Callable[P, R]) -> Callable[P, R]:
         setattr(function, _DECLARED, options)

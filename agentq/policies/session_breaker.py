@@ -16,7 +16,9 @@ from pydantic import BaseModel, Field
 
 from agentq.payload import canonical
 
-_REMEMBERED = 64
+# Marks are kept in one text, so that a window of them stays below what a checkpoint stores whole.
+_MARK = 6
+_REMEMBERED = 48
 
 
 class Breaker(BaseModel):
@@ -26,7 +28,7 @@ class Breaker(BaseModel):
     stale: int = 6
     turns_without_news: int = 15
     semantic: int = 6
-    cycle: int = 5
+    cycle: int = 12
     acceleration: float = 6.0
     acceleration_from_tokens: int = 40_000
 
@@ -45,8 +47,8 @@ class Action(BaseModel):
 class Window(BaseModel):
     """What the breaker remembers of a session: digests and counts, no content."""
 
-    seen: list[str] = Field(default_factory=list)
-    calls: list[str] = Field(default_factory=list)
+    seen: str = ""
+    calls: str = ""
     stale: int = 0
     idle_turns: int = 0
     flaws: list[int] = Field(default_factory=list)
@@ -68,13 +70,17 @@ class Hint(BaseModel):
 
 
 def digest(*parts: Any) -> str:
-    """Few enough bytes to keep, enough to tell actions apart."""
-    return hashlib.blake2b(canonical(list(parts)), digest_size=5).hexdigest()
+    """Few enough characters to keep, enough to tell the actions of a window apart."""
+    return hashlib.blake2b(canonical(list(parts)), digest_size=_MARK // 2).hexdigest()
+
+
+def _marks(text: str) -> list[str]:
+    return [text[start : start + _MARK] for start in range(0, len(text), _MARK)]
 
 
 def note_actions(window: Window, actions: Sequence[Action]) -> Window:
     """The window after one turn's tool calls have come back."""
-    seen, calls = list(window.seen), list(window.calls)
+    seen, calls = _marks(window.seen), _marks(window.calls)
     stale, news = window.stale, not actions
     for action in actions:
         whole = digest("a", action.tool, action.arguments, action.result)
@@ -88,7 +94,12 @@ def note_actions(window: Window, actions: Sequence[Action]) -> Window:
         seen += [mark for mark in (whole, result) if mark not in seen]
     idle = 0 if news else window.idle_turns + 1
     return window.model_copy(
-        update={"seen": seen[-2 * _REMEMBERED :], "calls": calls[-_REMEMBERED:], "stale": stale, "idle_turns": idle}
+        update={
+            "seen": "".join(seen[-2 * _REMEMBERED :]),
+            "calls": "".join(calls[-_REMEMBERED:]),
+            "stale": stale,
+            "idle_turns": idle,
+        }
     )
 
 
@@ -101,17 +112,18 @@ def note_answer(window: Window, *, tokens: int, flawed: bool) -> Window:
 
 def judge(window: Window, breaker: Breaker) -> Trip | Hint | None:
     """Whether the session may take another turn."""
+    calls = _marks(window.calls)
     if breaker.stale and window.stale >= breaker.stale:
         return Trip(
             rule="stale",
             why=f"the last {window.stale} tool calls repeated calls that had the same result before",
-            evidence={"streak": window.stale, "calls": window.calls[-window.stale :]},
+            evidence={"streak": window.stale, "calls": calls[-window.stale :]},
         )
-    if breaker.cycle and (period := _period(window.calls, breaker.cycle)):
+    if breaker.cycle and (period := _period(calls, breaker.cycle)):
         return Trip(
             rule="cycle",
             why=f"the same {period} tool calls came {breaker.cycle} times in a row",
-            evidence={"period": period, "calls": window.calls[-period * breaker.cycle :]},
+            evidence={"period": period, "calls": calls[-period * breaker.cycle :]},
         )
     if breaker.turns_without_news and window.idle_turns >= breaker.turns_without_news:
         return Trip(

@@ -30,6 +30,7 @@ from agentq.verdicts import (
 )
 
 SQL = load("ledger")
+SESSIONS = load("sessions")
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +184,11 @@ class Ledger:
         """The session's history after a position: position, body, writer."""
         rows = self.store.query_as(ref.tenant, SQL["messages"], _ids(ref) | {"after": after})
         return [(row[0], row[1], row[2]) for row in rows]
+
+    def parks_resumed(self, ref: StepRef) -> int:
+        """How often people let the session go on after it had parked itself."""
+        [(times,)] = self.store.query_as(ref.tenant, SESSIONS["parks_resumed"], _ids(ref))
+        return int(times)
 
     def add_event(self, ref: StepRef, kind: str, body: bytes) -> None:
         """Tell whoever watches the session; not part of the step's settlement."""

@@ -28,6 +28,7 @@ from agentq.errors import ConfigError, InvalidState, Permanent
 from agentq.payload import encode
 from agentq.policies.limits import Limits, Price
 from agentq.policies.session_breaker import Breaker
+from agentq.step import valid_name
 
 Instruction = str | Callable[[ToolContext], str | Awaitable[str]] | Callable[[], str | Awaitable[str]]
 
@@ -50,6 +51,8 @@ class ModelAgent(Agent[Conversation]):
 
     An answer that does not fit is fed back to the model, `repairs` times in a row, then the next of
     `fallbacks` gets its turn, then the session ends as a dead letter. `limits` and `breaker` bound the session.
+    `price` is what its limit of cost reckons with, where the operator's price or the public list is not to count.
+    `needs` names the dependency whose outage holds its requests back; by default the model's provider.
 
     Raises:
         ConfigError: tools, output or settings contradict themselves.
@@ -77,6 +80,7 @@ class ModelAgent(Agent[Conversation]):
         retries: int = 5,
         stream: bool = False,
         view: View | None = None,
+        needs: str | None = None,
         price: Price | None = None,
         result_max_chars: int = 16_000,
         registry: Registry | None = None,
@@ -100,6 +104,7 @@ class ModelAgent(Agent[Conversation]):
         self.timeout_s = seconds(timeout)
         self.stream = stream
         self.view = view
+        self.needs = valid_name("dependency", needs) if needs is not None else None
         self.price = price
         self.result_max_chars = result_max_chars
         self._prompt = prompt
@@ -163,8 +168,8 @@ class ModelAgent(Agent[Conversation]):
         return bare if self._deps is None else _with_deps(bare, self._deps(bare))
 
     def _add_model_step(self, retries: int) -> None:
-        async def model(state: Conversation, ctx: AsyncContext) -> Returned:
-            return await Turn(self, state, ctx).take()
+        async def model(state: Conversation, ctx: AsyncContext, asked: str = "") -> Returned:
+            return await Turn(self, state, ctx).take(asked)
 
         self.steps["model"] = Step(self.name, model, start=True, retries=retries, timeout_s=self.timeout_s + _SLACK_S)
 

@@ -12,7 +12,7 @@ from agentq.agents.model.conversation import Call, Conversation
 from agentq.agents.model.history import WRITER, to_store
 from agentq.agents.model.toolbox import Calling, Entry
 from agentq.agents.returns import Done, Next, Returned
-from agentq.errors import FenceLost, Semantic, Stopped, UnknownEffect
+from agentq.errors import ApprovalRefused, FenceLost, Semantic, Stopped, UnknownEffect
 from agentq.payload import encode
 from agentq.verdicts import Failure
 
@@ -74,6 +74,8 @@ def _told(ctx: Context | AsyncContext, call: Call, error: Exception) -> ModelReq
     """
     if isinstance(error, Stopped | FenceLost | UnknownEffect):
         raise error
+    if isinstance(error, ApprovalRefused):
+        return returned(call, f"{error}. The call was not carried out.", outcome="denied")
     failure = ctx.classify(error)
     if failure.kind == "unknown" or _comes_again(ctx, failure):
         raise error

@@ -43,6 +43,7 @@ class Conversation(BaseModel):
     repairs: int = 0
     squeezes: int = 0
     grants: int = 0
+    resumed: int = 0
     calls: list[str] = Field(default_factory=list)
     spent: Spent = Field(default_factory=Spent)
     window: Window = Field(default_factory=Window)

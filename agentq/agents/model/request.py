@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -24,10 +25,11 @@ from pydantic_ai.settings import ModelSettings
 
 from agentq.agents.model.history import History, last_response
 from agentq.errors import ConfigError
-from agentq.policies.limits import Price
-from agentq.policies.tokens import guess, guess_json
+from agentq.policies.budgets import estimate_tokens
 
 ModelLike = Model | str | Callable[[], Model]
+
+_OFFLINE = frozenset({"function", "test"})
 
 _models: dict[tuple[int, str], Model] = {}
 
@@ -81,7 +83,7 @@ def estimate(history: History, instructions: str, parameters: ModelRequestParame
         return latest.usage.input_tokens + latest.usage.output_tokens + sum(map(_guess_message, after))
     schemas = [tool.parameters_json_schema for tool in (*parameters.function_tools, *parameters.output_tools)]
     described = "".join(tool.description or "" for tool in parameters.function_tools)
-    return guess(instructions + described) + guess_json(schemas) + sum(map(_guess_message, history))
+    return estimate_tokens(instructions + described) + estimate_tokens(schemas) + sum(map(_guess_message, history))
 
 
 async def ask(
@@ -102,34 +104,17 @@ async def ask(
     return stream.get()
 
 
-def cost_micros(price: Price | None, response: ModelResponse) -> int | None:
-    """What an answer cost, by the agent's own price, else by the public list; None: nobody knows."""
-    usage = response.usage
-    if price is not None:
-        return round(usage.input_tokens * price.input + usage.output_tokens * price.output)
-    try:
-        return int(response.cost().total_price * 1_000_000)
-    except (LookupError, ValueError, AssertionError):
+def dependency(model: Model) -> str | None:
+    """The name under which the fleet watches the model's provider; None for models that need none."""
+    if model.system in _OFFLINE:
         return None
-
-
-def listed_price(name: str) -> Price | None:
-    """The public list's price of a model, as plain input and output; None: it is not listed."""
-    from genai_prices import Usage, calc_price
-
-    provider, _, model = name.rpartition(":")
-    million = 1_000_000
-    try:
-        found = calc_price(Usage(input_tokens=million, output_tokens=million), model, provider_id=provider or None)
-    except LookupError:
-        return None
-    return Price(float(found.input_price), float(found.output_price))
+    return re.sub(r"[^a-z0-9_-]", "-", model.system.lower())
 
 
 def _guess_message(message: Any) -> int:
     if isinstance(message, ModelRequest):
-        return sum(guess(str(getattr(part, "content", ""))) + 4 for part in message.parts)
-    return sum(guess(_text_in(part)) + 4 for part in message.parts)
+        return sum(estimate_tokens(str(getattr(part, "content", ""))) + 4 for part in message.parts)
+    return sum(estimate_tokens(_text_in(part)) + 4 for part in message.parts)
 
 
 def _text_in(part: Any) -> str:

@@ -131,7 +131,7 @@ def _entry(function: Callable[..., Any] | Tool[Any]) -> Entry:
         return dict(found)
 
     is_async = inspect.iscoroutinefunction(function) and options.sandbox is None
-    perform = _performer(function, name, options, takes_context, is_async)
+    perform = _performer(function, bare, name=name, options=options, takes_context=takes_context, is_async=is_async)
     return Entry(name, options, shown.tool_def, is_async, perform, validate)
 
 
@@ -163,6 +163,8 @@ def _without_context(function: Callable[..., Any]) -> tuple[Callable[..., Any], 
 
 def _performer(
     function: Callable[..., Any],
+    bare: Callable[..., Any],
+    *,
     name: str,
     options: ToolOptions,
     takes_context: bool,
@@ -173,34 +175,39 @@ def _performer(
         if takes_context:
             raise ConfigError(f"tool {name!r} runs in a sandbox, where there is no ToolContext")
         function = boxed(function, options.sandbox)
+    signature = inspect.signature(bare)
     first = (lambda: (_current.get(),)) if takes_context else tuple
 
-    async def perform_async(**arguments: Any) -> Any:
+    async def perform_async(*args: Any, **kwargs: Any) -> Any:
+        named = signature.bind(*args, **kwargs).arguments
         async with asyncio.timeout(options.timeout_s):
-            value = await function(*first(), **arguments)
+            value = await function(*first(), **named)
         return storable_result(value, _current.get().payload_max_bytes)
 
-    def perform_sync(**arguments: Any) -> Any:
-        value = _within(options.timeout_s, name, lambda: function(*first(), **arguments))
+    def perform_sync(*args: Any, **kwargs: Any) -> Any:
+        named = signature.bind(*args, **kwargs).arguments
+        value = _within(options.timeout_s, name, lambda: function(*first(), **named))
         return storable_result(value, _current.get().payload_max_bytes)
 
     perform: Callable[..., Any] = perform_async if is_async else perform_sync
     perform.__name__ = perform.__qualname__ = name
+    # As the function itself, so that what people change of an approval's arguments is read by their types.
+    perform.__signature__ = signature  # type: ignore[attr-defined]
+    perform.__annotations__ = dict(bare.__annotations__)
     declared: dict[str, Any] = {
         "idempotent": options.idempotent or options.sandbox is not None,
         "check": options.check,
         "key": options.key,
     }
-    declared |= _declared_if_known(irreversible=options.irreversible, needs=options.needs)
-    return effect(**declared)(perform)
-
-
-def _declared_if_known(**more: Any) -> dict[str, Any]:
-    known = inspect.signature(effect).parameters
-    given = {name: value for name, value in more.items() if value}
-    if unknown := [name for name in given if name not in known]:
-        raise ConfigError(f"this release of agentq does not know {', '.join(unknown)} of tools")
-    return given
+    if options.irreversible:
+        declared |= {"irreversible": True, "to": options.to, "within": options.within, "question": options.question}
+        declared |= {"auto": options.auto}
+    if options.needs is not None:
+        declared["needs"] = options.needs
+    try:
+        return effect(**declared)(perform)
+    except TypeError as error:
+        raise ConfigError(f"tool {name!r}: {error}") from None
 
 
 def _within(timeout_s: float, name: str, call: Callable[[], Any]) -> Any:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from dataclasses import replace
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from pydantic_ai.messages import ModelRequest, ModelResponse, ToolCallPart, ToolReturnPart, UserPromptPart
@@ -17,13 +20,13 @@ from agentq.agents.model import history as histories
 from agentq.agents.model.answer import Calls, Final, Flaw
 from agentq.agents.model.conversation import Conversation
 from agentq.agents.model.history import WRITER, History, to_store
-from agentq.agents.model.request import ask, cost_micros, estimate, listed_price, name_of, resolve
-from agentq.agents.returns import Branch, Done, Fail, Next, Returned, Spawn
+from agentq.agents.model.request import ask, dependency, estimate, name_of, resolve
+from agentq.agents.returns import Ask, Branch, Done, Fail, Next, Returned, Spawn
 from agentq.agents.tracing import Span
-from agentq.errors import Permanent, RepairsExhausted, Stopped
+from agentq.errors import BudgetExceeded, Park, RepairsExhausted, Stopped, UnknownPrice
 from agentq.policies import session_breaker
-from agentq.policies.limits import Reached, Room, Used, before_model_call, before_tools
-from agentq.policies.session_breaker import Action, Hint, Trip
+from agentq.policies.limits import Price, Reached, Room, Used, before_model_call, before_tools
+from agentq.policies.session_breaker import Action, Hint, Trip, Window
 
 if TYPE_CHECKING:
     from agentq.agents.model.agent import ModelAgent
@@ -39,21 +42,25 @@ class Turn:
         self.agent = agent
         self.state = state
         self.ctx = ctx
+        self._cost = 0
 
-    async def take(self) -> Returned:
+    async def take(self, asked: str) -> Returned:
         """
-        Take the turn.
+        Take the turn. `asked` names the limit about which people were asked before it.
 
         Raises:
             RepairsExhausted: the model does not give a usable answer.
-            Permanent: the history cannot be read, or a cost limit meets a model without a price.
+            Permanent: the history cannot be read, or a limit of cost meets a model without a price.
             Exception: the model's failure, classified as ever.
         """
         state = self.state
         state.began = state.began or time.time()
+        if asked:
+            if self.ctx.answer.outcome != "granted":
+                return Fail(f"nobody granted more of {asked}", kind="limit", type="LimitReached")
+            state.grants += 1
         history = histories.read(await asyncio.to_thread(self.ctx.messages.rows))
-        if stop := self._weigh(history):
-            return stop
+        await self._weigh(history)
         if not history:
             self._add(history, self._first())
         context = self.agent.context_for(state, self.ctx)
@@ -63,23 +70,25 @@ class Turn:
         shown = self._shown(history, instructions)
         tokens = estimate(shown, instructions, parameters)
         room = self._room(model, tokens)
-        if isinstance(room, Reached):
-            return self._reached(room)
-        response = await self._ask(model, shown, parameters, room)
+        while isinstance(room, Reached):
+            if stop := await self._reached(room):
+                return stop
+            room = self._room(model, tokens)
+        response = await self._ask(model, shown, parameters, tokens, room)
         if not isinstance(response, ModelResponse):
             return response
-        return self._follow(response, room)
+        return await self._follow(response, room)
 
     # ── before the request ───────────────────────────────────────────────────
 
     def _first(self) -> ModelRequest:
         return ModelRequest([UserPromptPart(self.agent.first_message(self.agent.typed_input(self.state)))])
 
-    def _weigh(self, history: History) -> Returned | None:
-        """Look at what the calls of the last turn came to; stop, or leave a hint, when it goes in circles."""
+    async def _weigh(self, history: History) -> None:
+        """Look at what the calls of the last turn came to; park, or leave a hint, when it goes in circles."""
         state = self.state
         if not state.calls:
-            return None
+            return
         returns = histories.tool_returns(history)
         asked = histories.tool_calls(history)
         actions = [self._action(asked[call], returns.get(call)) for call in state.calls if call in asked]
@@ -87,10 +96,9 @@ class Turn:
         state.calls = []
         match session_breaker.judge(state.window, self.agent.breaker):
             case Trip() as trip:
-                return self._tripped(trip)
+                await self._tripped(trip)
             case Hint(text=text):
                 self._add(history, ModelRequest([UserPromptPart(f"[Note of the system that runs you] {text}")]))
-        return None
 
     def _action(self, call: ToolCallPart, returned: ToolReturnPart | None) -> Action:
         entry = self.agent.toolbox.find(call.tool_name)
@@ -123,22 +131,32 @@ class Turn:
         return [*shown[:-1], replace(last, instructions=instructions or None)]
 
     def _room(self, model: Model, tokens: int) -> Room | Reached:
-        limits, price = self.agent.limits, self.agent.price
-        if limits.cost_micros is not None and price is None:
-            price = listed_price(f"{model.system}:{model.model_name}")
-            if price is None:
-                raise Permanent(
-                    f"agent {self.agent.name!r} has a limit of cost, and nothing tells the price of "
-                    f"{name_of(model)}: give it with price=Price(input, output), in dollars per million tokens"
-                )
+        limits = self.agent.limits
         return before_model_call(
             limits,
             self._used(),
             input_tokens=tokens,
             max_tokens=int(self.agent.settings.get("max_tokens", self.agent.max_tokens)),
-            price=price,
+            price=self._price(model) if limits.cost_micros is not None else None,
             grants=self.state.grants,
         )
+
+    def _price(self, model: Model) -> Price:
+        """
+        What a token costs, in and out.
+
+        Raises:
+            UnknownPrice: nobody knows; a limit of cost is never silently one of nothing.
+        """
+        if self.agent.price is not None:
+            return self.agent.price
+        name = f"{model.system}:{model.model_name}"
+        million = 1_000_000
+        one_way = self.ctx.quote(name, input_tokens=million, output_tokens=0).micros
+        other = self.ctx.quote(name, input_tokens=0, output_tokens=million).micros
+        if one_way is None or other is None:
+            raise UnknownPrice(name)
+        return Price(one_way / million, other / million)
 
     def _used(self) -> Used:
         spent = self.state.spent
@@ -157,7 +175,7 @@ class Turn:
     # ── the request ──────────────────────────────────────────────────────────
 
     async def _ask(
-        self, model: Model, shown: History, parameters: ModelRequestParameters, room: Room
+        self, model: Model, shown: History, parameters: ModelRequestParameters, tokens: int, room: Room
     ) -> ModelResponse | Returned:
         settings = ModelSettings(timeout=self.agent.timeout_s, max_retries=0)
         settings |= self.agent.settings
@@ -167,31 +185,70 @@ class Turn:
             with self.ctx.trace(
                 "model", model.model_name, input=_parts(shown[-1]), provider=model.system, max_tokens=room.max_tokens
             ) as span:
-                async with self.ctx.needing(model.system):
-                    response = await ask(model, shown, parameters=parameters, settings=settings, sink=sink)
+                response = await self._spend(
+                    model, tokens, room, lambda: ask(model, shown, parameters=parameters, settings=settings, sink=sink)
+                )
                 self._count(response, span)
         except Stopped:
             raise
+        except BudgetExceeded as error:
+            return await self._over_budget(error)
         except Exception as error:
             return self._instead(error)
         return response
+
+    async def _spend(
+        self, model: Model, tokens: int, room: Room, call: Callable[[], Awaitable[ModelResponse]]
+    ) -> ModelResponse:
+        """The call with its money reserved in every budget before it goes out, and its provider asked for."""
+        limits, times = self.agent.limits, self.state.grants + 1
+        async with self.ctx.spend(
+            model=model.model_name,
+            provider=model.system,
+            input_tokens=tokens,
+            max_tokens=room.max_tokens,
+            session_cost_usd=None if limits.cost_micros is None else Decimal(limits.cost_micros * times) / 1_000_000,
+            session_tokens=None if limits.tokens is None else limits.tokens * times,
+        ) as reserved:
+            needs = self.agent.needs or dependency(model)
+            async with self.ctx.needing(needs) if needs else nullcontext():
+                response = await call()
+            usage = response.usage
+            price = self.agent.price
+            reserved.used(
+                input_tokens=usage.input_tokens,
+                output_tokens=usage.output_tokens,
+                cached_input_tokens=usage.cache_read_tokens,
+                cost_usd=None
+                if price is None
+                else Decimal(str(usage.input_tokens * price.input + usage.output_tokens * price.output)) / 1_000_000,
+            )
+        self._cost = reserved.cost_micros
+        return response
+
+    async def _over_budget(self, error: BudgetExceeded) -> Returned:
+        """
+        A budget that is spent: the session's own is its limit; of another, its owner has said what follows.
+
+        Raises:
+            BudgetExceeded: its owner's rule decides.
+        """
+        if error.period == "session":
+            reached = Reached(f"{error.scope} budget", 1, 1)
+            return await self._reached(reached) or Next(self.agent.steps["model"], self.state)
+        raise error
 
     async def _tell(self, text: str) -> None:
         await self.ctx.event_async("text", text=text, attempt=self.ctx.attempt)
 
     def _count(self, response: ModelResponse, span: Span) -> None:
         usage, spent = response.usage, self.state.spent
-        micros = cost_micros(self.agent.price, response)
-        self.ctx.usage(
-            input_tokens=usage.input_tokens,
-            output_tokens=usage.output_tokens,
-            cost_usd=None if micros is None else micros / 1e6,
-        )
+        micros = self._cost
         span.output = _parts(response)
         span.used(
             input_tokens=usage.input_tokens,
             output_tokens=usage.output_tokens,
-            cost_micros=micros or 0,
+            cost_micros=micros,
             model=response.model_name,
             finish=response.finish_reason,
             cached_tokens=usage.cache_read_tokens,
@@ -200,7 +257,7 @@ class Turn:
         spent.model_calls += self.ctx.attempt
         spent.input_tokens += usage.input_tokens
         spent.output_tokens += usage.output_tokens
-        spent.cost_micros += micros or 0
+        spent.cost_micros += micros
 
     def _instead(self, error: Exception) -> Returned:
         """
@@ -210,12 +267,15 @@ class Turn:
             Exception: the error itself.
         """
         failure = self.ctx.classify(error)
-        if failure.type.endswith("ContextWindowExceededError") and self.state.squeezes < len(_KEPT_RESULTS):
+        too_long = failure.type.endswith("ContextWindowExceededError")
+        if too_long and self.state.squeezes < len(_KEPT_RESULTS):
             self.state.squeezes += 1
             return Next(self.agent.steps["model"], self.state)
         over = failure.kind in ("permanent", "semantic") or self.ctx.attempt >= self.ctx.attempts_max
         if over and self._next_model(f"{failure.type}: {failure.message}"):
             return Next(self.agent.steps["model"], self.state)
+        if too_long:
+            raise RepairsExhausted("the history is too long for the model, also without its old results") from error
         raise error
 
     def _next_model(self, why: str) -> bool:
@@ -231,7 +291,7 @@ class Turn:
 
     # ── after the answer ─────────────────────────────────────────────────────
 
-    def _follow(self, response: ModelResponse, room: Room) -> Returned:
+    async def _follow(self, response: ModelResponse, room: Room) -> Returned:
         found = answers.read(response, self.agent.toolbox, self.agent.output)
         flawed = isinstance(found, Flaw) or (isinstance(found, Calls) and found.flaw is not None)
         usage = response.usage
@@ -239,25 +299,26 @@ class Turn:
             self.state.window, tokens=usage.input_tokens + usage.output_tokens, flawed=flawed
         )
         if response.finish_reason == "length" and room.shrunk and isinstance(found, Flaw):
-            return self._reached(Reached("output", room.max_tokens, room.max_tokens))
+            cut = Reached("output_tokens", room.max_tokens, room.max_tokens)
+            return await self._reached(cut) or Next(self.agent.steps["model"], self.state)
         match found:
             case Final(value, note):
                 self._store(response, note)
                 return Done(value)
             case Calls():
-                return self._call(response, found)
+                return await self._call(response, found)
             case Flaw(what, feedback):
                 self._repair(what)
                 self._store(response, feedback)
                 return Next(self.agent.steps["model"], self.state)
 
-    def _call(self, response: ModelResponse, found: Calls) -> Returned:
+    async def _call(self, response: ModelResponse, found: Calls) -> Returned:
         state, calls = self.state, found.calls
         picked = ", ".join(call.tool for call in calls)
         self.ctx.decide([*self.agent.toolbox.names, "answer"], picked, response.text or None)
-        reached = before_tools(self.agent.limits, self._used(), calls=len(calls), grants=state.grants)
-        if reached is not None:
-            return self._reached(reached)
+        while reached := before_tools(self.agent.limits, self._used(), calls=len(calls), grants=state.grants):
+            if stop := await self._reached(reached):
+                return stop
         if found.flaw is None:
             state.repairs = 0
         else:
@@ -299,11 +360,42 @@ class Turn:
 
     # ── ends ─────────────────────────────────────────────────────────────────
 
-    def _reached(self, reached: Reached) -> Returned:
-        return Fail(str(reached), kind="limit", type="LimitReached")
+    async def _reached(self, reached: Reached) -> Returned | None:
+        """
+        What follows a limit that is reached; None when somebody has granted the same once more.
 
-    def _tripped(self, trip: Trip) -> Returned:
-        return Fail(f"the session's breaker tripped ({trip.rule}): {trip.why}", kind="limit", type="BreakerTripped")
+        Raises:
+            Park: the session waits for somebody to resume it.
+        """
+        match self.agent.limits.on_reach:
+            case "fail":
+                return Fail(str(reached), kind="limit", type="LimitReached")
+            case "ask":
+                question = f"{str(reached).capitalize()}. Grant the same once more?"
+                return Ask(question, then=self.agent.steps["model"], state=self.state, args={"asked": reached.limit})
+            case "park":
+                if await self._was_resumed():
+                    self.state.grants += 1
+                    return None
+                raise Park("limit", str(reached), {"limit": reached.limit, "used": reached.used, "of": reached.allowed})
+
+    async def _tripped(self, trip: Trip) -> None:
+        """
+        Isolate the session, unless somebody has let it go on since.
+
+        Raises:
+            Park: the session waits for somebody to look at it.
+        """
+        if not await self._was_resumed():
+            self.ctx.decide(["go on", "park"], "park", trip.why, limits={"rule": trip.rule})
+            raise Park("breaker", f"{trip.rule}: {trip.why}", {"rule": trip.rule} | trip.evidence)
+        self.state.window = Window()
+
+    async def _was_resumed(self) -> bool:
+        """Whether somebody resumed the session since it last parked itself; counted once."""
+        times = await asyncio.to_thread(self.ctx.parks_resumed)
+        news, self.state.resumed = times > self.state.resumed, times
+        return news
 
 
 def _parts(message: ModelRequest | ModelResponse) -> Any:

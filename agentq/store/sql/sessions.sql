@@ -82,3 +82,9 @@ select tenant, session_id, agent, agent_version, key, state, created_at, ended_a
    and (%(low)s::uuid is null or session_id between %(low)s and %(high)s)
    and (%(before_at)s::timestamptz is null or (created_at, session_id) < (%(before_at)s, %(before_id)s::uuid))
  order by created_at desc, session_id desc limit %(limit)s;
+
+-- name: parks_resumed
+-- How often people let the session go on that had parked itself. Each other resume follows a pause of theirs.
+select greatest(count(*) filter (where action = 'session resume') - count(*) filter (where action = 'session pause'), 0)
+  from agentq.operator_action
+ where tenant = %(tenant)s and target = %(session)s::uuid::text;

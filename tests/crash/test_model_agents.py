@@ -1,0 +1,43 @@
+"""Workers killed inside a model agent's tools: each effect once, and every session comes to its end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agentq.agents.registry import Registry
+from agentq.client import Client
+from agentq.settings import Settings
+from tests.support.fleet import Fleet
+from tests.support.until import until
+
+pytestmark = pytest.mark.crash
+
+SESSIONS = 12
+
+
+def test_a_worker_killed_in_a_tool_repeats_nothing(
+    settings: Settings, fleet: Fleet, tenant: str, tmp_path: Path
+) -> None:
+    """
+    I5: killed after the side effect and before its result was stored; the check finds it done.
+    """
+    from tests.support.model_agents import CALLS, booker
+
+    registry = Registry()
+    registry.add(booker)
+    (tmp_path / "lines").touch()
+    (tmp_path / "kill").touch()
+    more = {"agents": "tests.support.model_agents", "MODEL_TEST_BOOK": str(tmp_path)}
+    for _ in range(2):
+        fleet.worker(wait=False, **more)
+    with Client(settings, registry) as client:
+        items = [({"prompt": str(n)}, f"k{n}") for n in range(SESSIONS)]
+        sessions = client.start_many("booker", tenant=tenant, items=items)
+        until(lambda: any(not worker.alive for worker in fleet), 40, "a worker that was killed")
+        assert set(client.wait_all(sessions, timeout=60).values()) == {"done"}
+        results = [str(session.view().result).split() for session in sessions]
+    lines = (tmp_path / "lines").read_text().split()
+    assert len(lines) == len(set(lines)) == SESSIONS * CALLS
+    assert sorted(key for result in results for key in result if key != "booked") == sorted(lines)
