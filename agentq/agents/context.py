@@ -308,12 +308,18 @@ class _ContextBase:
 
         Raises:
             ApprovalDenied, ApprovalExpired: somebody did, and the step goes on as if they had not.
+            Permanent: only another session was answered.
         """
         if self._attempt.claim.approval is None or self._looked_at_answer:
             return
         found = self._load_answer()
         if found is not None and not found.granted:
             raise refusal(self.step, found)
+        if found is None and self._means.asking.approvals.is_answer(self.tenant, self._attempt.claim.approval):
+            raise Permanent(
+                f"step {self.step!r} follows an Ask whose answer was given to another session: fork from the step "
+                "that asks, so that people are asked for this one"
+            )
 
     def _load_answer(self) -> Answer | None:
         if self._answer is None and self._attempt.claim.approval is not None:

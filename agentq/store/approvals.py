@@ -166,6 +166,11 @@ class Approvals:
         rows = self.store.query_as(ref.tenant, SQL["answer"], parameters)
         return AnswerRow(*rows[0]) if rows else None
 
+    def is_answer(self, tenant: str, approval_id: uuid.UUID) -> bool:
+        """Whether an approval was a step's question; else it was about a call."""
+        rows = self.store.query_as(tenant, SQL["kind"], {"tenant": tenant, "approval": approval_id})
+        return bool(rows) and rows[0][0] == "ask"
+
     def decide(
         self,
         tenant: str,

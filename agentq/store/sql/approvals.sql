@@ -5,11 +5,18 @@ select * from agentq.permit_effect(%(tenant)s, %(session)s, %(step)s, %(fence)s:
                                    %(hash)s, %(name)s, %(args)s, %(question)s, %(auto)s);
 
 -- name: answer
--- Of the question, not of a call: the step may have waited for the leave of a call of its own since.
-select approval_id, state, decided_by, decided_via, comment, args, edited, decided_at from agentq.approval
- where tenant = %(tenant)s and session_id = %(session)s and step_id = %(step)s and kind = 'ask'
-   and state in ('granted', 'denied', 'expired')
- order by asked_at desc limit 1;
+-- Of the question, not of a call: the step may have waited for the leave of a call of its own since. A step that
+-- is replayed, and the question before it not, stands in the same place and has the same answer.
+select a.approval_id, a.state, a.decided_by, a.decided_via, a.comment, a.args, a.edited, a.decided_at
+  from agentq.ledger_entry e
+  join agentq.ledger_entry same on same.tenant = e.tenant and same.session_id = e.session_id and same.path = e.path
+  join agentq.approval a on a.tenant = e.tenant and a.session_id = e.session_id and a.step_id = same.step_id
+ where e.tenant = %(tenant)s and e.session_id = %(session)s and e.step_id = %(step)s and a.kind = 'ask'
+   and a.state in ('granted', 'denied', 'expired')
+ order by a.asked_at desc limit 1;
+
+-- name: kind
+select kind from agentq.approval where tenant = %(tenant)s and approval_id = %(approval)s;
 
 -- name: decide
 select * from agentq.decide_approval(%(tenant)s, %(approval)s, %(verdict)s, %(by)s, %(via)s, %(groups)s::text[],

@@ -37,7 +37,7 @@ returns void language sql as $$
 $$;
 
 
--- How often the session has been replayed: what a person allowed before a replay is not allowed after it.
+-- How often the session has been replayed by now.
 create or replace function agentq.generation_of(p_tenant text, p_session uuid) returns int language sql stable as $$
     select generation::int from agentq.session where tenant = p_tenant and session_id = p_session
 $$;
@@ -45,7 +45,7 @@ $$;
 
 -- Whether a call may go out. Asked by the attempt that holds the fence, before the effect is claimed.
 -- outcome: recorded | granted | denied | expired | open | ask | superseded
--- An approval is bound to the effect's key, the hash of the arguments, the session and its generation.
+-- An approval is bound to the effect's key, the hash of the arguments and the step; a replay runs its own copy of it.
 -- What policy grants in advance is written down as any other grant.
 create or replace function agentq.permit_effect(
     p_tenant text, p_session uuid, p_step uuid, p_fence int, p_token bigint, p_key text, p_hash bytea, p_name text,
@@ -71,7 +71,7 @@ begin
     -- What is recorded is only recalled, whoever allowed it; the edits tell which arguments it was made with.
     select * into a from agentq.approval x
      where x.tenant = p_tenant and x.effect_key = p_key and x.args_hash = p_hash and x.state <> 'void'
-       and (v_recorded and x.state = 'granted' or x.session_id = p_session and x.generation = v_generation)
+       and (v_recorded and x.state = 'granted' or x.session_id = p_session and x.step_id = p_step)
      order by x.state = 'granted' desc, x.asked_at desc limit 1;
     if not found and not v_recorded then
         v_policy := case when p_auto then 'policy: auto of ' || p_name
