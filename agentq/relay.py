@@ -3,6 +3,9 @@ The relay: sends what is committed and not yet sent, and takes back what a crash
 
 One runs in every worker process that has a consumer. They need no leader: each round takes rows
 that no other holds, and a round that is repeated finds nothing left to do.
+
+A chore that fails does not keep the others from theirs: what wakes lost steps must go on though,
+say, one dead letter cannot be announced.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from agentq import engine
 from agentq.broker.publisher import Publisher
@@ -25,8 +29,18 @@ from agentq.store.workers import Workers
 
 log = logging.getLogger("agentq.relay")
 
-_SLOW_ROUND_S = 1.0
+_SLOW_S = 1.0
 _FORGET_S = 600.0
+
+
+@dataclass(slots=True)
+class Chore:
+    """Something that a round does, at most every so often."""
+
+    name: str
+    run: Callable[[], object]
+    every_s: float
+    due: float = 0.0
 
 
 class Relay:
@@ -63,8 +77,19 @@ class Relay:
         self._dead_letters = dead_letters
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="agentq-relay", daemon=True)
-        self._next_slow = 0.0
-        self._next_forget = time.monotonic() + _FORGET_S
+        self._chores = (
+            Chore("admission", self.admit_due, 0.0),
+            Chore("the tenants' queues", self.follow_tenants, _SLOW_S),
+            Chore("lost workers", self.take_back_lost, _SLOW_S),
+            Chore("missing messages", self.find_missing, _SLOW_S),
+            Chore("overdue sessions", self.end_overdue, _SLOW_S),
+            Chore("approvals", self.expire_approvals, _SLOW_S),
+            Chore("leaked reservations", self.settle_leaked, _SLOW_S),
+            Chore("dead letters", self._dead_letters, _SLOW_S),
+            # A wiped broker has forgotten it, and foreign producers' submissions would be dropped silently.
+            Chore("the queue of submissions", lambda: publisher.declare(SUBMIT), _SLOW_S),
+            Chore("housekeeping", self.keep_house, _FORGET_S, due=time.monotonic() + _FORGET_S),
+        )
         self.rounds = 0
         self._round_ended = time.monotonic()
 
@@ -81,15 +106,20 @@ class Relay:
         return time.monotonic() - self._round_ended
 
     def round(self) -> None:
-        """One round of everything, as a test or a doctor calls it."""
-        self.admit_due()
-        self.take_back_lost()
-        self.find_missing()
-        self.end_overdue()
-        self.expire_approvals()
-        self.settle_leaked()
-        self._dead_letters()
-        self._follow_tenants(self._workers.tenant_names())
+        """Do every chore whose time has come."""
+        for chore in self._chores:
+            if time.monotonic() < chore.due:
+                continue
+            chore.due = time.monotonic() + chore.every_s
+            try:
+                chore.run()
+            except StoreUnavailable as error:
+                log.warning("the relay waits for Postgres: %s", error)
+                return  # the other chores need it too
+            except BrokerUnavailable as error:
+                log.warning("the relay waits for the broker (%s): %s", chore.name, error)
+            except Exception:
+                log.exception("a chore of the relay failed (%s); the others go on", chore.name)
 
     def admit_due(self) -> None:
         """Admit the due steps of every tenant that has room: new work, retries, timers."""
@@ -150,36 +180,20 @@ class Relay:
         if settled := self._budgets.settle_leaked(self._batch):
             log.warning("%s reserved calls lost their attempt and are charged as estimated", settled)
 
+    def follow_tenants(self) -> None:
+        """Consume the queues of the tenants that there are now."""
+        self._follow_tenants(self._workers.tenant_names())
+
+    def keep_house(self) -> None:
+        """Forget what nobody asks for any more."""
+        self._workers.forget()
+        StoredRates(self._ledger.store).forget()
+        self._housekeeping()
+
     def _run(self) -> None:
         while not self._ending.is_set():
-            try:
-                self.admit_due()
-                if time.monotonic() >= self._next_slow:
-                    self._next_slow = time.monotonic() + _SLOW_ROUND_S
-                    self._slow_round()
-            except StoreUnavailable as error:
-                log.warning("the relay waits for Postgres: %s", error)
-            except BrokerUnavailable as error:
-                log.warning("the relay waits for the broker: %s", error)
-            except Exception:
-                log.exception("a relay round failed; the next one begins anew")
+            self.round()
             self.rounds += 1
             self._round_ended = time.monotonic()
             # Jitter, so that the relays of a fleet spread over the interval.
             self._ending.wait(self._interval_s * (0.75 + random.random() / 2))
-
-    def _slow_round(self) -> None:
-        self._follow_tenants(self._workers.tenant_names())
-        self.take_back_lost()
-        self.end_overdue()
-        self.expire_approvals()
-        self.settle_leaked()
-        if time.monotonic() >= self._next_forget:
-            self._next_forget = time.monotonic() + _FORGET_S
-            self._workers.forget()
-            StoredRates(self._ledger.store).forget()
-            self._housekeeping()
-        self.find_missing()
-        self._dead_letters()
-        # A wiped broker has forgotten it, and foreign producers' submissions would be dropped silently.
-        self._publisher.declare(SUBMIT)

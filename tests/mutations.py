@@ -611,6 +611,13 @@ MUTATIONS = [
         "TypeError, AttributeError):",
         "tests/broker/test_fleet.py::test_garbage_is_kept_and_the_worker_lives[nested-submit]",
     ),
+    # I4: a chore that fails
+    Mutation(
+        "agentq/relay.py",
+        '                log.exception("a chore of',
+        '                raise\n                log.exception("a chore of',
+        RELAY + "a_chore_that_fails_keeps_no_other_from_its_work",
+    ),
     # a broker that is away
     Mutation(
         "agentq/broker/transport.py",

@@ -8,8 +8,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from agentq.errors import BrokerUnavailable
-from agentq.relay import Relay
+from agentq.errors import BrokerUnavailable, StoreUnavailable
+from agentq.relay import Chore, Relay
 from agentq.store.approvals import Approvals
 from agentq.store.workers import Workers
 from agentq.verdicts import Wake
@@ -34,6 +34,9 @@ class Broker:
         if self.down:
             raise BrokerUnavailable("down")
         return len(self.queues.get(name, []))
+
+    def declare(self, name: str) -> None:
+        """There is nothing to declare here."""
 
     @property
     def mine(self) -> list[Wake]:
@@ -79,6 +82,41 @@ def test_what_nobody_sent_is_admitted_and_sent(hands: Hands, relay: Relay, broke
     assert {wake.step_id for wake in broker.mine} == refs
     relay.admit_due()
     assert len(broker.mine) == 3
+
+
+def test_a_chore_that_fails_keeps_no_other_from_its_work(
+    hands: Hands, relay: Relay, broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """
+    Whatever is wrong with approvals, or with the broker in one of them, lost steps are still woken.
+    """
+    done: list[str] = []
+
+    def fail() -> None:
+        done.append("failed")
+        raise RuntimeError("this one never works")
+
+    def no_broker() -> None:
+        raise BrokerUnavailable("down")
+
+    def no_postgres() -> None:
+        raise StoreUnavailable("down")
+
+    relay._chores = tuple(
+        Chore(name, run, every_s)
+        for name, run, every_s in (
+            ("broken", fail, 3600.0),
+            ("unreachable", no_broker, 0.0),
+            ("sound", lambda: done.append("sound"), 0.0),
+            ("without a store", no_postgres, 0.0),
+            ("hopeless", lambda: done.append("hopeless"), 0.0),
+        )
+    )
+    relay.round()
+    relay.round()
+    assert done == ["failed", "sound", "sound"]
+    assert "a chore of the relay failed (broken)" in caplog.text
+    assert "the relay waits for Postgres" in caplog.text
 
 
 def test_only_as_many_as_are_missing_are_sent_again(
