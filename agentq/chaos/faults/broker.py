@@ -92,13 +92,13 @@ def emptied(strike: Strike) -> Evidence:
 
 
 def dropped(strike: Strike) -> Evidence:
-    """Half of the messages that we catch are thrown away."""
-    return _meddle(strike, lambda message: [] if strike.draw.random() < 0.6 else [message])
+    """The first message that we catch is thrown away, and more than half of the others."""
+    return _meddle(strike, lambda message, first: [] if first or strike.draw.random() < 0.6 else [message])
 
 
 def doubled(strike: Strike) -> Evidence:
     """The messages that we catch come back two or three times."""
-    return _meddle(strike, lambda message: [message] * strike.draw.randint(2, 3))
+    return _meddle(strike, lambda message, _first: [message] * strike.draw.randint(2, 3))
 
 
 def reordered(strike: Strike) -> Evidence:
@@ -172,13 +172,13 @@ def _refused(strike: Strike, broker: redis.Redis, error: str) -> Evidence:
     return {"writes refused": count() - before, "error": error, "calls in flight": len(calls)}
 
 
-def _meddle(strike: Strike, change: Callable[[bytes], list[bytes]]) -> Evidence:
+def _meddle(strike: Strike, change: Callable[[bytes, bool], list[bytes]]) -> Evidence:
     touched = 0
     with _connected(strike) as broker:
         for key, message in _caught(strike, broker):
             if message is None:
                 continue
-            back = change(message)
+            back = change(message, not touched)
             touched += back != [message]
             if back:
                 broker.lpush(key, *back)
