@@ -455,8 +455,8 @@ MUTATIONS = [
     ),
     Mutation(
         "agentq/agents/dependencies.py",
-        "        elif self._used_at - self._seen_at > max(3 * self._report_s, 3.0):",
-        "        else:",
+        "        if self._report_s == 0:\n            self._look()",
+        "        if True:\n            self._look()",
         NEEDING + "asking_costs_no_round_trip_while_closed",
     ),
     Mutation(

@@ -162,6 +162,7 @@ def test_one_tenants_bad_key_is_its_own_matter(
     assert provider.calls == 4
     provider.error = None
     assert fleet.drain(start(client, other_tenant)).result == "answer"
+    assert {row.tenant: row.openings for row in fleet.dependencies.breakers.ls(name)} == {None: 0, tenant: 1}
     states = [session.view().state for session in bad]
     assert states.count("failed") == 3, "those before anybody could know"
     assert states.count("running") == 5
