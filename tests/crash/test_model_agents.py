@@ -17,16 +17,18 @@ pytestmark = pytest.mark.crash
 SESSIONS = 12
 
 
+@pytest.mark.parametrize("agent", ["booker", "adapted"])
 def test_a_worker_killed_in_a_tool_repeats_nothing(
-    settings: Settings, fleet: Fleet, tenant: str, tmp_path: Path
+    settings: Settings, fleet: Fleet, tenant: str, tmp_path: Path, agent: str
 ) -> None:
     """
     I5: killed after the side effect and before its result was stored; the check finds it done.
     """
-    from tests.support.model_agents import CALLS, booker
+    from tests.support.model_agents import CALLS, adapted, booker
 
     registry = Registry()
     registry.add(booker)
+    registry.add(adapted)
     (tmp_path / "lines").touch()
     (tmp_path / "kill").touch()
     more = {"agents": "tests.support.model_agents", "MODEL_TEST_BOOK": str(tmp_path)}
@@ -34,7 +36,7 @@ def test_a_worker_killed_in_a_tool_repeats_nothing(
         fleet.worker(wait=False, **more)
     with Client(settings, registry) as client:
         items = [({"prompt": str(n)}, f"k{n}") for n in range(SESSIONS)]
-        sessions = client.start_many("booker", tenant=tenant, items=items)
+        sessions = client.start_many(agent, tenant=tenant, items=items)
         until(lambda: any(not worker.alive for worker in fleet), 40, "a worker that was killed")
         assert set(client.wait_all(sessions, timeout=60).values()) == {"done"}
         results = [str(session.view().result).split() for session in sessions]

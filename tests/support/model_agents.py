@@ -6,10 +6,12 @@ import os
 import signal
 from pathlib import Path
 
+from pydantic_ai import Agent
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart, ToolReturnPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 
 from agentq import ModelAgent, idempotency_key, tool
+from agentq.adapters.pydantic_ai import durable
 
 BOOK = Path(os.environ.get("MODEL_TEST_BOOK", "/nonexistent"))
 CALLS = 3
@@ -46,3 +48,7 @@ def _answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
 
 
 booker = ModelAgent("booker", model=FunctionModel(_answer, model_name="booker"), tools=[book])
+
+# The same, as somebody has it who uses Pydantic AI.
+existing = Agent(FunctionModel(_answer, model_name="booker"), tools=[book])
+adapted = durable(existing, name="adapted")

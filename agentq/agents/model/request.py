@@ -111,6 +111,11 @@ def dependency(model: Model) -> str | None:
     return re.sub(r"[^a-z0-9_-]", "-", model.system.lower())
 
 
+def estimate_messages(history: History) -> int:
+    """How many tokens a history has, where nothing is known of tools and instructions."""
+    return sum(map(_guess_message, history))
+
+
 def _guess_message(message: Any) -> int:
     if isinstance(message, ModelRequest):
         return sum(estimate_tokens(str(getattr(part, "content", ""))) + 4 for part in message.parts)
