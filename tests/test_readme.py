@@ -34,7 +34,7 @@ def test_the_first_agent_runs(
     """
     The agent of the README, on a real worker, started by the README's own lines, gives what it promises.
     """
-    (tmp_path / "readme_refunds.py").write_text(block("python", "Agent("), "utf-8")
+    (tmp_path / "readme_refunds.py").write_text(block("python", 'Agent("refunds"'), "utf-8")
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     own = settings.model_copy(update={"agents": ("readme_refunds",)})
     with Fleet(own, tmp_path) as fleet:
@@ -70,7 +70,7 @@ def test_its_steps_are_functions() -> None:
     As the text says, a step returns what happens next.
     """
     names: dict[str, object] = {"__name__": "readme_steps"}
-    exec(block("python", "Agent("), names)
+    exec(block("python", 'Agent("refunds"'), names)
     assert names["Next"] is Next
 
 
@@ -97,3 +97,23 @@ def test_every_variable_that_it_names_exists(name: str) -> None:
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))
 def test_every_file_that_it_names_exists(path: str) -> None:
     assert (ROOT / path).exists()
+
+
+def test_the_model_agent_runs(settings: Settings, tenant: str) -> None:
+    """
+    The README's model agent, with a model that needs no provider in place of the one it names.
+    """
+    from pydantic_ai.models.test import TestModel
+
+    from agentq.agents.registry import Registry
+    from agentq.client import Client
+    from agentq.testing import LocalFleet
+
+    text = block("python", "ModelAgent(").replace('"openai:gpt-5-mini"', "stand_in").replace('cost_usd="0.05", ', "")
+    scope: dict[str, object] = {"stand_in": TestModel()}
+    exec(compile(text, "README.md", "exec", dont_inherit=True), scope)
+    registry = Registry()
+    registry.add(scope["desk"])  # type: ignore[arg-type]
+    with Client(settings, registry) as client, LocalFleet(client) as fleet:
+        session = client.start("parcels", tenant=tenant, input={"prompt": "Where is AB-1001?"})
+        assert "shipped" in fleet.drain(session).result

@@ -328,3 +328,11 @@ def test_a_model_is_not_asked_again_when_the_mail_must_be(here, client, outside,
 def test_hello(here, client, tenant):
     view = here.drain(client.start("hello", tenant=tenant, input={"name": "Ada"}))
     assert view.result == "Hello, Ada!"
+
+
+def test_parcels(here, client, tenant):
+    from tasks.parcels import parcels
+
+    assert parcels.pin in default_registry.pins()
+    view = here.drain(client.start("parcels", tenant=tenant, input={"prompt": "Where are AB-1001 and AB-1002?"}))
+    assert view.result == "AB-1001 is shipped; AB-1002 is being packed"
