@@ -20,6 +20,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from agentq.errors import ConfigError
+from agentq.store.budgets import Budgets, WindowRow
 from agentq.store.ledger import Ledger, QueueDepth
 from agentq.store.metrics import Figures
 from agentq.store.pool import Row, Store
@@ -127,6 +128,7 @@ class FleetCollector(Collector):
     def __init__(self, store: Store, *, tenants_max: int = 20, fresh_s: float = 5.0) -> None:
         self._ledger = Ledger(store)
         self._figures = Figures(store)
+        self._windows = Budgets(store)
         self._tenants_max = tenants_max
         self._fresh_s = fresh_s
         self._lock = threading.Lock()
@@ -148,7 +150,7 @@ class FleetCollector(Collector):
         errors = 0
         for question in (
             self._tenants, self._workers, self._sessions, self._letters, self._people, self._effects,
-            self._dependencies,
+            self._dependencies, self._budgets,
         ):  # fmt: skip
             try:
                 found += question()
@@ -229,6 +231,21 @@ class FleetCollector(Collector):
             _gauge("agentq_approval_age_seconds", "How long the oldest of them has waited.", [((), oldest)]),
         ]
 
+    def _budgets(self) -> list[Metric]:
+        shown = _tightest(self._windows.windows(), self._tenants_max)
+        where = [(window.tenant, window.period) for window in shown]
+
+        def dollars(micros: Iterable[int]) -> list[tuple[tuple[str, ...], float]]:
+            return [(labels, amount / 1_000_000) for labels, amount in zip(where, micros, strict=True)]
+
+        left = [max((w.limit_micros or 0) - w.spent_micros - w.reserved_micros, 0) for w in shown]
+        labels = ("tenant", "period")
+        return [
+            _gauge("agentq_budget_spent_usd", "Spent in the window.", dollars(w.spent_micros for w in shown), *labels),
+            _gauge("agentq_budget_held_usd", "Reserved now.", dollars(w.reserved_micros for w in shown), *labels),
+            _gauge("agentq_budget_left_usd", "Left of the tightest budgets.", dollars(left), *labels),
+        ]
+
     def _effects(self) -> list[Metric]:
         rows = [((row[0],), row[1]) for row in self._figures.ask("effects")]
         return [_gauge("agentq_effects", "Effects of which nobody knows whether they happened.", rows, "state")]
@@ -252,6 +269,16 @@ class FleetCollector(Collector):
                 "dependency",
             ),
         ]
+
+
+def _tightest(windows: list[WindowRow], top: int) -> list[WindowRow]:
+    """The tenants' budgets of which most is used; a tenant's own alone, not those of its agents and sessions."""
+    limited = [window for window in windows if window.scope == "tenant" and window.limit_micros]
+    return sorted(limited, key=lambda window: -_share(window))[:top]
+
+
+def _share(window: WindowRow) -> float:
+    return (window.spent_micros + window.reserved_micros) / (window.limit_micros or 1)
 
 
 def _busiest(depths: list[QueueDepth], top: int) -> Iterator[tuple[str, list[QueueDepth]]]:

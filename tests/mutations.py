@@ -43,6 +43,8 @@ REPAIRS = "tests/agents/test_repairs.py::test_"
 TELLING = "tests/cli/test_effect.py::test_"
 KINDS = "tests/policies/test_kinds.py"
 SCHEMA = "tests/store/test_schema.py::test_"
+TRACES = "tests/store/test_traces.py::test_"
+TABS = "tests/flower/test_tabs.py::test_"
 
 
 @dataclass(frozen=True)
@@ -854,6 +856,65 @@ MUTATIONS = [
         '        return "full", state, None, claim.ref.step_id\n    before',
         "        pass\n    before",
         "tests/agents/test_versions.py::test_bytes_of_another_version_are_stored_anew",
+    ),
+    # I11: every attempt and choice has its row
+    sql(
+        "        perform agentq.trace_attempt(e, v_of.agent",
+        "        -- perform agentq.trace_attempt(e, v_of.agent",
+        TRACES + "an_attempt_that_is_lost_with_its_worker_leaves_a_row",
+    ),
+    sql(
+        "    if p_plan ? 'decisions' then",
+        "    if false then",
+        TRACES + "events_and_decisions_are_written_with_the_attempt",
+    ),
+    sql(
+        "(select coalesce(trace_id, session_id)",
+        "(select null::uuid",
+        TRACES + "children_are_in_the_trace_of_their_root",
+    ),
+    sql("trace_content is distinct from 'off'", "true", TRACES + "a_tenant_may_keep_no_content"),
+    sql(
+        "            perform agentq.guard_partition(v_name);\n",
+        "",
+        TRACES + "a_partition_named_directly_is_guarded_too",
+    ),
+    Mutation(
+        "agentq/agents/tracing.py",
+        "data = encode(self.redact(kind, plain, text_max=self.content_max))",
+        "data = encode(plain)",
+        "tests/agents/test_tracing.py::test_calls_requests_and_choices_are_traced_and_redacted",
+    ),
+    Mutation(
+        "agentq/policies/redaction.py",
+        "            text = text[:-_SLACK]",
+        "            pass",
+        "tests/policies/test_redaction.py::test_a_secret_on_the_cut_is_not_kept_by_half",
+    ),
+    # Writes of Flower's: by token, role and name
+    Mutation(
+        "agentq/flower/pages.py",
+        "        RequestHandler.check_xsrf_cookie(self)",
+        "        pass",
+        TABS + "a_post_from_elsewhere_is_refused",
+    ),
+    Mutation(
+        "agentq/flower/pages.py",
+        "if user is None or not self.may_operate:",
+        "if user is None:",
+        TABS + "who_may_only_look_sees_no_buttons_and_has_none",
+    ),
+    Mutation(
+        "agentq/flower/pages.py",
+        "            with acting_as(user):\n                return self.act",
+        "            if True:\n                return self.act",
+        TABS + "a_button_does_what_the_command_does_under_the_users_name",
+    ),
+    Mutation(
+        "agentq/otel.py",
+        'content=(one.content or self._settings.trace_content) == "exported"',
+        "content=True",
+        "tests/test_otel.py::test_a_session_arrives_as_one_tree_of_genai_spans",
     ),
 ]
 

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
+from agentq import Agent, Context, Done, Transient
 from agentq.agents.registry import Registry
 from agentq.client import Client
 from agentq.testing import LocalFleet
@@ -17,6 +19,10 @@ from tests.cli.conftest import Cli
 from tests.support.bad_run import SECRET, define
 
 Local = Callable[..., LocalFleet]
+
+
+class Money(BaseModel):
+    """Nothing to know."""
 
 
 @pytest.fixture
@@ -91,3 +97,35 @@ def test_nothing_used_says_so(cli: Cli, tenant: str) -> None:
     result = cli("cost", "ls", "--tenant", tenant)
     assert (result.exit_code, result.stdout) == (0, "")
     assert "nothing was used" in result.stderr
+
+
+def test_traces_and_budgets_tell_the_same_sums(
+    cli: Cli, registry: Registry, client: Client, tenant: str, local: Local
+) -> None:
+    """
+    I6: what the budget's ledger charged, in a failed attempt too, is what traces show and cost sums up.
+    """
+    agent = Agent("spender", state=Money, registry=registry)
+    client.budgets.set_price("robot:one", input_usd="2", output_usd="8", reason="test")
+
+    @agent.step(start=True, retries=2)
+    def ask(state: Money, ctx: Context) -> Done:
+        with (
+            ctx.trace("model", "one", provider="robot") as span,
+            ctx.spend(model="robot:one", input_tokens=1000, max_tokens=500) as call,
+        ):
+            call.used(input_tokens=900, output_tokens=100)
+            span.used(input_tokens=900, output_tokens=100, cost_micros=2600)
+        if ctx.attempt < 3:
+            raise Transient("not yet")
+        return Done("ok")
+
+    session = client.start("spender", tenant=tenant, input={})
+    local().drain(session)
+    charged = sum(row.charged_micros or 0 for row in client.budgets.ledger(tenant, session.id))
+    assert charged == 3 * 2600
+    told = cli.json("session", "trace", session.id)
+    assert (told["totals"]["cost_micros"], told["totals"]["waste_micros"]) == (charged, 2 * 2600)
+    assert sum(line["cost_micros"] for line in cli.json("session", "cost", session.id)["lines"]) == charged
+    for by in ("agent", "tenant", "day", "model"):
+        assert sum(row["cost_micros"] for row in cli.json("cost", "ls", "--by", by, "--tenant", tenant)) == charged, by
