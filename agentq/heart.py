@@ -39,6 +39,7 @@ class Heart:
         role: Role,
         release: str,
         serves: list[str],
+        slots: int = 0,
         heartbeat_s: float,
         lease_s: float,
     ) -> None:
@@ -46,6 +47,7 @@ class Heart:
         self._workers = Workers(store)
         self._in_flight = in_flight
         self._about: tuple[str, Role, str, list[str]] = (group, role, release, serves)
+        self._slots = slots
         self._heartbeat_s = heartbeat_s
         self._lease_s = lease_s
         self._registration = self._register()
@@ -105,6 +107,7 @@ class Heart:
             pid=os.getpid(),
             release=release,
             serves=serves,
+            slots=self._slots,
         )
 
     def _run(self) -> None:

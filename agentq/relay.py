@@ -61,7 +61,9 @@ class Relay:
         stale_s: float,
         housekeeping: Callable[[], None] = lambda: None,
         dead_letters: Callable[[], None] = lambda: None,
+        fair_shares: Callable[[], object] = lambda: None,
     ) -> None:
+        self._fair_shares = fair_shares
         self._ledger = ledger
         self._budgets = Budgets(ledger.store)
         self._workers = workers
@@ -123,7 +125,10 @@ class Relay:
 
     def admit_due(self) -> None:
         """Admit the due steps of every tenant that has room: new work, retries, timers."""
-        for tenant in self._ledger.backlogged():
+        backlogged = self._ledger.backlogged()
+        if backlogged:
+            self._fair_shares()
+        for tenant in backlogged:
             wakes = self._ledger.admit(tenant, self._batch)
             engine.probe("admitted")
             self._publisher.send(wakes)

@@ -35,6 +35,7 @@ from agentq.notices import Notices
 from agentq.otel import Exporter
 from agentq.poison import PoisonKeeper
 from agentq.policies.failures import ambiguous, classify, retry_with_backoff
+from agentq.policies.fairness import divide
 from agentq.policies.redaction import safe_failures
 from agentq.relay import Relay
 from agentq.settings import Settings, load
@@ -42,6 +43,7 @@ from agentq.step import StepRef
 from agentq.store.approvals import Approvals
 from agentq.store.dead_letters import POISON_BODY_MAX_BYTES, DeadLetterStore
 from agentq.store.effects import Effects
+from agentq.store.fairness import Fairness
 from agentq.store.ledger import Ledger
 from agentq.store.operators import Operators
 from agentq.store.pool import Store
@@ -104,7 +106,7 @@ class Runtime:
             self.heart.lost()
         return verdict
 
-    def begin(self, *, group: str, steps: bool, relay: bool) -> None:
+    def begin(self, *, group: str, steps: bool, relay: bool, slots: int = 0) -> None:
         """Register this process and start its heart, and its relay when it has a consumer."""
         settings = self.settings
         serves = self.registry.serves()
@@ -115,6 +117,7 @@ class Runtime:
             role="steps" if steps else "relay",
             release=release(),
             serves=serves,
+            slots=slots,
             heartbeat_s=settings.heartbeat_s,
             lease_s=settings.lease_s,
         )
@@ -245,6 +248,7 @@ class Runtime:
     def _relay(self) -> Relay:
         settings = self.settings
         return Relay(
+            fair_shares=Fairness(self.store, divide).share,
             ledger=self.ledger,
             workers=self.workers,
             approvals=self.approvals,
@@ -290,9 +294,9 @@ def runtime() -> Runtime:
         return _runtimes[os.getpid()]
 
 
-def begin(*, group: str, steps: bool, relay: bool) -> None:
+def begin(*, group: str, steps: bool, relay: bool, slots: int = 0) -> None:
     """Prepare this process for deliveries."""
-    runtime().begin(group=group, steps=steps, relay=relay)
+    runtime().begin(group=group, steps=steps, relay=relay, slots=slots)
 
 
 def end() -> None:

@@ -54,7 +54,7 @@ class RuntimeStep(bootsteps.StartStopStep):  # type: ignore[misc]
         forks = worker.pool_cls.__module__.endswith("prefork")
         if self.group == "quarantine" and not forks:
             log.warning("quarantine wants prefork, which survives its steps: `agentq worker --group quarantine`")
-        begin(group=self.group, steps=not forks, relay=True)
+        begin(group=self.group, steps=not forks, relay=True, slots=0 if forks else worker.concurrency or 0)
         if forks:
             runtime().children = lambda: list(worker.pool.info.get("processes", ()))
 
@@ -189,7 +189,7 @@ def _start_child(**_: Any) -> None:
 
     from agentq.runtime import begin
 
-    begin(group=group_of(current_app._get_current_object()), steps=True, relay=False)
+    begin(group=group_of(current_app._get_current_object()), steps=True, relay=False, slots=1)
 
 
 def _end(**_: Any) -> None:

@@ -633,6 +633,17 @@ MUTATIONS = [
         "self._kept_client",
         "tests/broker/test_transport.py::test_a_lost_connection_makes_no_new_client",
     ),
+    # I8: shares of the slots
+    sql(
+        "select least(concurrency, case when shared_at > v_now - interval '5 s' then allowance end) into v_cap",
+        "select concurrency into v_cap",
+        "tests/store/test_fairness.py::test_weights_divide_what_is_too_little",
+    ),
+    sql(
+        "case when shared_at > v_now - interval '5 s' then allowance end",
+        "allowance",
+        "tests/store/test_fairness.py::test_an_allowance_that_nobody_renews_binds_nobody",
+    ),
     # concurrency keys and restrictions
     sql(
         "if s.concurrency_key is not null then perform",

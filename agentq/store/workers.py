@@ -90,7 +90,18 @@ class Registration:
     While Postgres still counts the lock to a former connection, this one beats without it.
     """
 
-    def __init__(self, store: Store, *, group: str, role: Role, host: str, pid: int, release: str, serves: list[str]):
+    def __init__(
+        self,
+        store: Store,
+        *,
+        group: str,
+        role: Role,
+        host: str,
+        pid: int,
+        release: str,
+        serves: list[str],
+        slots: int = 0,
+    ) -> None:
         self.worker_id = uuid.uuid4()
         self._store = store
         self._facts: dict[str, Any] = {
@@ -102,6 +113,7 @@ class Registration:
             "role": role,
             "release": release,
             "serves": serves,
+            "slots": slots,
         }
         self._connection: Connection | None = None
         self._registered = False

@@ -30,7 +30,7 @@ from agentq.store.schema.dependencies import (
     dependency_probe,
     dependency_window,
 )
-from agentq.store.schema.fleet import operator_action, refused_submission, worker
+from agentq.store.schema.fleet import operator_action, refused_submission, slot_use, worker
 from agentq.store.schema.ledger import (
     ENTRY_ENDED,
     ENTRY_LIVE,
@@ -116,6 +116,7 @@ __all__ = [
     "reservation",
     "session",
     "session_event",
+    "slot_use",
     "tenant",
     "trace",
     "worker",

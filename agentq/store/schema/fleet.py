@@ -15,7 +15,7 @@ from sqlalchemy import (
     Uuid,
     text,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, DOUBLE_PRECISION, JSONB
 
 from agentq.store.schema.base import metadata, one_of, time
 
@@ -29,6 +29,7 @@ worker = Table(
     Column("worker_group", Text, nullable=False),
     Column("role", Text, nullable=False, comment="relay: a prefork parent, which runs no steps itself"),
     Column("release", Text, nullable=False),
+    Column("slots", Integer, nullable=False, server_default="0", comment="steps it runs at once; 0: not said"),
     Column("serves", ARRAY(Text), nullable=False, comment="agent@version pairs"),
     Column("state", Text, nullable=False, server_default="live"),
     time("started_at", nullable=False, now=True),
@@ -40,6 +41,16 @@ worker = Table(
     CheckConstraint(one_of("role", ("steps", "relay")), name="role"),
     CheckConstraint("(state in ('dead', 'stopped')) = (stopped_at is not null)", name="stopped"),
     Index("worker_present", "state", postgresql_where=text("state in ('live', 'draining')")),
+)
+
+# What steps took while slots were shared, until the next division adds it up. Unlogged: losing it costs nothing.
+slot_use = Table(
+    "slot_use",
+    metadata,
+    Column("use_id", BigInteger, Identity(always=True), primary_key=True),
+    Column("holder", Text, nullable=False),
+    Column("seconds", DOUBLE_PRECISION, nullable=False),
+    prefixes=["UNLOGGED"],
 )
 
 operator_action = Table(

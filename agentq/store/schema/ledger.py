@@ -18,7 +18,7 @@ from sqlalchemy import (
     Uuid,
     text,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB, REAL
+from sqlalchemy.dialects.postgresql import ARRAY, DOUBLE_PRECISION, JSONB, REAL
 
 from agentq.store.schema.base import NAME, metadata, one_of, time
 
@@ -40,6 +40,9 @@ tenant = Table(
     Column("tools", ARRAY(Text), comment="the effects it may perform; null: every one"),
     Column("retention_days", Integer, comment="ended sessions are removed after so many; null: never"),
     Column("shedding", Boolean, nullable=False, server_default=text("false"), comment="above a lowered cap"),
+    Column("allowance", Integer, comment="slots it may hold while there are too few for all; null: its concurrency"),
+    Column("time_used", DOUBLE_PRECISION, comment="seconds its steps ran while slots were shared, over its weight"),
+    time("shared_at"),
     Column("trace_content", Text, comment="inputs and outputs in traces; null: as the fleet"),
     time("created_at", nullable=False, now=True),
     time("changed_at", nullable=False, now=True),

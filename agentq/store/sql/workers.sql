@@ -1,8 +1,8 @@
 -- Worker processes: one row each, renewed for all of its steps at once.
 
 -- name: register
-insert into agentq.worker (worker_id, lock_key, host, pid, worker_group, role, release, serves, lease_until)
-values (%(worker)s, %(lock_key)s, %(host)s, %(pid)s, %(group)s, %(role)s, %(release)s, %(serves)s,
+insert into agentq.worker (worker_id, lock_key, host, pid, worker_group, role, release, serves, slots, lease_until)
+values (%(worker)s, %(lock_key)s, %(host)s, %(pid)s, %(group)s, %(role)s, %(release)s, %(serves)s, %(slots)s,
         agentq.now() + make_interval(secs => %(lease_s)s))
 on conflict (worker_id) do nothing;  -- the answer to an earlier try was lost
 

@@ -1,5 +1,7 @@
 """Budgets: what may be spent, what is reserved, what was charged"""
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
@@ -209,12 +211,40 @@ def _rates() -> None:
 
 
 def _tenants() -> None:
-    for name, kind, comment in (
-        ("agents", postgresql.ARRAY(sa.Text()), "the ones it may start; null: every one"),
-        ("tools", postgresql.ARRAY(sa.Text()), "the effects it may perform; null: every one"),
-        ("retention_days", sa.Integer(), "ended sessions are removed after so many; null: never"),
-    ):
-        op.add_column("tenant", sa.Column(name, kind, nullable=True, comment=comment), schema="agentq")
+    columns: list[sa.Column[Any]] = [
+        sa.Column("agents", postgresql.ARRAY(sa.Text()), comment="the ones it may start; null: every one"),
+        sa.Column("tools", postgresql.ARRAY(sa.Text()), comment="the effects it may perform; null: every one"),
+        sa.Column("retention_days", sa.Integer(), comment="ended sessions are removed after so many; null: never"),
+        sa.Column(
+            "allowance",
+            sa.Integer(),
+            comment="slots it may hold while there are too few for all; null: its concurrency",
+        ),
+        sa.Column(
+            "time_used",
+            postgresql.DOUBLE_PRECISION(),
+            comment="seconds its steps ran while slots were shared, over its weight",
+        ),
+        sa.Column("shared_at", sa.DateTime(timezone=True)),
+    ]
+    for column in columns:
+        op.add_column("tenant", column, schema="agentq")
+    op.create_table(
+        "slot_use",
+        sa.Column("use_id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
+        sa.Column("holder", sa.Text(), nullable=False),
+        sa.Column("seconds", postgresql.DOUBLE_PRECISION(), nullable=False),
+        sa.PrimaryKeyConstraint("use_id", name=op.f("slot_use_pk")),
+        schema="agentq",
+        prefixes=["UNLOGGED"],
+    )
+    op.add_column(
+        "worker",
+        sa.Column(
+            "slots", sa.Integer(), server_default="0", nullable=False, comment="steps it runs at once; 0: not said"
+        ),
+        schema="agentq",
+    )
     op.create_check_constraint(op.f("tenant_retention_days"), "tenant", "retention_days > 0", schema="agentq")
     op.add_column(
         "session",

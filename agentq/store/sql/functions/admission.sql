@@ -14,7 +14,9 @@ begin
     perform set_config('agentq.tenant', p_tenant, true), set_config('synchronous_commit', 'off', true);
     perform pg_advisory_xact_lock(1634166382, hashtext(p_tenant));
     -- A draining tenant takes no new sessions, but goes on with those it has.
-    select concurrency into v_cap from agentq.tenant where name = p_tenant and state <> 'paused';
+    -- An allowance that no relay has renewed for a while binds nobody (see agentq/policies/fairness.py).
+    select least(concurrency, case when shared_at > v_now - interval '5 s' then allowance end) into v_cap
+      from agentq.tenant where name = p_tenant and state <> 'paused';
     if not found then return; end if;
     -- Priorities cannot starve: what has been due for half a minute for each step of its priority goes
     -- before all that comes later, and so do the steps that follow it.

@@ -1,0 +1,95 @@
+"""
+Fairness: how many of the fleet's slots each tenant may hold while there are too few for all.
+
+Admission alone lets every tenant have its cap, and workers then serve the queues in turn, whatever the
+weights. While more is wanted than the fleet can hold, each tenant gets an allowance below its cap:
+its share by weight, corrected by the time for which its steps really ran, those of now included. Whoever
+holds more hands no slot on. While there is enough for all, nobody has an allowance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from agentq.store.fairness import Demand, Share
+
+# No more is admitted than can run: where steps queued with the broker, workers would take them in turn, by
+# count, and tenants of short steps would come off badly. A slot is handed on in the settlement, so none idles.
+_AHEAD = 1.0
+# What one is behind is made good within so many seconds.
+_CATCH_UP_S = 2.0
+# About how long an allowance stands.
+_ROUND_S = 0.25
+
+
+def divide(slots: int, demands: Sequence[Demand]) -> Sequence[Share]:
+    """The allowances; none when nobody says how many slots there are, or there are enough."""
+    capacity = slots * _AHEAD
+    if not slots or len(demands) < 2 or sum(demand.wants for demand in demands) <= capacity:
+        return ()
+    used = _time_used(demands)
+    so_far = {demand.name: used[demand.name] + demand.running_s / demand.weight for demand in demands}
+    weights = sum(demand.weight for demand in demands)
+    mean = sum(so_far[demand.name] * demand.weight for demand in demands) / weights
+    behind = {demand.name: (mean - so_far[demand.name]) * demand.weight for demand in demands}
+    ideal = _corrected(_by_weight(capacity, demands), behind, demands, capacity)
+    allowances = _whole(ideal, behind, demands, int(capacity))
+    return [
+        Share(demand.name, allowance, used[demand.name], demand.admitted > allowance)
+        for demand, allowance in ((demand, allowances[demand.name]) for demand in demands)
+    ]
+
+
+def _time_used(demands: Sequence[Demand]) -> dict[str, float]:
+    """Who comes back from idleness begins with the others, not ahead of them."""
+    present = [demand.time_used for demand in demands if demand.sharing and demand.time_used is not None]
+    least = min(present, default=0.0)
+    return {
+        demand.name: (demand.time_used if demand.sharing and demand.time_used is not None else least)
+        + demand.ended_s / demand.weight
+        for demand in demands
+    }
+
+
+def _by_weight(capacity: float, demands: Sequence[Demand]) -> dict[str, float]:
+    """Shares by weight; those that want less than theirs leave the rest to the others."""
+    left, weights = capacity, sum(demand.weight for demand in demands)
+    found = {}
+    for demand in sorted(demands, key=lambda demand: demand.wants / demand.weight):
+        found[demand.name] = min(float(demand.wants), left * demand.weight / weights)
+        left -= found[demand.name]
+        weights = max(weights - demand.weight, 1e-9)
+    return found
+
+
+def _corrected(
+    ideal: dict[str, float], behind: dict[str, float], demands: Sequence[Demand], capacity: float
+) -> dict[str, float]:
+    """Who is behind gets more, at most double and one; who is ahead gets less; together no more than there is."""
+    found = {}
+    for demand in demands:
+        plain = ideal[demand.name]
+        more = max(-plain, min(behind[demand.name] / _CATCH_UP_S, plain + 1.0))
+        found[demand.name] = max(min(plain + more, float(demand.wants)), 0.0)
+    whole = sum(found.values())
+    return {name: share * capacity / whole for name, share in found.items()} if whole > capacity else found
+
+
+def _whole(
+    ideal: dict[str, float], behind: dict[str, float], demands: Sequence[Demand], capacity: int
+) -> dict[str, int]:
+    """Whole slots; what is left over goes to those that are furthest behind, so that nothing lies idle."""
+    found = {demand.name: min(math.floor(ideal[demand.name]), demand.wants) for demand in demands}
+    left = capacity - sum(found.values())
+    waiting = sorted(
+        demands,
+        key=lambda demand: behind[demand.name] + _ROUND_S * (ideal[demand.name] - math.floor(ideal[demand.name])),
+        reverse=True,
+    )
+    while left > 0 and any(found[demand.name] < demand.wants for demand in waiting):
+        for demand in waiting:
+            if left > 0 and found[demand.name] < demand.wants:
+                found[demand.name] += 1
+                left -= 1
+    return found

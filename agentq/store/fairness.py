@@ -1,0 +1,74 @@
+"""Fairness as rows: what tenants ask of the fleet's slots, and what each may hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+from psycopg.types.json import Jsonb
+
+from agentq.store.pool import ALL_TENANTS, Store, run
+from agentq.store.queries import load
+
+SQL = load("fairness")
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """
+    What a tenant has and wants now, in steps.
+
+    `time_used` is the time for which its steps held slots while these were shared, over its weight; `ended_s`
+    what has been added since by steps that ended, `running_s` by those that run. Not `sharing`: it took no
+    part in the last division.
+    """
+
+    name: str
+    weight: float
+    running_s: float
+    admitted: int
+    wants: int
+    time_used: float | None
+    sharing: bool
+    ended_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What a tenant may hold until the next time."""
+
+    name: str
+    allowance: int
+    time_used: float
+    shedding: bool
+
+
+Divide = Callable[[int, Sequence[Demand]], Sequence[Share]]
+
+
+class Fairness:
+    """Divides the fleet's slots, in one transaction."""
+
+    def __init__(self, store: Store, divide: Divide) -> None:
+        self.store = store
+        self._divide = divide
+
+    def share(self) -> int:
+        """How many tenants have an allowance now; 0 also when another relay is at it."""
+        with self.store.transaction(ALL_TENANTS) as connection:
+            if not run(connection, SQL["begin"], {})[0][0]:
+                return 0
+            connection.execute("set local synchronous_commit = off")
+            slots = int(run(connection, SQL["slots"], {})[0][0])
+            used: dict[str, float] = dict(run(connection, SQL["used"], {}))
+            demands = [
+                Demand(name, weight, running_s, admitted, wants, time_used, bool(sharing), used.get(name, 0.0))
+                for name, weight, running_s, admitted, wants, time_used, sharing in run(
+                    connection, SQL["demands"], {"most": 4 * slots + 1}
+                )
+            ]
+            shares = self._divide(slots, demands)
+            if shares:
+                run(connection, SQL["write"], {"shares": Jsonb([asdict(share) for share in shares])})
+            run(connection, SQL["clear"], {"but": [share.name for share in shares]})
+            return len(shares)
