@@ -35,6 +35,11 @@ def divide(slots: int, demands: Sequence[Demand]) -> Sequence[Share]:
     behind = {demand.name: (mean - so_far[demand.name]) * demand.weight for demand in demands}
     ideal = _corrected(_by_weight(capacity, demands), behind, demands, capacity)
     allowances = _whole(ideal, behind, demands, int(capacity))
+    for demand in demands:
+        # Who wants less than its share is not held to that: what it starts next does not wait for a division.
+        if allowances[demand.name] >= demand.wants:
+            share = math.floor(capacity * demand.weight / weights)
+            allowances[demand.name] = max(allowances[demand.name], share)
     return [
         Share(demand.name, allowance, used[demand.name], demand.admitted > allowance)
         for demand, allowance in ((demand, allowances[demand.name]) for demand in demands)

@@ -39,8 +39,7 @@ def test_what_one_does_not_want_is_the_others() -> None:
     Every slot has somebody as long as anybody wants it.
     """
     found = shares(20, demand("a", weight=100, wants=2), demand("b"), demand("c"))
-    assert found["a"] == 2
-    assert sum(found.values()) == 20
+    assert found["b"] + found["c"] == 18
     assert sum(shares(6, *(demand(f"t{n}", wants=1) for n in range(7))).values()) == 6
 
 
