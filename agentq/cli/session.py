@@ -91,13 +91,16 @@ def show(id_: str, tenant: str | None, as_json: bool) -> None:
         row = connected.sessions.get(owner, session_id)
         steps = connected.sessions.steps(owner, session_id)
         effects = [dict(zip(_EFFECT, effect, strict=True)) for effect in connected.sessions.effects(owner, session_id)]
-    advice = _advice(row, steps, effects)
+        hold = connected.recovery.store.held(owner, session_id).hold if row.state == "paused" else None
+    advice = [*_on_hold(row, hold), *_advice(row, steps, effects)]
     if as_json:
         facts = plain(row) | {"input": _decoded(row.input), "result": _decoded(row.result)}
         facts |= {"cost_usd": row.cost_micros / 1_000_000}
-        print_json(facts | {"steps": plain(steps), "effects": plain(effects), "advice": advice})
+        print_json(facts | {"hold": hold, "steps": plain(steps), "effects": plain(effects), "advice": advice})
         return
     _show_facts(row)
+    if hold is not None:
+        _show_hold(hold)
     _show_steps(steps)
     _show_effects(effects, steps)
     for line in advice:
@@ -171,6 +174,33 @@ def _show_facts(row: SessionRow) -> None:
             ("failure", reason_of(row.failure)),
         )
     )
+
+
+def _show_hold(hold: dict[str, Any]) -> None:
+    """Why it is paused: who or what did it, and what that saw."""
+    heading("Paused")
+    evidence = hold.get("evidence") or {}
+    print_facts(
+        (
+            ("by", hold.get("by") or hold.get("kind")),
+            ("reason", hold.get("reason")),
+            *((name, _short(value)) for name, value in evidence.items()),
+        )
+    )
+
+
+def _on_hold(row: SessionRow, hold: dict[str, Any] | None) -> list[str]:
+    """What a person may do about a session that parked itself."""
+    resume = f"agentq session resume {row.session_id} --reason '…'"
+    match (hold or {}).get("kind"):
+        case "breaker":
+            return [
+                f"it went in circles; others of its tenant go on. `agentq session trace` shows its turns; then {resume}"
+            ]
+        case "limit":
+            return [f"{resume} grants the same once more"]
+        case _:
+            return []
 
 
 def _show_steps(steps: list[StepRow]) -> None:
@@ -256,6 +286,8 @@ _FAILED = {
     "then let it go on",
     "unknown": "once that is settled, let it go on",
     "deadline": "its deadline was over: find out what held it up, then let it go on with a new --deadline",
+    "limit": "it reached a limit of its agent: raise it there, or let it wait for people with on_reach='park'",
+    "semantic": "the model's answers stayed unusable: `agentq session trace` shows them",
     "timeout": "a step did not end within its timeout: raise it, or bound the call inside, then let it go on",
     "transient": "its attempts are used up: once the other side is back, let it go on",
 }
