@@ -24,6 +24,7 @@ from agentq.errors import BrokerUnavailable, StoreUnavailable
 from agentq.store.approvals import Approvals
 from agentq.store.budgets import Budgets
 from agentq.store.ledger import Ledger
+from agentq.store.operators import Operators
 from agentq.store.rates import StoredRates
 from agentq.store.workers import Workers
 
@@ -31,6 +32,8 @@ log = logging.getLogger("agentq.relay")
 
 _SLOW_S = 1.0
 _FORGET_S = 600.0
+_RETENTION_S = 5.0
+_REMOVE_MAX = 50
 
 
 @dataclass(slots=True)
@@ -87,6 +90,7 @@ class Relay:
             Chore("overdue sessions", self.end_overdue, _SLOW_S),
             Chore("approvals", self.expire_approvals, _SLOW_S),
             Chore("leaked reservations", self.settle_leaked, _SLOW_S),
+            Chore("retention", self.remove_expired, _RETENTION_S),
             Chore("dead letters", self._dead_letters, _SLOW_S),
             # A wiped broker has forgotten it, and foreign producers' submissions would be dropped silently.
             Chore("the queue of submissions", lambda: publisher.declare(SUBMIT), _SLOW_S),
@@ -179,6 +183,11 @@ class Relay:
         for tenant, approval_id, state in self._approvals.expire(self._batch):
             log.info("approval %s of tenant %s is %s: nobody decided it in time", approval_id, tenant, state)
         self._approvals.remind(self._batch)
+
+    def remove_expired(self) -> None:
+        """Remove sessions that are older than their tenant keeps them, a small batch of each tenant."""
+        for tenant, sessions in Operators(self._ledger.store).remove_expired(_REMOVE_MAX).items():
+            log.info("%s sessions of tenant %s were older than it keeps them", sessions, tenant)
 
     def settle_leaked(self) -> None:
         """Charge, as estimated, the calls that were reserved by attempts which are gone."""

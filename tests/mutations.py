@@ -644,6 +644,12 @@ MUTATIONS = [
         "allowance",
         "tests/store/test_fairness.py::test_an_allowance_that_nobody_renews_binds_nobody",
     ),
+    # retention
+    sql(
+        "where g.root = f.root and s.state in ('running', 'paused'));",
+        "where false);",
+        "tests/store/test_retention.py::test_a_family_goes_together",
+    ),
     # concurrency keys and restrictions
     sql(
         "if s.concurrency_key is not null then perform",

@@ -133,6 +133,29 @@ def set_(
         note(f"tenant {name} is so already; nothing changed")
 
 
+@tenant.command()
+@click.argument("name")
+@click.option("--reason", required=True, help="Why; kept with your name.")
+@click.option("--yes", is_flag=True, help="Do it; otherwise it is only said what would be.")
+@json_option
+def erase(*, name: str, reason: str, yes: bool, as_json: bool) -> None:
+    """Remove every session of a paused tenant and all they left, for good. Its charges are kept."""
+    if not reason.strip():
+        raise click.UsageError("--reason must say something")
+    with client() as connected:
+        before = {row.name: row for row in connected.tenants.ls()}.get(name)
+        if before is None:
+            raise UnknownTenant(name)
+        found = connected.tenants.erase(name, reason=reason) if yes else {}
+    if as_json:
+        print_json({"tenant": name, "dry_run": not yes} | found)
+    elif not yes:
+        click.echo(f"every session of tenant {name} would be removed; say so with --yes")
+    else:
+        left = ", ".join(f"{count} {table}" for table, count in found.items() if table != "removed")
+        click.echo(f"{found['removed']} sessions of tenant {name} are removed; left: {left}")
+
+
 def _named(names: tuple[str, ...]) -> list[str] | None:
     """The names that were given; `all` is none of them in particular."""
     return None if not names else [] if "all" in names else sorted(set(names))

@@ -67,6 +67,17 @@ class Tenants:
             reason=reason,
         )
 
+    def erase(self, name: str, *, reason: str) -> dict[str, int]:
+        """
+        Remove all sessions of a paused tenant and what they left; what is left, by table, as proof.
+
+        Kept: its record, its budgets, and what it was charged.
+
+        Raises:
+            UnknownTenant, InvalidInput: there is none, or it is not paused.
+        """
+        return self._operators.erase_tenant(valid_name("tenant", name), operator=operator_name(), reason=reason)
+
     def ls(self) -> list[TenantRow]:
         """Every tenant, by name."""
         return self._operators.tenants()

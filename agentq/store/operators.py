@@ -8,12 +8,14 @@ from typing import Any
 
 from psycopg.types.json import Jsonb
 
-from agentq.errors import UnknownTenant
+from agentq.errors import InvalidInput, UnknownTenant
 from agentq.payload import storable
 from agentq.store.pool import ALL_TENANTS, Connection, Row, Store, run
 from agentq.store.queries import load
 
 SQL = load("operators")
+
+_ERASED = ("sessions", "checkpoints", "messages", "effects", "traces", "dead_letters", "reservations")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,38 @@ class Operators:
     def tenants(self) -> list[TenantRow]:
         """Every tenant, by name."""
         return [TenantRow(*row) for row in self.store.query(SQL["tenants"], {})]
+
+    def remove_expired(self, limit: int) -> dict[str, int]:
+        """Remove sessions that are older than their tenant keeps them, a batch for each; how many."""
+        return dict(self.store.query(SQL["remove_expired"], {"max": limit}))
+
+    def erase_tenant(self, name: str, *, operator: str, reason: str) -> dict[str, int]:
+        """
+        Remove every session of a tenant and all they left, live or ended; what is left afterwards, by table.
+
+        Its own row, its budgets and what it was charged are kept. In batches, so a crash in the middle is
+        mended by calling it again.
+
+        Raises:
+            UnknownTenant: there is none.
+            InvalidInput: it is not paused, so its workers may be at work.
+        """
+        tenant = {row.name: row for row in self.tenants()}.get(name)
+        if tenant is None:
+            raise UnknownTenant(name)
+        if tenant.state != "paused":
+            raise InvalidInput(f"tenant {name!r} is {tenant.state}: pause it first, and let its running steps end")
+        removed = 0
+        while batch := int(self.store.query(SQL["remove_all"], {"tenant": name, "max": 200})[0][0]):
+            removed += batch
+        self.store.query_as(name, SQL["forget_refused"], {"tenant": name})
+        [counts] = self.store.query_as(name, SQL["left"], {"tenant": name})
+        left = dict(zip(_ERASED, counts, strict=True))
+        detail = {"sessions_removed": removed, "left": left}
+        self.record_action(
+            operator=operator, tenant=name, action="tenant erase", target=name, reason=reason, detail=detail
+        )
+        return {"removed": removed} | left
 
     def restricted(self) -> dict[str, tuple[frozenset[str] | None, frozenset[str] | None]]:
         """The tenants that may not use every agent or every tool: what they may."""

@@ -49,3 +49,15 @@ def test_a_tenant_is_restricted_and_freed(cli: Cli, tenant: str) -> None:
 @pytest.mark.parametrize("arguments", [("--agent", "Not A Name"), ("--retention-days", "-1")])
 def test_bad_restrictions_are_refused(cli: Cli, tenant: str, arguments: tuple[str, ...]) -> None:
     cli.refused(2, "tenant", "set", tenant, *arguments, *WHY)
+
+
+def test_a_tenant_is_erased_once_it_is_paused(cli: Cli, tenant: str) -> None:
+    """
+    Not by accident: paused, with a reason and `--yes`; what is left is said.
+    """
+    assert "would be removed" in cli.ok("tenant", "erase", tenant, *WHY)
+    assert "pause it first" in cli.refused(2, "tenant", "erase", tenant, *WHY, "--yes")
+    cli.ok("tenant", "set", tenant, "--state", "paused", *WHY)
+    assert cli.json("tenant", "erase", tenant, *WHY, "--yes")["sessions"] == 0
+    cli.refused(4, "tenant", "erase", "nobody-here", *WHY)
+    cli.refused(2, "tenant", "erase", tenant)

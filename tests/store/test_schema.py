@@ -20,6 +20,7 @@ from agentq.store.effects import Effects
 from agentq.store.pool import Store, name_tenant
 from agentq.store.rates import StoredRates
 from agentq.store.schema import TENANT_TABLES, metadata
+from agentq.store.sessions import Sessions
 from agentq.verdicts import Decision, Extras, Granted, TraceEvent
 from tests.conftest import new_tenant
 from tests.support.breakers import RULES
@@ -480,6 +481,38 @@ def test_a_tenant_changes_its_own_rows_only(filled: Hands, store: Store, other_t
         assert connection.execute(f"update agentq.{table} set tenant = tenant").rowcount == 0
     with store.transaction(filled.tenant) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
         connection.execute(f"update agentq.{table} set tenant = %s", (other_tenant,))
+
+
+def test_no_query_of_a_tenant_sees_another(filled: Hands, store: Store, other_tenant: str) -> None:
+    """
+    I8: whatever is asked of the client in tenant B's name, none of A's rows is in the answer.
+    """
+    claims = filled.rows("select session_id from agentq.session")
+    budgets, sessions = Budgets(store), Sessions(store)
+    for session_id in [row["session_id"] for row in claims]:
+        assert budgets.ledger(other_tenant, session_id) == []
+        assert sessions.state(other_tenant, session_id) is None
+        assert sessions.find(str(session_id), other_tenant) == []
+        for read in (sessions.steps, sessions.settled_steps, sessions.effects, sessions.children):
+            assert list(read(other_tenant, session_id)) == []
+        assert sessions.events(other_tenant, session_id, 0) == []
+    assert sessions.listing(tenant=other_tenant) == []
+    assert budgets.windows(other_tenant) == budgets.budgets(other_tenant) == budgets.alerts(other_tenant) == []
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_the_walk_notices_a_policy_that_is_gone(
+    filled: Hands, admin: psycopg.Connection[Any], other_tenant: str, table: str
+) -> None:
+    """
+    I8: without its row security a table would show A's rows to B, so the tests above would fail.
+    """
+    assert filled.tenant
+    with admin.transaction(force_rollback=True):
+        admin.execute("select set_config('agentq.tenant', %s, true)", (other_tenant,))
+        assert visible(admin, table) == set()  # forced: the owner is bound as well
+        admin.execute(f"alter table agentq.{table} disable row level security")
+        assert filled.tenant in visible(admin, table)
 
 
 def test_the_name_of_a_tenant_ends_with_its_transaction(filled: Hands, store: Store) -> None:

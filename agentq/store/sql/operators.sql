@@ -23,6 +23,27 @@ returning name;
 select name, state, concurrency, weight, created_at, preapproved, agents, tools, retention_days
   from agentq.tenant order by name;
 
+-- name: remove_expired
+select * from agentq.remove_expired(%(max)s::int);
+
+-- name: remove_all
+select agentq.remove_sessions(%(tenant)s, 'infinity', %(max)s::int, true);
+
+-- name: left
+-- What is left of a tenant that was erased: its rows by table, for the proof.
+select (select count(*) from agentq.session where tenant = %(tenant)s),
+       (select count(*) from agentq.checkpoint where tenant = %(tenant)s),
+       (select count(*) from agentq.message where tenant = %(tenant)s),
+       (select count(*) from agentq.effect where tenant = %(tenant)s),
+       (select count(*) from agentq.trace where tenant = %(tenant)s),
+       (select count(*) from agentq.dead_letter where tenant = %(tenant)s),
+       (select count(*) from agentq.reservation where tenant = %(tenant)s);
+
+-- name: forget_refused
+-- What never became a session, and may hold what its people wrote.
+with poison as (delete from agentq.poison_message where tenant = %(tenant)s)
+delete from agentq.refused_submission where tenant = %(tenant)s;
+
 -- name: restricted
 -- Few tenants are: workers read them all every few seconds.
 select name, agents, tools from agentq.tenant where agents is not null or tools is not null;

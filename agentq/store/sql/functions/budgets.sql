@@ -314,6 +314,9 @@ begin
                sum(coalesce(r.used_input + r.used_output, 0))::bigint as spent_tokens, count(*) as calls
           from agentq.reservation r
          cross join lateral agentq.budget_windows_of(r.tenant, r.session_id, r.agent, r.provider, r.day, r.month) o
+         -- A session that retention removed has no window of its own any more; its calls count in all others.
+         where o.scope <> 'session' or exists (
+            select from agentq.session k where k.tenant = r.tenant and k.session_id = r.session_id)
          group by r.tenant, o.scope, o.subject, o.period, o.starts_at
     )
     select coalesce(w.tenant, s.tenant), coalesce(w.scope, s.scope), coalesce(w.subject, s.subject),

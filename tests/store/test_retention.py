@@ -1,0 +1,96 @@
+"""Retention: what is over goes, what it cost stays, and what lives is left alone."""
+
+from __future__ import annotations
+
+import psycopg
+
+from agentq.store.budgets import Budgets
+from agentq.store.operators import Operators
+from agentq.store.pool import Store
+from agentq.store.schema import TENANT_TABLES
+from agentq.verdicts import Charge, Extras
+from tests.store.test_budgets import wanted
+from tests.store.test_schema import fill
+from tests.support.hands import Hands, step
+
+# Where what a session did is written down. A table with a session in it belongs here, unless it is about money.
+OF_SESSIONS = {table.name for table in TENANT_TABLES if "session_id" in table.c} - {"reservation", "budget_alert"}
+OF_SESSIONS |= {"notice", "poison_message"}
+
+WHO = {"operator": "test", "reason": "a test"}
+
+
+def age(admin: psycopg.Connection, hands: Hands, days: int) -> None:
+    admin.execute(
+        "update agentq.session set created_at = created_at - make_interval(days => %s),"
+        " ended_at = ended_at - make_interval(days => %s) where tenant = %s",
+        (days, days, hands.tenant),
+    )
+
+
+def spend(hands: Hands, claim: object) -> Extras:
+    Budgets(hands.store).reserve(claim, wanted(claim))  # type: ignore[arg-type]
+    return Extras(charges=(Charge(wanted(claim).reservation_id, "charged", 7, 2, 0, 1),))  # type: ignore[arg-type]
+
+
+def test_ended_sessions_go_and_their_charges_stay(hands: Hands, store: Store, admin: psycopg.Connection) -> None:
+    """
+    Only beyond the tenant's days, only what has ended; the money still adds up.
+    """
+    old = hands.begin()
+    hands.settle(old, "end", extras=spend(hands, old))
+    live = hands.begin()
+    age(admin, hands, 10)
+    young = hands.begin()
+    hands.settle(young, "end")
+    operators = Operators(store)
+    assert hands.tenant not in operators.remove_expired(10)
+    operators.change_tenant(hands.tenant, retention_days=9, **WHO)
+
+    assert operators.remove_expired(10)[hands.tenant] == 1
+
+    left = {row["session_id"] for row in hands.rows("select session_id from agentq.session")}
+    assert left == {live.ref.session_id, young.ref.session_id}
+    assert Budgets(store).check(hands.tenant) == []
+    assert [row.charged_micros for row in Budgets(store).ledger(hands.tenant, old.ref.session_id)] == [7]
+
+
+def test_a_family_goes_together(hands: Hands, store: Store, admin: psycopg.Connection) -> None:
+    """
+    A parent that has ended is kept while a child of it lives.
+    """
+    parent = hands.begin()
+    join = step("join", fan=1)
+    child = hands.child(join, 0)
+    hands.follow(parent, join, children=[child])
+    admin.execute(
+        "update agentq.session set state = 'failed', failure = '{}', ended_at = now() where session_id = %s",
+        (parent.ref.session_id,),
+    )
+    age(admin, hands, 10)
+    operators = Operators(store)
+    operators.change_tenant(hands.tenant, retention_days=1, **WHO)
+    assert hands.tenant not in operators.remove_expired(10)
+    admin.execute(
+        "update agentq.session set state = 'failed', failure = '{}', ended_at = created_at where tenant = %s"
+        " and ended_at is null",
+        (hands.tenant,),
+    )
+    assert operators.remove_expired(10)[hands.tenant] == 2
+
+
+def test_an_erased_tenant_leaves_its_charges_alone(hands: Hands, store: Store) -> None:
+    """
+    Every table that holds what its sessions did is empty; what it was charged is kept, and the deed recorded.
+    """
+    fill(hands)
+    operators = Operators(store)
+    operators.change_tenant(hands.tenant, state="paused", **WHO)
+    found = operators.erase_tenant(hands.tenant, **WHO)
+    assert found["removed"] >= 2
+    assert {name for name, count in found.items() if count} == {"removed", "reservations"}
+    left = {table for table, rows in hands.everything().items() if rows}
+    assert not left & OF_SESSIONS, left & OF_SESSIONS
+    [action, *_] = operators.actions(tenant=hands.tenant)
+    assert action.action == "tenant erase"
+    assert operators.erase_tenant(hands.tenant, **WHO)["removed"] == 0
