@@ -20,7 +20,11 @@ def swallowed(strike: Strike) -> Evidence:
     first = strike.until(lambda: _runs(strike, mine), FIRST_TIMEOUT_S, "nobody ran the poison")[0]
     strike.until(lambda: is_gone(first.pid), 5.0, f"process {first.pid} survived the poison")
     strike.wait(0.3)  # until the service has noticed who went away
-    hit = {r.session for r in strike.since() if r.pid == first.pid and r.fate == "cut" and r.what == "call"}
+    hit = {
+        request.session
+        for request in strike.service.read()
+        if request.pid == first.pid and request.fate == "cut" and (request.until or 0.0) >= first.at
+    }
     strike.sessions |= hit
     strike.began = strike.clock_from = strike.healed = first.at
     return {"pid": first.pid, "neighbours' calls cut": len(hit)}
