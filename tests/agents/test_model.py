@@ -26,7 +26,7 @@ from agentq import ModelAgent, Permanent, ToolContext, Transient, UnknownEffect,
 from agentq.agents.model.history import drop_old_tool_results, sliding_window
 from agentq.agents.registry import Registry
 from agentq.client import Client, Session
-from agentq.errors import ConfigError, InvalidState, RepairsExhausted
+from agentq.errors import ConfigError, InvalidState, NotNow, RepairsExhausted
 from agentq.testing import LocalFleet
 
 Local = Callable[..., LocalFleet]
@@ -299,6 +299,27 @@ def test_a_tool_that_fails_is_told_as_failed(
     assert len(tried) == {"Permanent": 1, "Transient": 3, "ValueError": 2}[type(error).__name__]
 
 
+def test_a_tool_that_must_wait_is_no_failure(registry: Registry, client: Client, tenant: str, local: Local) -> None:
+    """
+    Held back, it comes back later: the model is told nothing, and no attempt is lost.
+    """
+    tried: list[int] = []
+
+    @tool(idempotent=True, retries=0)
+    def fetch() -> str:
+        """Fetch."""
+        tried.append(1)
+        if len(tried) == 1:
+            raise NotNow("the other side is away", delay_s=5)
+        return "page"
+
+    script = Script(calls(("fetch", {})), "read")
+    ModelAgent("desk", model=script.model, tools=[fetch], registry=registry)
+    assert local().drain(start(client, tenant)).result == "read"
+    assert script.told[0].content == "page"
+    assert len(tried) == 2
+
+
 def test_a_branch_that_fails_leaves_its_neighbour_alone(
     registry: Registry, client: Client, tenant: str, local: Local
 ) -> None:
@@ -333,7 +354,7 @@ def test_a_call_whose_outcome_is_unknown_is_not_left_to_the_model(
         raise TimeoutError("no answer")
 
     script = Script(calls(("pay", {})), "never said")
-    used = tool(name="pay")(pay_async if is_async else pay)
+    used = tool(name="pay", retries=0)(pay_async if is_async else pay)
     ModelAgent("desk", model=script.model, tools=[used], registry=registry)
     session = start(client, tenant)
     with pytest.raises(UnknownEffect):

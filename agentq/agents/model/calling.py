@@ -12,7 +12,7 @@ from agentq.agents.model.conversation import Call, Conversation
 from agentq.agents.model.history import WRITER, to_store
 from agentq.agents.model.toolbox import Calling, Entry
 from agentq.agents.returns import Done, Next, Returned
-from agentq.errors import ApprovalRefused, FenceLost, Semantic, Stopped, UnknownEffect
+from agentq.errors import ApprovalRefused, FenceLost, Semantic, Stopped
 from agentq.payload import encode
 from agentq.verdicts import Failure
 
@@ -72,7 +72,7 @@ def _told(ctx: Context | AsyncContext, call: Call, error: Exception) -> ModelReq
     Raises:
         Exception: the error itself, when another attempt may do better, or only a person can.
     """
-    if isinstance(error, Stopped | FenceLost | UnknownEffect):
+    if isinstance(error, Stopped | FenceLost):
         raise error
     if isinstance(error, ApprovalRefused):
         return returned(call, f"{error}. The call was not carried out.", outcome="denied")
