@@ -148,7 +148,7 @@ class Driver:
     def _edited(self, job: Job, limit: int, canary: bool) -> list[tuple[uuid.UUID, Outcome, str]]:
         assert self._edit is not None
         found: list[tuple[uuid.UUID, Outcome, str]] = []
-        for tenant, letter_id in self._redrives.candidates(job.job_id, limit):
+        for tenant, letter_id in self._redrives.candidates(job, limit):
             try:
                 state, diff = self._edit(tenant, letter_id)
             except InvalidInput as error:

@@ -45,6 +45,9 @@ KINDS = "tests/policies/test_kinds.py"
 SCHEMA = "tests/store/test_schema.py::test_"
 TRACES = "tests/store/test_traces.py::test_"
 TABS = "tests/flower/test_tabs.py::test_"
+BURIED = "tests/store/test_dead_letters.py::test_"
+REDRIVEN = "tests/redrives/test_redrives.py::test_"
+LETTERBOX = "tests/engine/test_letterbox.py::test_"
 
 
 @dataclass(frozen=True)
@@ -849,6 +852,70 @@ MUTATIONS = [
         "if breaker.stale and window.stale >= breaker.stale:",
         "if False:",
         "tests/policies/test_session_breaker.py::test_the_same_calls_with_the_same_results_stop_within_ten",
+    ),
+    # Dead letters: one for each death, each brought back once
+    sql(
+        "            perform agentq.bury(p_tenant, p_session, p_step, v_now);",
+        "            null;",
+        BURIED + "a_dead_verdict_leaves_a_letter",
+    ),
+    sql(
+        "            perform agentq.bury(e.tenant, e.session_id, e.step_id, v_now);",
+        "",
+        BURIED + "a_step_that_kills_its_workers_leaves_a_letter",
+    ),
+    sql(
+        "if d.generation >= (p_job.terms ->> 'max_generation')::int then return 'generation'; end if;",
+        "",
+        REDRIVEN + "one_that_dies_again_has_a_letter_of_its_own",
+    ),
+    sql(
+        "if p_job.terms ->> 'effects' is null then return 'unknown_effects'; end if;",
+        "",
+        REDRIVEN + "effects_of_unknown_outcome_are_a_persons_matter",
+    ),
+    sql(
+        "         where d.died_at <= j.until\n",
+        "         where true\n",
+        REDRIVEN + "a_job_takes_nothing_that_dies_after_it_began",
+    ),
+    sql(
+        "        perform agentq.close_letters(p_tenant, p_session, p_state, p_now);",
+        "        null;",
+        REDRIVEN + "a_redriven_session_goes_on_where_it_stopped",
+    ),
+    Mutation(
+        "agentq/store/sql/redrives.sql",
+        " and (driver = %(driver)s or driver_until is null or driver_until < agentq.now())",
+        "",
+        REDRIVEN + "whoever_comes_second_follows",
+    ),
+    Mutation(
+        "agentq/store/sql/redrives.sql",
+        "      and x.state in ('open', 'half_open', 'forced_open'))",
+        "      and false)",
+        LETTERBOX + "a_policy_waits_for_the_breaker",
+    ),
+    Mutation(
+        "agentq/redrives.py",
+        "if sent - found.bad < needed:",
+        "if found.bad == sent:",
+        REDRIVEN + "canaries_that_die_keep_the_rest",
+    ),
+    Mutation(
+        "agentq/client/edits.py", "    if lost:", "    if False:", REDRIVEN + "an_edit_that_does_not_fit_is_refused"
+    ),
+    Mutation(
+        "agentq/letterbox.py",
+        "if not self._publisher.depth(DEAD_MARK):",
+        "if False:",
+        LETTERBOX + "a_wiped_broker_is_told_again",
+    ),
+    Mutation(
+        "agentq/letterbox.py",
+        "if depth > min(open_letters.get(tenant, 0), self._most):",
+        "if False:",
+        LETTERBOX + "what_was_dealt_with_is_taken_down",
     ),
     # I10: versions
     sql(

@@ -82,7 +82,7 @@ def show(id_: str, tenant: str | None, with_state: bool, as_json: bool) -> None:
         store = connected.dead_letters.letters
         letter = store.get(owner, letter_id)
         effects = [dict(zip(_EFFECT, row, strict=True)) for row in store.open_effects(letter)]
-        state = decode(store.state_before(letter)) if with_state else None
+        state = decode(store.state_before(letter)[0]) if with_state else None
     advice = _advice(letter, effects)
     if as_json:
         facts = as_facts(letter) | {"effects": plain(effects), "advice": advice}

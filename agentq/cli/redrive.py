@@ -162,7 +162,7 @@ def _edited(connected: Client, letter: Letter, terms: Terms) -> Any:
     """What the person's editor made of the state; asked again as long as it does not fit."""
     from agentq.payload import decode
 
-    state = decode(connected.dead_letters.letters.state_before(letter, terms.from_step))
+    state = decode(connected.dead_letters.letters.state_before(letter, terms.from_step)[0])
     text = json.dumps(state, indent=2, ensure_ascii=False) + "\n"
     while True:
         answer = click.edit(text, extension=".json")

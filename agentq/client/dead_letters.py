@@ -118,7 +118,8 @@ class DeadLetters:
             InvalidState, UnknownAgent: it does not fit the agent's model, or the agent is not registered here.
         """
         agent = self._registry.serving(letter.agent, letter.agent_version)
-        return edited(agent, self.letters.state_before(letter, from_step), change)
+        state, version = self.letters.state_before(letter, from_step)
+        return edited(agent, state, change, version=version, pinned=letter.agent_version)
 
     def discard(self, selection: Selection, *, reason: str) -> int:
         """

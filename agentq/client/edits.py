@@ -17,23 +17,33 @@ _SHOWN_MAX = 200
 _MISSING = object()
 
 
-def edited(agent: Agent[Any], state: bytes, change: Change) -> tuple[bytes, list[dict[str, Any]]]:
+def edited(
+    agent: Agent[Any], state: bytes, change: Change, *, version: int | None = None, pinned: int | None = None
+) -> tuple[bytes, list[dict[str, Any]]]:
     """
     The changed state as it is stored, and what differs: path, before, after.
+
+    `version` wrote the state, `pinned` is what its session runs under; both are the agent's own unless given.
+    Where only a newer agent is at hand, the state is edited as it is, and must be one that it can take over.
 
     Raises:
         InvalidState: it does not fit the agent's state model, or names a field that this does not have.
         InvalidInput: nothing is changed.
     """
-    before = decode(state)
-    wanted = _with(before, change, agent.name) if isinstance(change, Mapping) else change(decode(state))
-    if not isinstance(wanted, Mapping):
-        raise InvalidState(agent.name, f"a state is a mapping, not {type(wanted).__name__}")
+    version, pinned = version or agent.version, pinned or agent.version
     try:
-        read = agent.read(encode(wanted))
+        if agent.version == pinned:
+            state, version = encode(agent.read(state, version)), pinned
+        elif version != pinned:
+            raise InvalidState(agent.name, f"it is of version {version}, its session of {pinned}: use that one's code")
+        before = decode(state)
+        wanted = _with(before, change, agent.name) if isinstance(change, Mapping) else change(decode(state))
+        if not isinstance(wanted, Mapping):
+            raise InvalidState(agent.name, f"a state is a mapping, not {type(wanted).__name__}")
+        read = encode(agent.read(encode(wanted), version))
     except Permanent as error:
         raise InvalidState(agent.name, f"{error}{_how_to_write_text(change, str(error))}") from None
-    after_bytes = encode(read)
+    after_bytes = read if version == agent.version else encode(wanted)
     after = decode(after_bytes)
     # A model that ignores what it does not know would drop a misspelt field without a word.
     lost = sorted(set(_paths(wanted)) - set(_paths(before)) - set(_paths(after)))

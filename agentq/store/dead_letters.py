@@ -286,9 +286,9 @@ class DeadLetterStore:
         parameters = {"tenant": letter.tenant, "session": letter.session_id}
         return self.store.query_as(letter.tenant, SQL["effects"], parameters)
 
-    def state_before(self, letter: Letter, step: str | None = None) -> bytes:
+    def state_before(self, letter: Letter, step: str | None = None) -> tuple[bytes, int]:
         """
-        The state from which the buried step began, or an earlier step of its session.
+        The state from which the buried step began, or an earlier step of its session; and its version.
 
         Raises:
             InvalidInput: its session ran no step of that name before it.
@@ -297,7 +297,7 @@ class DeadLetterStore:
         rows = self.store.query_as(letter.tenant, SQL["state_of"], parameters)
         if not rows:
             raise InvalidInput(f"the session of letter {letter.letter_id} ran no step {step!r} before it died")
-        return fold(tuple(rows[0][0]))
+        return fold(tuple(rows[0][0])), rows[0][1]
 
     def get(self, tenant: str, letter_id: uuid.UUID) -> Letter:
         """
@@ -313,13 +313,15 @@ class DeadLetterStore:
 
     def plan(self, selection: Selection, *, max_generation: int) -> Plan:
         """What redriving them would do; counted in Postgres, so no letter is loaded."""
-        [(pending, unknown)] = self._read("effects_open", selection)
-        agents = []
-        for agent, letters, spent in self._read("spent", selection):
+        agents, too_often, doubtful = [], 0, 0
+        for agent, letters, spent, of_those_too_often, with_effects in self._read(
+            "spent", selection, max_generation=max_generation
+        ):
+            too_often, doubtful = too_often + of_those_too_often, doubtful + with_effects
             parameters = {"agent": agent, "limit": _PLAN_SAMPLE}
             [(samples, usual)] = self.store.query_as(selection.tenant or ALL_TENANTS, SQL["usual_cost"], parameters)
             agents.append(AgentCost(agent, letters, spent, usual if samples else None, samples))
-        too_often = self._read("too_often", selection, max_generation=max_generation)[0][0]
+        pending, unknown = self._read("effects_open", selection)[0] if doubtful else (0, 0)
         return Plan(sum(agent.letters for agent in agents), too_often, pending, unknown, tuple(agents))
 
     def export(

@@ -250,9 +250,10 @@ class Redrives:
         rows = self.store.query(SQL["next"], {"job": job_id, "max": limit, "canary": canary})
         return [Redriven(*row) for row in rows]
 
-    def candidates(self, job_id: uuid.UUID, limit: int) -> list[tuple[str, uuid.UUID]]:
+    def candidates(self, job: Job, limit: int) -> list[tuple[str, uuid.UUID]]:
         """The next letters of a job whose states are edited one by one: tenant and id."""
-        return [(row[0], row[1]) for row in self._run("candidates", {"job": job_id, "max": limit})]
+        parameters = {"job": job.job_id, "selection": Jsonb(job.selection), "max": limit}
+        return [(row[0], row[1]) for row in self._run("candidates", parameters)]
 
     def redrive_edited(
         self, job: Job, tenant: str, letter_id: uuid.UUID, state: bytes, diff: list[dict[str, Any]], *, canary: bool

@@ -7,13 +7,26 @@ from typing import Any
 
 import psycopg
 import pytest
+from pydantic import BaseModel
 
+from agentq import Agent
+from agentq.agents.registry import Registry
 from agentq.client import Client, Selection, Terms
-from agentq.errors import InvalidInput
+from agentq.client.edits import edited
+from agentq.errors import InvalidInput, InvalidState
+from agentq.payload import decode
 from agentq.redrives import Driver, Progress
 from agentq.testing import LocalFleet
 from tests.redrives.conftest import Shop
 from tests.support.hands import at_once
+
+
+class Newer(BaseModel):
+    """What version 2 of the shop works on."""
+
+    id: int
+    cents: int
+
 
 Local = Callable[..., LocalFleet]
 
@@ -296,6 +309,29 @@ def test_an_edit_that_does_not_fit_is_refused(shop: Shop, local: Local, change: 
     *_, last = shop.client.dead_letters.redrive(Selection(letters=(letter.letter_id,)), reason="x", change=change)
     assert (last.job.redriven, last.job.refused) == (0, 1)
     assert shop.letters("open") == [letter]
+
+
+def test_editing_the_state_of_an_older_version(shop: Shop, local: Local) -> None:
+    """
+    I10: where only newer code is at hand, the state is edited as it is, checked as that code would take it over.
+    """
+    [letter] = shop.open_letters(local(), 1)
+    newer: Agent[Newer] = Agent("shop", state=Newer, version=2, registry=Registry())
+
+    @newer.migrate(from_version=1)
+    def rename(old: dict[str, Any]) -> dict[str, Any]:
+        return {"id": old["id"], "cents": old["amount_cents"]}
+
+    state, version = shop.client.dead_letters.letters.state_before(letter)
+    assert version == 1
+    after, diff = edited(newer, state, {"amount_cents": 5}, version=version, pinned=1)
+    assert decode(after)["amount_cents"] == 5
+    assert [one["path"] for one in diff] == ["amount_cents"]
+    with pytest.raises(InvalidState):
+        edited(newer, state, {"amount_cents": "much"}, version=version, pinned=1)
+    # Its session runs under the new version already: what is stored is of that one too.
+    after, _ = edited(newer, state, {"cents": 7}, version=1, pinned=2)
+    assert decode(after) == {"id": 0, "cents": 7}
 
 
 def test_from_an_earlier_step(shop: Shop, local: Local) -> None:

@@ -39,8 +39,12 @@ select effect_key, name, state, calls, claimed_at, settled_at, failure from agen
  order by claimed_at;
 
 -- name: state_of
--- The state that a buried step began from, or an earlier step of its session, as stored.
-select case when e.state_from is null then array[s.input] else agentq.recall(d.tenant, d.session_id, e.state_from) end
+-- The state that a buried step began from, or an earlier step of its session, as stored; and the version of
+-- the agent that wrote it.
+select case when e.state_from is null then array[s.input] else agentq.recall(d.tenant, d.session_id, e.state_from) end,
+       case when e.state_from is null then coalesce(s.input_version, s.agent_version) else (
+            select c.agent_version from agentq.checkpoint c where c.tenant = d.tenant and c.session_id = d.session_id
+               and c.step_id = e.state_from) end
   from agentq.dead_letter d
   join agentq.session s on s.tenant = d.tenant and s.session_id = d.session_id
   join agentq.ledger_entry e on e.tenant = d.tenant and e.session_id = d.session_id
@@ -60,8 +64,11 @@ select count(*) filter (where f.pending), count(*) filter (where f.unknown)
  where d.effects_pending + d.effects_unknown > 0;
 
 -- name: spent
--- Letters by agent, with what their sessions have cost so far.
-select d.agent, count(*), avg(d.cost_micros)::bigint from agentq.letters(%(selection)s) d group by d.agent order by 2 desc;
+-- Letters by agent, in one pass: what their sessions have cost so far, how many came back too often, and
+-- how many had effects that were not settled when they were buried.
+select d.agent, count(*), avg(d.cost_micros)::bigint, count(*) filter (where d.generation >= %(max_generation)s),
+       count(*) filter (where d.effects_pending + d.effects_unknown > 0)
+  from agentq.letters(%(selection)s) d group by d.agent order by 2 desc;
 
 -- name: usual_cost
 -- What a session of this agent costs that ends well: of the newest ones, over all tenants.
@@ -71,9 +78,6 @@ select count(*), coalesce(avg(c.cost), 0)::bigint
          limit %(limit)s) s
  cross join lateral (select coalesce(sum(k.cost_micros), 0) as cost from agentq.checkpoint k
                       where k.tenant = s.tenant and k.session_id = s.session_id) c;
-
--- name: too_often
-select count(*) from agentq.letters(%(selection)s) d where d.generation >= %(max_generation)s;
 
 -- name: export
 -- For a dataset. Read with a cursor on the server, so that any number passes through little memory.

@@ -42,12 +42,12 @@ select job_id, operator, reason, policy, selection, terms, state, matched, redri
 select * from agentq.redrive_next(%(job)s, %(max)s::int, %(canary)s);
 
 -- name: candidates
-select d.tenant, d.letter_id from agentq.redrive_job j,
-       lateral (select * from agentq.letters(j.selection || '{"state": "open"}') d
-                 where d.died_at <= j.until
-                   and (j.cursor_at is null or (d.died_at, d.letter_id) > (j.cursor_at, j.cursor_letter))
-                 order by d.died_at, d.letter_id limit %(max)s) d
- where j.job_id = %(job)s;
+-- The selection comes as a value, so that the planner sees which filters there are.
+select d.tenant, d.letter_id
+  from agentq.letters(%(selection)s || '{"state": "open"}') d, agentq.redrive_job j
+ where j.job_id = %(job)s and d.died_at <= j.until
+   and (j.cursor_at is null or (d.died_at, d.letter_id) > (j.cursor_at, j.cursor_letter))
+ order by d.died_at, d.letter_id limit %(max)s;
 
 -- name: edited
 select agentq.redrive_edited(%(job)s, %(tenant)s, %(letter)s, %(state)s, %(canary)s);

@@ -234,15 +234,17 @@ create or replace function agentq.redrive_next(p_job uuid, p_max int, p_canary b
 returns table (tenant text, letter_id uuid, session_id uuid, outcome text)
 language plpgsql set plan_cache_mode = 'force_custom_plan' as $$
 #variable_conflict use_column
-declare j agentq.redrive_job; c record; v_redriven int := 0; v_refused int := 0;
+declare j agentq.redrive_job; c record; v_selection jsonb; v_redriven int := 0; v_refused int := 0;
 begin
     perform set_config('agentq.tenant', '*', true);
     select * into strict j from agentq.redrive_job where job_id = p_job for update;
     if j.ended_at is not null then return; end if;
+    -- As one value, so that the planner sees which filters there are, and begins where the job has come to.
+    v_selection := j.selection || jsonb_strip_nulls(jsonb_build_object('state', 'open', 'since',
+                       greatest((j.selection ->> 'since')::timestamptz, j.cursor_at)));
     for c in
         select d.tenant, d.letter_id, d.session_id, d.died_at
-          from agentq.letters(j.selection || jsonb_strip_nulls(jsonb_build_object('state', 'open', 'since',
-                   greatest((j.selection ->> 'since')::timestamptz, j.cursor_at)))) d
+          from agentq.letters(v_selection) d
          where d.died_at <= j.until
            and (j.cursor_at is null or (d.died_at, d.letter_id) > (j.cursor_at, j.cursor_letter))
          order by d.died_at, d.letter_id limit p_max
