@@ -64,11 +64,12 @@ class Scene:
             while any(local.carry_next(tenant) is not None for tenant in tenants or (self.tenant,)):
                 pass
 
-    def keep_carrying(self, *tenants: str) -> None:
-        """Carry whatever comes due until the scene ends, as workers would."""
+    def keep_carrying(self, *tenants: str, quarantine: bool = False) -> None:
+        """Carry whatever comes due until the scene ends, as workers of the default or the quarantine group would."""
 
         def work() -> None:
             with LocalFleet(self.client) as local:
+                local.engine.quarantine = quarantine
                 while not self._ending.is_set():
                     if not any(local.carry_next(tenant) is not None for tenant in tenants or (self.tenant,)):
                         self._ending.wait(0.05)

@@ -28,6 +28,7 @@ class Refunds:
     def __init__(self, scene: Scene | None, registry: Registry | None = None) -> None:
         self._scene = scene
         self.away = False
+        self.fails_more = 0
         self.refused: set[str] = set()
         self.paid: list[str] = []
         self.looked_up: list[str] = []
@@ -46,7 +47,8 @@ class Refunds:
 
         @agent.step(retries=1)
         def pay(state: Refund) -> Done:
-            if self.away:
+            if self.away or self.fails_more > 0:
+                self.fails_more -= 1
                 raise ConnectError("[Errno 111] Connection refused")
             if state.amount_cents <= 0 or state.order in self.refused:
                 raise Permanent(f"payments refused order {state.order}: amount {state.amount_cents} is not positive")
