@@ -448,7 +448,7 @@ def test_a_sync_step_that_ignores_its_deadline_is_abandoned(
     verdicts: list[Any] = []
     thread = threading.Thread(target=lambda: verdicts.append(fleet.carry_next(tenant)))
     thread.start()
-    until(lambda: session.steps()[0].state != "running" and session.steps()[0].attempt == 1, 10, "it is abandoned")
+    until(lambda: (step := session.steps()[0]).state != "running" and step.attempt == 1, 10, "it is abandoned")
     assert session.steps()[0].failure["kind"] == "timeout"
     assert fleet.drain(session).result == 2
     before = session.view()
