@@ -43,6 +43,8 @@ REPAIRS = "tests/agents/test_repairs.py::test_"
 TELLING = "tests/cli/test_effect.py::test_"
 KINDS = "tests/policies/test_kinds.py"
 SCHEMA = "tests/store/test_schema.py::test_"
+APPROVALS = "tests/store/test_approvals.py::test_"
+PEOPLE = "tests/people/test_"
 TRACES = "tests/store/test_traces.py::test_"
 TABS = "tests/flower/test_tabs.py::test_"
 BURIED = "tests/store/test_dead_letters.py::test_"
@@ -999,6 +1001,81 @@ MUTATIONS = [
         'content=(one.content or self._settings.trace_content) == "exported"',
         "content=True",
         "tests/test_otel.py::test_a_session_arrives_as_one_tree_of_genai_spans",
+    ),
+    # people
+    sql(
+        "when v_now > x.deadline_at then 'expired' else p_verdict end",
+        "else p_verdict end",
+        APPROVALS + "a_grant_at_the_deadline_counts_and_a_microsecond_later_does_not",
+    ),
+    sql(
+        "    v_now := agentq.now();  -- not before the lock is held",
+        "    v_now := now();  --",
+        APPROVALS + "a_grant_that_waits_for_a_lock_beyond_the_deadline_is_late",
+    ),
+    sql("and (p_groups is null or x.groups && p_groups)", "", APPROVALS + "only_the_groups_that_are_asked_may_decide"),
+    sql(
+        "x.approval_id = p_approval and x.state = 'open'\n       and (p_groups",
+        "x.approval_id = p_approval\n       and (p_groups",
+        APPROVALS + "of_two_at_once_one_decides",
+    ),
+    sql(
+        "case when not v_live then 'void' when v_now",
+        "case when v_now",
+        APPROVALS + "a_decision_finds_out_by_itself_that_nothing_waits",
+    ),
+    sql(
+        "        elsif not exists (select from agentq.approval a",
+        "        elsif false and not exists (select from agentq.approval a",
+        APPROVALS + "a_decision_between_look_and_park_is_not_lost",
+    ),
+    sql(
+        " and x.args_hash = p_hash and x.state <> 'void'",
+        " and x.state <> 'void'",
+        PEOPLE + "irreversible.py::test_leave_holds_for_these_arguments_alone",
+    ),
+    Mutation(
+        "agentq/agents/act.py",
+        "if attempt.awaits is not None and not isinstance(outcome, Interrupted):",
+        "if False:",
+        PEOPLE + "irreversible.py::test_a_step_that_catches_everything_waits_all_the_same",
+    ),
+    Mutation(
+        "agentq/agents/context.py",
+        "        self.heed_answer()\n        self._calls += 1",
+        "        self._calls += 1",
+        PEOPLE + "ask.py::test_a_step_that_does_not_look_never_gets_past_a_no",
+    ),
+    Mutation(
+        "agentq/agents/asking.py",
+        "if hash_of(self.name, edited) != permit.edited_hash:",
+        "if False:",
+        PEOPLE + "irreversible.py::test_a_tampered_grant_is_not_obeyed",
+    ),
+    Mutation(
+        "agentq/client/approvals.py",
+        "if not hmac.compare_digest(",
+        "if False and not hmac.compare_digest(",
+        "tests/cli/test_approval.py::test_only_an_approver_decides",
+    ),
+    Mutation(
+        "agentq/notices.py",
+        "return fresh and hmac.compare_digest(",
+        "return hmac.compare_digest(",
+        PEOPLE + "notices.py::test_a_question_is_told_signed_and_without_its_arguments",
+    ),
+    # the sandbox
+    Mutation(
+        "agentq/sandbox/backends.py",
+        'if name.startswith("/") or ".." in Path(name).parts or not name:',
+        "if False:",
+        "tests/sandbox/test_sandbox.py::test_names_that_leave_the_work_folder_are_refused",
+    ),
+    Mutation(
+        "agentq/sandbox/__init__.py",
+        "        if why is None:\n            return candidate",
+        "        return candidate",
+        "tests/sandbox/test_sandbox.py::test_where_nothing_works_nothing_runs",
     ),
 ]
 
