@@ -228,6 +228,8 @@ def _step_note(step: StepRow) -> str:
         f"waits for {step.waits_for} of {step.fan}" if step.state == "waiting" else "",
         f"due {when(step.due_at)}" if step.state == "ready" else "",
         f"its worker died {step.crashes}×" if step.crashes else "",
+        f"repaired {step.repairs}×" if step.repairs else "",
+        f"put off {step.refusals}×" if step.refusals else "",
         "in quarantine" if step.quarantine else "",
         reason_of(step.failure),
     ]

@@ -103,6 +103,8 @@ class StepRow:
     waits_for: int
     fan: int
     failure: dict[str, Any] | None
+    repairs: int
+    refusals: int
 
 
 class Sessions:

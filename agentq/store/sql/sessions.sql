@@ -40,7 +40,7 @@ select state from agentq.session where tenant = %(tenant)s and session_id = %(se
 
 -- name: steps
 select step_id, seq, name, state, fence, attempt, attempts_max, crashes, quarantine, worker, due_at, queued_at,
-       started_at, settled_at, branch, waits_for, fan, failure
+       started_at, settled_at, branch, waits_for, fan, failure, repairs, refusals
   from agentq.ledger_entry
  where tenant = %(tenant)s and session_id = %(session)s
  order by seq, branch nulls first, step_id;
