@@ -149,8 +149,8 @@ MUTATIONS = [
         LEDGER + "a_step_settles_into_a_session_that_has_ended",
     ),
     sql(
-        "attempt = case when p_verdict in ('release', 'postpone', 'await', 'park', 'repair')",
-        "attempt = case when false",
+        "attempt = case when p_verdict in ('release', 'postpone', 'await', 'park', 'repair') then",
+        "attempt = case when false then",
         LEDGER + "a_released_step_costs_no_attempt",
     ),
     sql(
@@ -425,9 +425,8 @@ MUTATIONS = [
     ),
     sql("where forced_until <= p_now", "where false", BREAKERS + "an_operators_word_holds_until_its_time_is_over"),
     sql(
-        "when p_plan ->> 'refund' = l.failure ->> 'dependency'\n"
-        "                                                             then l.blamed else 0 end",
-        "when true then 0 end",
+        "case when p_refund = l.failure ->> 'dependency' then l.blamed else 0 end",
+        "0",
         NEEDING + "an_outage_costs_no_attempt",
     ),
     Mutation(

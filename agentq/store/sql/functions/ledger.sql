@@ -211,6 +211,25 @@ begin
 end $$;
 
 
+-- Count what is no ordinary end, each kind for itself; apart from the settlement of the many that go well.
+-- A failure laid to a dependency is remembered as blamed; when that turns out to be out of order (`p_refund`),
+-- such attempts are given back.
+create or replace function agentq.count_setback(
+    p_tenant text, p_session uuid, p_step uuid, p_fence int, p_token bigint, p_verdict text, p_failure jsonb, p_refund text
+) returns void language sql as $$
+    update agentq.ledger_entry l
+       set repairs = l.repairs + (p_verdict = 'repair')::int,
+           refusals = l.refusals + (p_verdict = 'postpone')::int,
+           repair = case when p_verdict = 'repair' then p_failure else l.repair end,
+           attempt = greatest(l.attempt - case when p_refund = l.failure ->> 'dependency' then l.blamed else 0 end, 1),
+           blamed = case when p_verdict = 'retry' and p_failure ? 'dependency' then l.blamed + 1
+                         when p_verdict = 'retry' or p_refund = l.failure ->> 'dependency' then 0
+                         else l.blamed end
+     where l.tenant = p_tenant and l.session_id = p_session and l.step_id = p_step
+       and l.state = 'running' and l.fence = p_fence and l.fence_token = p_token
+$$;
+
+
 -- Record a step's end and post what follows, in one transaction.
 --
 -- verdict: next | end | fail | retry | repair | postpone | await | dead | release | park | cancelled
@@ -256,6 +275,9 @@ begin
         p_verdict := 'release';  -- it was stopped for its session's end, and the session has been reopened
     end if;
 
+    if p_verdict in ('retry', 'repair', 'postpone') then
+        perform agentq.count_setback(p_tenant, p_session, p_step, p_fence, p_token, p_verdict, p_failure, p_plan ->> 'refund');
+    end if;
     update agentq.ledger_entry l
        set state = case p_verdict when 'dead' then 'dead' when 'cancelled' then 'cancelled'
                                   when 'retry' then case v_session when 'paused' then 'held' else 'ready' end
@@ -267,16 +289,9 @@ begin
            settled_at = case when p_verdict in ('retry', 'repair', 'postpone', 'release', 'await', 'park') then null else v_now end,
            due_at = case when p_verdict in ('retry', 'repair', 'postpone') then v_now + make_interval(secs => p_delay_s) else l.due_at end,
            queued_at = case when p_verdict = 'release' then v_now else l.queued_at end,
-           attempt = case when p_verdict in ('release', 'postpone', 'await', 'park', 'repair')
-                          then greatest(l.attempt - 1 - case when p_plan ->> 'refund' = l.failure ->> 'dependency'
-                                                             then l.blamed else 0 end, 0)
+           attempt = case when p_verdict in ('release', 'postpone', 'await', 'park', 'repair') then l.attempt - 1
                           else l.attempt end,
            approval = case p_verdict when 'await' then (p_plan ->> 'awaits')::uuid else l.approval end,
-           repairs = l.repairs + (p_verdict = 'repair')::int, refusals = l.refusals + (p_verdict = 'postpone')::int,
-           repair = case when p_verdict = 'repair' then p_failure else l.repair end,
-           blamed = case when p_verdict = 'retry' and p_failure ? 'dependency' then l.blamed + 1
-                         when p_verdict = 'retry' or p_plan ->> 'refund' = l.failure ->> 'dependency' then 0
-                         else l.blamed end,
            failure = coalesce(p_failure, l.failure), worker = null, fence_token = null,
            failures = case when p_failure is null or p_verdict = 'postpone' then l.failures
                            else agentq.remember_failure(l.failures, p_failure, v_now) end
