@@ -663,7 +663,7 @@ MUTATIONS = [
     sql(
         "    perform pg_advisory_xact_lock(1634166384, hashtext(p_tenant || ' ' || p_turn));\n    if p_on",
         "    if p_on",
-        TURNS + "of_many_starts_at_once_one_runs",
+        TURNS + "a_start_waits_for_another_that_has_not_committed",
     ),
     sql(
         "if not p_agent = any (v_agents) and",

@@ -137,11 +137,13 @@ def set_(
 @click.argument("name")
 @click.option("--reason", required=True, help="Why; kept with your name.")
 @click.option("--yes", is_flag=True, help="Do it; otherwise it is only said what would be.")
+@_dry_run
 @json_option
-def erase(*, name: str, reason: str, yes: bool, as_json: bool) -> None:
+def erase(*, name: str, reason: str, yes: bool, dry_run: bool, as_json: bool) -> None:
     """Remove every session of a paused tenant and all they left, for good. Its charges are kept."""
     if not reason.strip():
         raise click.UsageError("--reason must say something")
+    yes = yes and not dry_run
     with client() as connected:
         before = {row.name: row for row in connected.tenants.ls()}.get(name)
         if before is None:

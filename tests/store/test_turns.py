@@ -127,6 +127,21 @@ def test_the_start_waits_for_an_end_that_has_not_committed(hands: Hands, admin: 
     assert hands.session(done[0])["state"] == "running"
 
 
+def test_a_start_waits_for_another_that_has_not_committed(hands: Hands) -> None:
+    """
+    Two starts of one key never both find the turn free.
+    """
+    done: list[StepRef] = []
+    with hands.store.transaction(hands.tenant) as connection:
+        hands.sessions.start([hands.new_session(concurrency_key=KEY)], create_with=None, on=connection)
+        thread = threading.Thread(target=lambda: done.append(start(hands)[2]))
+        thread.start()
+        thread.join(0.3)
+        assert not done
+    thread.join(10)
+    assert state(hands, done[0]) == ("paused", "held")
+
+
 def test_a_cancelled_waiter_is_passed_over(hands: Hands) -> None:
     first, second, third = (start(hands)[2] for _ in range(3))
     hands.sessions.cancel(hands.tenant, second.session_id, Failure("cancelled", "SessionCancelled", "no"))
