@@ -23,7 +23,7 @@ from agentq.broker.queues import SUBMIT, queue_for
 from agentq.errors import BrokerUnavailable, StoreUnavailable
 from agentq.store.approvals import Approvals
 from agentq.store.budgets import Budgets
-from agentq.store.ledger import Ledger
+from agentq.store.ledger import Ledger, TakenBack
 from agentq.store.operators import Operators
 from agentq.store.rates import StoredRates
 from agentq.store.workers import Workers
@@ -63,6 +63,7 @@ class Relay:
         look_s: float,
         stale_s: float,
         housekeeping: Callable[[], None] = lambda: None,
+        lost: Callable[[TakenBack], None] | None = None,
         dead_letters: Callable[[], None] = lambda: None,
         fair_shares: Callable[[], object] = lambda: None,
     ) -> None:
@@ -79,6 +80,7 @@ class Relay:
         self._look_s = look_s
         self._stale_s = stale_s
         self._housekeeping = housekeeping
+        self._lost = lost
         self._dead_letters = dead_letters
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="agentq-relay", daemon=True)
@@ -145,6 +147,8 @@ class Relay:
             engine.probe("took_back")
             for step in taken:
                 log.warning("step %s of session %s lost its worker: %s", step.step_id, step.session_id, step.fate)
+                if self._lost is not None:
+                    self._lost(step)
             self._publisher.send(step.wake for step in taken if step.wake is not None)
             if len(taken) < self._batch:
                 return

@@ -38,6 +38,7 @@ from agentq.policies.failures import ambiguous, classify, retry_with_backoff
 from agentq.policies.fairness import divide
 from agentq.policies.redaction import safe_failures
 from agentq.relay import Relay
+from agentq.reports import Reporting, Reports
 from agentq.settings import Settings, load
 from agentq.step import StepRef
 from agentq.store.approvals import Approvals
@@ -87,6 +88,7 @@ class Runtime:
         self.metrics = ProcessMetrics()
         self.metrics_server: MetricsServer | None = None
         self.exporter: Exporter | None = None
+        self.reports = Reports(settings, release()) if settings.sentry_dsn else None
         self.submissions = Submissions(settings, registry, self.store, self.publisher, self.in_flight)
         self.poison = PoisonKeeper(DeadLetterStore(self.store), POISON_BODY_MAX_BYTES)
         self.on_tenants: Callable[[list[str]], Any] | None = None
@@ -195,6 +197,8 @@ class Runtime:
             self.metrics_server.stop()
         if self.exporter is not None:
             self.exporter.stop()
+        if self.reports is not None:
+            self.reports.close()
         if self.relay is not None:
             self.relay.stop()
         if self.notices is not None:
@@ -242,7 +246,7 @@ class Runtime:
             settle_patience_s=settings.settle_patience_s,
             admit_max=settings.relay_batch,
             refusals_max=settings.step_refusals_max,
-            watch=self.metrics,
+            watch=Reporting(self.metrics, self.reports) if self.reports is not None else self.metrics,
         )
 
     def _relay(self) -> Relay:
@@ -260,6 +264,7 @@ class Runtime:
             look_s=settings.dead_look_s,
             stale_s=settings.queued_stale_s,
             housekeeping=self._keep_house,
+            lost=self.reports.lost if self.reports is not None else None,
             dead_letters=Letterbox(DeadLetterStore(self.store), Redrives(self.store), self.publisher).round,
         )
 

@@ -954,8 +954,8 @@ MUTATIONS = [
         TRACES + "events_and_decisions_are_written_with_the_attempt",
     ),
     sql(
-        "(select coalesce(trace_id, session_id)",
-        "(select null::uuid",
+        "coalesce(s.trace_id, s.session_id),",
+        "null::uuid,",
         TRACES + "children_are_in_the_trace_of_their_root",
     ),
     sql("trace_content is distinct from 'off'", "true", TRACES + "a_tenant_may_keep_no_content"),

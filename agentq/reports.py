@@ -1,0 +1,111 @@
+"""
+Reports to Sentry: one issue for each cause, silent on retries, refusals and whatever heals itself.
+
+A client of its own, without Sentry's automatic integrations: what those capture has local variables in
+it, and thereby prompts. What goes out is named here, and everything else is cut off before it is sent.
+An error's message stays at home, because it may quote what a user typed; its cause leads to it
+(`agentq dlq ls --cause`).
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import sentry_sdk
+
+from agentq.causes import cause_of
+from agentq.engine import Watch
+from agentq.settings import Settings
+from agentq.store.ledger import TakenBack
+from agentq.verdicts import Failure, Granted, Settlement, Verdict
+
+log = logging.getLogger("agentq.reports")
+
+_ALLOWED = frozenset(
+    {"event_id", "timestamp", "platform", "level", "logger", "logentry", "message", "fingerprint", "tags", "release",
+     "environment", "sdk"}
+)  # fmt: skip
+
+
+def only_allowed(event: Any, _hint: Any) -> Any:
+    """The event without anything that is not named here."""
+    return {name: value for name, value in event.items() if name in _ALLOWED}
+
+
+class Reports:
+    """Tells Sentry what a person must look at. Sending never holds up a step and never fails one."""
+
+    def __init__(self, settings: Settings, release: str) -> None:
+        self._client = sentry_sdk.Client(
+            dsn=settings.sentry_dsn,
+            release=f"agentq@{release}",
+            default_integrations=False,
+            auto_enabling_integrations=False,
+            include_local_variables=False,
+            include_source_context=False,
+            send_client_reports=False,
+            auto_session_tracking=False,
+            server_name="",
+            before_send=only_allowed,
+        )
+
+    def buried(self, claim: Granted, failure: Failure) -> None:
+        """A step is dead: its cause is an issue, its session and step are tags."""
+        place = failure.where or f"{claim.agent}.{claim.name}"
+        cause = cause_of(kind=failure.kind, type=failure.type, message=failure.message, place=place)
+        self._send(
+            "error",
+            f"{failure.type} in {claim.agent}.{claim.name} ({failure.kind}), cause {cause.fingerprint}",
+            [cause.fingerprint],
+            {
+                "tenant": claim.ref.tenant,
+                "agent": claim.agent,
+                "session": str(claim.ref.session_id),
+                "step": claim.name,
+                "class": failure.kind,
+                "cause": cause.fingerprint,
+            },
+        )
+
+    def lost(self, step: TakenBack) -> None:
+        """A worker died under a step; buried when it was alone with it."""
+        self._send(
+            "error" if step.fate == "buried" else "warning",
+            f"a worker died under a step, which is {'buried' if step.fate == 'buried' else 'run again'}",
+            ["worker lost", step.fate],
+            {"tenant": step.tenant, "session": str(step.session_id), "class": "worker_lost", "fate": step.fate},
+        )
+
+    def close(self) -> None:
+        """Send what waits, for two seconds at most."""
+        self._client.close(timeout=2.0)
+
+    def _send(self, level: str, message: str, fingerprint: list[str], tags: dict[str, str]) -> None:
+        try:
+            event: Any = {"level": level, "message": message, "fingerprint": fingerprint, "tags": tags}
+            self._client.capture_event(event | {"logger": "agentq", "platform": "python"})
+        except Exception as error:
+            log.debug("Sentry could not be told: %s", type(error).__name__)
+
+
+class Reporting:
+    """Counts what an engine does, as another watch does, and reports what it buries."""
+
+    def __init__(self, counts: Watch, reports: Reports) -> None:
+        self._counts = counts
+        self._reports = reports
+
+    def claimed(self, claim: Granted) -> None:
+        self._counts.claimed(claim)
+
+    def carried(self, claim: Granted, settlement: Settlement, seconds: float) -> None:
+        self._counts.carried(claim, settlement, seconds)
+        if settlement.closing == "dead" and settlement.failure is not None:
+            self._reports.buried(claim, settlement.failure)
+
+    def ended(self, verdict: Verdict) -> None:
+        self._counts.ended(verdict)
+
+
+__all__ = ["Reporting", "Reports", "only_allowed"]
