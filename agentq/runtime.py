@@ -18,8 +18,8 @@ from kombu import Connection
 from agentq import sandbox
 from agentq.agents.act import Act
 from agentq.agents.asking import Asking
-from agentq.agents.context import Means
 from agentq.agents.dependencies import Dependencies, rules_of
+from agentq.agents.means import Means
 from agentq.agents.permissions import Permissions
 from agentq.agents.registry import Registry, load_agents
 from agentq.agents.spending import Budgeting

@@ -21,8 +21,8 @@ from typing import Self
 
 from agentq.agents.act import Act
 from agentq.agents.asking import Asking
-from agentq.agents.context import Means
 from agentq.agents.dependencies import Dependencies, rules_of
+from agentq.agents.means import Means
 from agentq.agents.permissions import Permissions
 from agentq.agents.returns import Duration, seconds
 from agentq.agents.spending import Budgeting

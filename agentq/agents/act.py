@@ -15,8 +15,9 @@ from pydantic import BaseModel
 from agentq.agents import loop
 from agentq.agents.agent import Agent, Step
 from agentq.agents.asking import Asking, question_of
-from agentq.agents.context import AsyncContext, Context, Means
+from agentq.agents.context import AsyncContext, Context
 from agentq.agents.dependencies import Permit, blamed
+from agentq.agents.means import Means
 from agentq.agents.registry import Registry
 from agentq.agents.returns import Ask, Branch, Child, Done, Fail, Next, Sleep, Spawn, seconds
 from agentq.engine import Attempt
@@ -123,9 +124,9 @@ class Act:
         agent, step, state = self._found(claim)
         attempt.check()
         if step.needs is None:
-            return self._run(attempt, agent, step, state, [])
+            return self._run(attempt, agent, step, state, None)
         with self._means.dependencies.calling(step.needs, claim.ref.tenant) as permit:
-            return self._run(attempt, agent, step, state, [permit])
+            return self._run(attempt, agent, step, state, permit)
 
     def _found(self, claim: Granted) -> tuple[Agent[Any], Step, BaseModel]:
         """The agent, its step and the state, brought from the version that wrote it to the one that runs here."""
@@ -133,11 +134,13 @@ class Act:
         step = agent.find(agent.renamed(claim.name, claim.state_version))
         return agent, step, agent.read(stored_state(claim), claim.state_version)
 
-    def _run(self, attempt: Attempt, agent: Agent[Any], step: Step, state: BaseModel, permits: list[Permit]) -> Outcome:
+    def _run(self, attempt: Attempt, agent: Agent[Any], step: Step, state: BaseModel, permit: Permit | None) -> Outcome:
         claim = attempt.claim
         make = AsyncContext if step.is_async else Context
         context = make(attempt, self._means, repairs_max=step.repairs or 0, needs=step.needs)
-        context.permits = permits
+        permits = context.permits
+        if permit is not None:
+            permits.append(permit)
         attempt.extras = context.extras
         attempt.broken = lambda failure: self._late(attempt, permits, failure)
         run = _run_async if step.is_async else _run_here

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from agentq.agents.context import _ContextBase
+from agentq.agents.calls import Calls
 from agentq.relay import Relay
 from agentq.store.effects import EffectClaim
 
@@ -14,15 +14,15 @@ BROKEN = os.environ.get("CHAOS_BROKEN", "")
 
 def _repeat_what_is_unknown() -> None:
     """A call that was cut off goes out again, whatever was declared."""
-    decide = _ContextBase._decide
+    decide = Calls._decide
 
-    def careless(self: _ContextBase, call: Any, found: EffectClaim) -> Any:
+    def careless(self: Calls, call: Any, found: EffectClaim) -> Any:
         if found.state in ("pending", "unknown") and not call.declared.idempotent and call.declared.check is None:
             self._take_over(call, calling=True)
             return None
         return decide(self, call, found)
 
-    _ContextBase._decide = careless  # type: ignore[method-assign]
+    Calls._decide = careless  # type: ignore[method-assign]
 
 
 def _forget_lost_messages() -> None:
