@@ -690,7 +690,7 @@ MUTATIONS = [
         "elseif false then",
         RATES + "a_wiped_broker_does_not_give_a_second_burst",
     ),
-    sql("order by bucket for update;", "order by bucket;", RATES + "many_takers_get_exactly_the_burst"),
+    sql("order by bucket for update;", "order by bucket;", RATES + "a_take_waits_for_another_that_has_not_committed"),
     # I6: budgets
     sql(
         "where w.spent_micros + w.reserved_micros > l.cost or",

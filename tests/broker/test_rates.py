@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 import redis
+from psycopg.types.json import Jsonb
 
 from agentq.broker.rates import RedisRates
 from agentq.policies.rates import Gate, Said, read_headers
@@ -62,6 +65,24 @@ def test_a_burst_goes_through_and_the_rest_comes_back(counter: Any, provider: st
 def test_many_takers_get_exactly_the_burst(counter: Any, provider: str) -> None:
     takes = [take(provider, bucket(provider, burst=20), caller=f"c{n}") for n in range(40)]
     assert at_once(*[lambda one=one: counter.take(one) for one in takes]).count(0.0) == 20
+
+
+def test_a_take_waits_for_another_that_has_not_committed(store: Store, provider: str) -> None:
+    """
+    In Postgres two calls never both find the last token.
+    """
+    one, stored = bucket(provider, burst=1), StoredRates(store)
+    stored.close(provider, 0.0)  # the bucket is there, and empty
+    waits: list[float] = []
+    with store.connection() as connection, connection.transaction():
+        facts = Jsonb([asdict(one)])
+        connection.execute("select agentq.take_rate(%s, 'a', 1, '{}', %s)", (provider, facts))
+        thread = threading.Thread(target=lambda: waits.append(stored.take(take(provider, one, caller="b"))))
+        thread.start()
+        thread.join(0.3)
+        assert not waits
+    thread.join(10)
+    assert waits[0] > 0
 
 
 @pytest.mark.usefixtures("fresh")
