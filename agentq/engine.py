@@ -204,7 +204,8 @@ class InFlight:
 
     def __init__(self) -> None:
         self.draining = False
-        self.last_delivery = time.monotonic()
+        self.delivered: float | None = None  # when a message last came, on the monotonic clock
+        self.consumer_restarts = 0  # by the watchdog
         self._attempts: dict[uuid.UUID, Attempt] = {}
         self._uncertain: list[Uncertain] = []
         self._lock = threading.Lock()
@@ -390,7 +391,7 @@ class Engine:
         self.send(settled.wakes)
 
     def _claim(self, ref: StepRef) -> Granted | Dropped | Deferred:
-        self.in_flight.last_delivery = time.monotonic()
+        self.in_flight.delivered = time.monotonic()
         if self.in_flight.draining:
             # Hand it on at once; the relay would notice a moment later.
             self.send([Wake(ref.tenant, ref.session_id, ref.step_id, "", self.quarantine, ref.epoch)])

@@ -135,7 +135,10 @@ class Heart:
             log.warning("heartbeat missed: %s", error)
 
     def _beat(self) -> None:
-        if self._registration.beat(self._lease_s) is None:
+        delivered = self._in_flight.delivered
+        idle_s = time.monotonic() - delivered if delivered is not None else None
+        restarts = self._in_flight.consumer_restarts
+        if self._registration.beat(self._lease_s, idle_s=idle_s, restarts=restarts) is None:
             log.error("this process was taken for dead: its running steps are fenced off, it registers anew")
             self._in_flight.fence_all()
             self._registration.disconnect()

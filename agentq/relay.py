@@ -88,6 +88,7 @@ class Relay:
             Chore("admission", self.admit_due, 0.0),
             Chore("the tenants' queues", self.follow_tenants, _SLOW_S),
             Chore("lost workers", self.take_back_lost, _SLOW_S),
+            Chore("steps that are served again", self.offer_served, _SLOW_S),
             Chore("missing messages", self.find_missing, _SLOW_S),
             Chore("overdue sessions", self.end_overdue, _SLOW_S),
             Chore("approvals", self.expire_approvals, _SLOW_S),
@@ -138,6 +139,11 @@ class Relay:
             wakes = self._ledger.admit(tenant, self._batch)
             engine.probe("admitted")
             self._publisher.send(wakes)
+
+    def offer_served(self) -> None:
+        """Let steps go on that waited for a worker of their agent's version."""
+        if count := self._ledger.offer_served():
+            log.info("%s steps that nobody served are admitted again", count)
 
     def take_back_lost(self) -> None:
         """Find dead processes and give their steps to the living."""

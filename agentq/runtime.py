@@ -54,11 +54,14 @@ from agentq.store.workers import Workers
 from agentq.submissions import Submissions
 from agentq.tracing import redactor_of, tracing_of
 from agentq.verdicts import Dropped, Verdict
+from agentq.watchdog import Consumer, Watchdog
 
 log = logging.getLogger("agentq.runtime")
 
 # Steps are never so slow that a last SIGKILL by the init system would be kinder than this.
 _EXIT_SLACK_S = 5.0
+# As in sysexits.h: a temporary failure.
+EXIT_STALLED = 75
 
 
 def release() -> str:
@@ -95,6 +98,7 @@ class Runtime:
         self.heart: Heart | None = None
         self.engine: Engine | None = None
         self.relay: Relay | None = None
+        self.watchdog: Watchdog | None = None
         self.notices: Notices | None = None
         # Of a prefork parent: the pids of its children, which run the steps.
         self.children: Callable[[], list[int]] | None = None
@@ -153,6 +157,21 @@ class Runtime:
         )
         self.metrics_server.start()
 
+    def watch(self, consumer: Consumer) -> None:
+        """Watch that deliveries come; see `agentq.watchdog`."""
+        if self.watchdog is not None or not self.settings.watchdog_s:
+            return
+        self.watchdog = Watchdog(
+            ledger=self.ledger,
+            publisher=self.publisher,
+            in_flight=self.in_flight,
+            consumer=consumer,
+            serves=self.registry.pins(),
+            stall_s=self.settings.watchdog_s,
+            give_up=give_up,
+        )
+        self.watchdog.start()
+
     def drain(self) -> None:
         """Take nothing more, wait out the grace, hand back what still runs."""
         self.in_flight.draining = True
@@ -199,6 +218,8 @@ class Runtime:
             self.exporter.stop()
         if self.reports is not None:
             self.reports.close()
+        if self.watchdog is not None:
+            self.watchdog.stop()
         if self.relay is not None:
             self.relay.stop()
         if self.notices is not None:
@@ -304,6 +325,22 @@ def begin(*, group: str, steps: bool, relay: bool, slots: int = 0) -> None:
     runtime().begin(group=group, steps=steps, relay=relay, slots=slots)
 
 
+def watch(consumer: Consumer) -> None:
+    """Watch that deliveries come to this process's consumer; once for each process."""
+    runtime().watch(consumer)
+
+
+def give_up() -> None:
+    """Drain, and end with an error that makes a supervisor start another process."""
+    found = runtime()
+    try:
+        found.drain()
+        found.end()
+    except StoreUnavailable as error:
+        log.warning("gave up without Postgres, which takes the steps back later: %s", error)
+    os._exit(EXIT_STALLED)
+
+
 def end() -> None:
     """Undo `begin`; the process is about to exit."""
     found = _runtimes.get(os.getpid())
@@ -337,4 +374,4 @@ def _build() -> Runtime:
     return Runtime(settings, load_agents(settings.agents), lambda: connect(settings))
 
 
-__all__ = ["Runtime", "begin", "drain", "end", "release", "runtime"]
+__all__ = ["Runtime", "begin", "drain", "end", "give_up", "release", "runtime", "watch"]

@@ -71,6 +71,9 @@ class Settings(BaseModel):
     dead_look_s: float = Field(1.0, gt=0, description="pause between the two looks at a missing liveness lock")
     relay_interval_s: float = Field(0.5, gt=0, description="pause between two rounds of the relay in one process")
     relay_batch: int = Field(500, ge=1, description="rows that one round of the relay handles at most")
+    watchdog_s: float = Field(
+        30.0, ge=0, description="a worker to which due steps do not come for so long restarts its consumer; 0: never"
+    )
     queued_stale_s: float = Field(
         2.0, gt=0, description="age of a published step before its message is looked for in the broker"
     )

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import threading
+import time
+from contextlib import suppress
 from typing import Any
 
 from celery import Celery, bootsteps
 from celery.signals import worker_process_init, worker_process_shutdown, worker_shutdown, worker_shutting_down
+from celery.worker import state
 from celery.worker.consumer import Consumer as CeleryConsumer
 
 from agentq.broker import transport
@@ -27,6 +31,7 @@ def install(app: Celery) -> None:
     """Put agentq's parts into every worker of this app."""
     app.steps["worker"].add(RuntimeStep)
     app.steps["consumer"].add(FollowTenants)
+    app.steps["consumer"].add(WatchDeliveries)
     worker_process_init.connect(_start_child, weak=False)
     worker_process_shutdown.connect(_end, weak=False)
     worker_shutting_down.connect(_begin_drain, weak=False)
@@ -103,6 +108,46 @@ class FollowTenants(bootsteps.StartStopStep):  # type: ignore[misc]
             consumer.cancel_task_queue(queue)
 
 
+class WatchDeliveries(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Tells the watchdog what it watches. The consumer stays the same through every reconnection."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def start(self, consumer: Any) -> None:
+        from agentq.runtime import watch
+
+        watch(Watched(consumer))
+
+    def stop(self, consumer: Any) -> None:
+        """Nothing: a consumer that cannot reconnect is watched most of all."""
+
+
+class Watched:
+    """Celery's consumer as the watchdog sees it, from another thread."""
+
+    def __init__(self, consumer: Any) -> None:
+        self._consumer = consumer
+
+    def queues(self) -> list[str]:
+        return list(self._consumer.app.amqp.queues.consume_from)
+
+    def is_full(self) -> bool:
+        return bool(len(state.reserved_requests) >= self._consumer.pool.num_processes)
+
+    def restart(self) -> None:
+        """End the connection from within the loop, and from outside where the loop itself hangs in a read."""
+        consumer = self._consumer
+        if consumer.hub is not None:
+            consumer.hub.call_soon(self._break)
+        for channel in getattr(getattr(consumer.connection, "transport", None), "channels", None) or ():
+            with suppress(Exception):
+                channel.client.connection._sock.shutdown(socket.SHUT_RDWR)
+
+    @staticmethod
+    def _break() -> None:
+        raise ConnectionResetError("the watchdog ended a connection over which nothing came")
+
+
 class Consumer(CeleryConsumer):  # type: ignore[misc]
     """Celery's consumer, except that a message it cannot understand is kept with the reason."""
 
@@ -131,11 +176,18 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         handle = super().create_task_handler(*args, **kwargs)
 
         def handler(message: Any) -> Any:
+            self._delivered()
             if (message.headers or {}).get("task") == SUBMIT_TASK and not self._is_readable(message):
                 return None
             return handle(message)
 
         return handler
+
+    @staticmethod
+    def _delivered() -> None:
+        from agentq.runtime import runtime
+
+        runtime().in_flight.delivered = time.monotonic()
 
     def _is_readable(self, message: Any) -> bool:
         try:

@@ -50,6 +50,7 @@ TABS = "tests/flower/test_tabs.py::test_"
 BURIED = "tests/store/test_dead_letters.py::test_"
 REDRIVEN = "tests/redrives/test_redrives.py::test_"
 LETTERBOX = "tests/engine/test_letterbox.py::test_"
+RECOVERY = "tests/store/test_recovery.py::test_"
 
 
 @dataclass(frozen=True)
@@ -603,6 +604,87 @@ MUTATIONS = [
         "    if sum(map(len, before[1:])) + len(change) < len(before[0]):",
         "    if False:",
         "tests/test_payload.py::test_bytes_follow_what_changed_not_how_long_it_went_on",
+    ),
+    # recovery
+    Mutation(
+        "agentq/store/sql/functions/recovery.sql",
+        "    if s.generation <> p_generation then",
+        "    if false then",
+        RECOVERY + "of_two_who_reopen_at_once_one_wins",
+    ),
+    Mutation(
+        "agentq/store/sql/functions/recovery.sql",
+        "    perform agentq.lock_live_steps(p_tenant, p_session);\n",
+        "",
+        RECOVERY + "a_settlement_under_way_is_waited_for",
+    ),
+    Mutation(
+        "agentq/store/sql/functions/recovery.sql",
+        "       set superseded = p_by, worker = null, fence_token = null, unserved = null,\n"
+        "           state = case when l.state in ('done', 'dead') then l.state else 'cancelled' end,",
+        "       set superseded = p_by, worker = null, fence_token = null, unserved = null,\n"
+        "           state = case when l.state = 'done' then l.state else 'cancelled' end,",
+        RECOVERY + "a_dead_session_goes_on_where_it_stopped",
+    ),
+    Mutation(
+        "agentq/store/sql/functions/recovery.sql",
+        "where l.tenant = p_tenant and l.session_id = p_session and l.state = 'running';\n    get",
+        "where false;\n    get",
+        RECOVERY + "a_killed_session_throws_away_what_still_runs",
+    ),
+    Mutation(
+        "agentq/store/sql/functions/recovery.sql",
+        "if c.deadline_at <= v_now and p_deadline_s is null then",
+        "if false then",
+        RECOVERY + "a_deadline_that_is_over_must_be_set_anew",
+    ),
+    Mutation(
+        "agentq/store/sql/functions/recovery.sql",
+        "    perform agentq.ask_again(p_tenant, p_session, v_by, p_now);\n",
+        "",
+        RECOVERY + "a_question_that_was_void_is_asked_again",
+    ),
+    Mutation(
+        "agentq/store/sql/functions/sessions.sql",
+        "    if j.state <> 'waiting' then return null; end if;",
+        "",
+        RECOVERY + "children_of_a_superseded_join_are_ended_and_do_no_harm",
+    ),
+    Mutation(
+        "agentq/store/sql/functions/ledger.sql",
+        "    elsif p_verdict = 'cancelled' then\n        p_verdict := 'release';",
+        "    elsif false then\n        p_verdict := 'release';",
+        RECOVERY + "a_stopped_attempt_of_a_reopened_session_comes_back",
+    ),
+    Mutation(
+        "agentq/store/sql/functions/ledger.sql",
+        "        if v_session <> 'running' then",
+        "        if false then",
+        RECOVERY + "a_settlement_that_meets_a_resumption_is_not_held_for_ever",
+    ),
+    Mutation(
+        "agentq/store/sql/functions/effects.sql",
+        "    if p_dry then",
+        "    if false then",
+        "tests/client/test_recovery.py::test_a_dry_fork_recalls_and_never_calls",
+    ),
+    Mutation(
+        "agentq/store/pool.py",
+        "except (PoolTimeout, PoolClosed, psycopg.errors.ProgramLimitExceeded):",
+        "except (PoolTimeout, PoolClosed):",
+        RECOVERY + "what_is_too_large_for_postgres_is_not_an_outage",
+    ),
+    Mutation(
+        "agentq/watchdog.py",
+        "if self._in_flight.draining or self._consumer.is_full():",
+        "if self._in_flight.draining:",
+        "tests/broker/test_watchdog.py::test_whatever_else_keeps_it_quiet_is_no_stall",
+    ),
+    Mutation(
+        "agentq/watchdog.py",
+        "if depths[found[key][0]] or found[key][1] > self._seen[key][1]]",
+        "]",
+        "tests/broker/test_watchdog.py::test_whatever_else_keeps_it_quiet_is_no_stall",
     ),
     # producers
     Mutation(

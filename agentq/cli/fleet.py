@@ -41,7 +41,19 @@ def ls(here: bool, as_json: bool) -> None:
 
 def _show(found: list[WorkerRow]) -> None:
     print_table(
-        ("GROUP", "HOST", "PID", "ROLE", "STATE", "SINCE", "LAST HEARD", "RELEASE", "SERVES"),
+        (
+            "GROUP",
+            "HOST",
+            "PID",
+            "ROLE",
+            "STATE",
+            "SINCE",
+            "LAST HEARD",
+            "LAST MESSAGE",
+            "RESTARTS",
+            "RELEASE",
+            "SERVES",
+        ),
         (
             (
                 row.group,
@@ -51,6 +63,8 @@ def _show(found: list[WorkerRow]) -> None:
                 row.state,
                 row.started_at,
                 f"{span(row.silent_s)} ago",
+                row.delivered_at,
+                row.watchdog_restarts or None,
                 row.release,
                 " ".join(row.serves),
             )

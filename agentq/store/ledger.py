@@ -159,6 +159,18 @@ class Ledger:
         parameters = {"tenant": tenant, "quarantine": quarantine, "age_s": age_s, "max": limit}
         return [Wake.from_json(tenant, row[0]) for row in self.store.query_as(tenant, SQL["republish"], parameters)]
 
+    def offer_served(self) -> int:
+        """Let steps go on that waited for a worker of their agent's version; how many."""
+        return len(self.store.query_as(ALL_TENANTS, SQL["offer_served"], {}))
+
+    def unclaimed(
+        self, *, tenants: list[str] | None, quarantine: bool, serves: list[str]
+    ) -> dict[tuple[uuid.UUID, int], tuple[str, int]]:
+        """Queued steps that such a worker should get: by step and fence, the tenant, and how often they were resent."""
+        parameters = {"tenants": tenants, "quarantine": quarantine, "serves": serves}
+        rows = self.store.query_as(ALL_TENANTS, SQL["unclaimed"], parameters)
+        return {(row[2], row[3]): (row[0], row[4]) for row in rows}
+
     def take_back(self, limit: int) -> list[TakenBack]:
         """Steps of workers that are no longer present, returned to the pool, to quarantine, or buried."""
         return [

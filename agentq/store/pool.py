@@ -125,8 +125,8 @@ def driver_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (PoolTimeout, PoolClosed):
-        raise
+    except (PoolTimeout, PoolClosed, psycopg.errors.ProgramLimitExceeded):
+        raise  # the last one: too large for Postgres, now and always
     except (psycopg.OperationalError, psycopg.InterfaceError, psycopg.errors.ReadOnlySqlTransaction) as error:
         raise StoreUnavailable(_first_line(error)) from error
 

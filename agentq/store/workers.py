@@ -35,6 +35,8 @@ class WorkerRow:
     state: str
     silent_s: float
     started_at: datetime
+    delivered_at: datetime | None
+    watchdog_restarts: int
 
 
 class Workers:
@@ -119,14 +121,14 @@ class Registration:
         self._registered = False
         self._locked = False
 
-    def beat(self, lease_s: float) -> str | None:
+    def beat(self, lease_s: float, *, idle_s: float | None = None, restarts: int = 0) -> str | None:
         """
         Renew the lease; the row's state, or None when this process was taken for dead.
 
         Raises:
             StoreUnavailable: Postgres is away; the lease runs on.
         """
-        facts = self._facts | {"lease_s": lease_s}
+        facts = self._facts | {"lease_s": lease_s, "idle_s": idle_s, "restarts": restarts}
         try:
             connection = self._connected()
             if not self._locked:

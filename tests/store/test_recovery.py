@@ -14,8 +14,9 @@ import pytest
 from agentq.errors import FenceLost, NotReopened, UnknownSession
 from agentq.step import StepRef, new_id
 from agentq.store.recovery import By, Recovery, Reopened
+from agentq.store.workers import Registration
 from agentq.verdicts import Extras, Failure, Granted, NewApproval, NotGranted, Settlement
-from tests.support.hands import BROKEN, Hands, at_once, step
+from tests.support.hands import BROKEN, PIN, Hands, at_once, step
 
 BY = By("tester", "to see")
 
@@ -596,3 +597,68 @@ def test_a_question_that_was_void_is_asked_again(hands: Hands, recovery: Recover
     assert (entry["state"], entry["approval"]) == ("waiting", rows[1]["approval_id"])
     go_back(recovery, ref, claim.ref, generation=1)
     assert [row["state"] for row in hands.rows("select state from agentq.approval")] == ["void", "void"]
+
+
+# ── versions that nobody serves ──────────────────────────────────────────────
+
+
+def test_a_step_that_nobody_serves_waits_without_a_slot(hands: Hands, recovery: Recovery) -> None:
+    """
+    I10: it is held until a worker of its version is there, and then admitted like any other.
+    """
+    ref = hands.start(version=2)
+    hands.admit()
+    refused = hands.try_claim(ref)
+    assert isinstance(refused, NotGranted)
+    assert refused.reason == "unserved"
+    entry = hands.entry(ref)
+    assert (entry["state"], entry["unserved"]) == ("held", "robot@2")
+    assert recovery.waits(hands.tenant, ref.session_id)[0].unserved == "robot@2"
+    hands.ledger.offer_served()
+    assert hands.entry(ref)["state"] == "held"
+
+    newer = Registration(
+        hands.store, group="default", role="steps", host="test", pid=2, release="0", serves=["robot@2"]
+    )
+    newer.beat(60.0)
+    try:
+        hands.ledger.offer_served()
+        hands.admit()
+        assert isinstance(hands.try_claim(ref, worker=newer.worker_id, serves=["robot@2"]), Granted)
+    finally:
+        newer.stop()
+
+
+def test_a_step_that_another_worker_serves_keeps_its_slot(hands: Hands) -> None:
+    """
+    Its message came to the wrong worker of a rolling deploy; the right one is there.
+    """
+    ref = hands.start()
+    hands.admit()
+    refused = hands.try_claim(ref, serves=["robot@9"])
+    assert isinstance(refused, NotGranted)
+    assert hands.entry(ref)["state"] == "queued"
+
+
+def test_an_unserved_step_of_a_paused_session_stays_held(hands: Hands, recovery: Recovery) -> None:
+    """
+    The worker that it waited for comes while the session is paused: it goes on when that is resumed.
+    """
+    ref = hands.start(version=2)
+    hands.admit()
+    hands.try_claim(ref)
+    recovery.pause(hands.tenant, ref.session_id, BY)
+    with hands.store.transaction(hands.tenant) as connection:
+        connection.execute("update agentq.ledger_entry set unserved = %s where step_id = %s", (PIN, ref.step_id))
+    hands.ledger.offer_served()
+    assert (hands.entry(ref)["state"], hands.entry(ref)["unserved"]) == ("held", None)
+    recovery.resume(hands.tenant, ref.session_id, BY)
+    assert hands.entry(ref)["state"] == "ready"
+
+
+def test_what_is_too_large_for_postgres_is_not_an_outage(hands: Hands) -> None:
+    """
+    It would be too large at every repeat, so nobody waits for Postgres to come back.
+    """
+    with pytest.raises(psycopg.errors.ProgramLimitExceeded), hands.store.transaction(hands.tenant) as connection:
+        connection.execute("select repeat('x', 1024 * 1024 * 1024)")

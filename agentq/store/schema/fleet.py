@@ -36,6 +36,8 @@ worker = Table(
     time("seen_at", nullable=False, now=True),
     time("lease_until", nullable=False),
     time("missing_since"),
+    time("delivered_at"),
+    Column("watchdog_restarts", Integer, nullable=False, server_default="0", comment="of its consumer, by itself"),
     time("stopped_at"),
     CheckConstraint(one_of("state", ("live", "draining", "dead", "stopped")), name="state"),
     CheckConstraint(one_of("role", ("steps", "relay")), name="role"),

@@ -89,3 +89,24 @@ select t.name, t.state, t.concurrency,
  where %(tenant)s::text is null or t.name = %(tenant)s
  group by t.name, t.state, t.concurrency
  order by t.name;
+
+-- name: offer_served
+-- Steps that waited for a worker of their version, now that one lives.
+update agentq.ledger_entry e
+   set state = case s.state when 'paused' then 'held' else 'ready' end, unserved = null
+  from agentq.session s
+ where e.unserved is not null and s.tenant = e.tenant and s.session_id = e.session_id
+   and exists (select from agentq.worker w
+                where w.state = 'live' and w.role = 'steps' and e.unserved = any (w.serves))
+returning e.step_id;
+
+-- name: unclaimed
+-- Steps that should have come to a worker which serves these agents, from these tenants' queues, and did not.
+select e.tenant, e.session_id, e.step_id, e.fence, e.dispatches
+  from agentq.ledger_entry e
+  join agentq.session s on s.tenant = e.tenant and s.session_id = e.session_id and s.state = 'running'
+  join agentq.tenant t on t.name = e.tenant and t.state <> 'paused'
+ where e.state = 'queued' and e.due_at <= agentq.now() and e.quarantine = %(quarantine)s
+   and (%(tenants)s::text[] is null or e.tenant = any (%(tenants)s::text[]))
+   and s.agent || '@' || s.agent_version = any (%(serves)s::text[])
+ order by e.due_at, e.step_id limit 50;

@@ -14,7 +14,9 @@ select pg_try_advisory_lock(%(lock_key)s);
 -- name: beat
 -- No row: this process was taken for dead, and must register anew before it claims again.
 update agentq.worker
-   set seen_at = agentq.now(), lease_until = agentq.now() + make_interval(secs => %(lease_s)s)
+   set seen_at = agentq.now(), lease_until = agentq.now() + make_interval(secs => %(lease_s)s),
+       delivered_at = coalesce(agentq.now() - make_interval(secs => %(idle_s)s::double precision), delivered_at),
+       watchdog_restarts = %(restarts)s
  where worker_id = %(worker)s and state in ('live', 'draining')
 returning state;
 
@@ -58,7 +60,7 @@ delete from agentq.worker w
 
 -- name: present
 select worker_id, host, pid, worker_group, role, release, serves, state,
-       extract(epoch from agentq.now() - seen_at)::double precision, started_at
+       extract(epoch from agentq.now() - seen_at)::double precision, started_at, delivered_at, watchdog_restarts
   from agentq.worker where state in ('live', 'draining') order by worker_group, started_at;
 
 -- name: tenant_names

@@ -16,6 +16,17 @@ _ENDED = "state in ('done', 'dead', 'cancelled')"
 def upgrade() -> None:
     _session()
     _ledger_entry()
+    _worker()
+
+
+def _worker() -> None:
+    for column in (
+        sa.Column("delivered_at", sa.DateTime(timezone=True)),
+        sa.Column(
+            "watchdog_restarts", sa.Integer(), server_default="0", nullable=False, comment="of its consumer, by itself"
+        ),
+    ):
+        op.add_column("worker", column, schema="agentq")
 
 
 def _session() -> None:

@@ -126,7 +126,14 @@ begin
         return 'tenant_paused';
     end if;
     if e.quarantine <> p_quarantine then return 'quarantined'; end if;
-    if not e.pinned = any (p_serves) then return 'unserved'; end if;
+    if not e.pinned = any (p_serves) then
+        -- When nobody serves it, it waits without a slot until a worker that does is there: see `offer_served`.
+        update agentq.ledger_entry set state = 'held', unserved = e.pinned
+         where tenant = p_tenant and session_id = p_session and step_id = p_step and state = 'queued'
+           and not exists (select from agentq.worker w
+                            where w.state = 'live' and w.role = 'steps' and e.pinned = any (w.serves));
+        return 'unserved';
+    end if;
     if not exists (select from agentq.worker where worker_id = p_worker and state in ('live', 'draining')) then
         return 'worker_dead';
     end if;
