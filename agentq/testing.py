@@ -198,6 +198,8 @@ class LocalFleet:
         """Carry one due step of the tenant to its verdict; None when none is due."""
         if not self.sent:
             self._send(self.ledger.admit(tenant, 100))
+        if not self.sent and self.ledger.offer_served():
+            self._send(self.ledger.admit(tenant, 100))  # what waited for a fleet that serves its version
         if not self.sent:
             # What somebody else admitted, as `Client.start` does: its message went to the broker.
             self._send(self.ledger.republish(tenant, quarantine=False, age_s=0.0, limit=100))
