@@ -85,6 +85,7 @@ class Relay:
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="agentq-relay", daemon=True)
         self._chores = (
+            Chore("shares of the tenants", self.share_slots, 0.0),
             Chore("admission", self.admit_due, 0.0),
             Chore("the tenants' queues", self.follow_tenants, _SLOW_S),
             Chore("lost workers", self.take_back_lost, _SLOW_S),
@@ -132,13 +133,15 @@ class Relay:
 
     def admit_due(self) -> None:
         """Admit the due steps of every tenant that has room: new work, retries, timers."""
-        backlogged = self._ledger.backlogged()
-        if backlogged:
-            self._fair_shares()
-        for tenant in backlogged:
+        for tenant in self._ledger.backlogged():
             wakes = self._ledger.admit(tenant, self._batch)
             engine.probe("admitted")
             self._publisher.send(wakes)
+
+    def share_slots(self) -> None:
+        """Divide the fleet's slots among the tenants, where more is wanted than can run."""
+        if self._ledger.backlogged():
+            self._fair_shares()
 
     def offer_served(self) -> None:
         """Let steps go on that waited for a worker of their agent's version."""

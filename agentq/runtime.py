@@ -273,7 +273,7 @@ class Runtime:
     def _relay(self) -> Relay:
         settings = self.settings
         return Relay(
-            fair_shares=Fairness(self.store, divide).share,
+            fair_shares=Fairness(self.store, divide).share if settings.fair_shares else lambda: None,
             ledger=self.ledger,
             workers=self.workers,
             approvals=self.approvals,

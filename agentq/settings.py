@@ -70,6 +70,9 @@ class Settings(BaseModel):
     lease_s: float = Field(15.0, gt=0, description="silence after which a worker process is taken for dead")
     dead_look_s: float = Field(1.0, gt=0, description="pause between the two looks at a missing liveness lock")
     relay_interval_s: float = Field(0.5, gt=0, description="pause between two rounds of the relay in one process")
+    fair_shares: bool = Field(
+        True, description="divide the threads among tenants by weight while more is wanted than can run"
+    )
     relay_batch: int = Field(500, ge=1, description="rows that one round of the relay handles at most")
     watchdog_s: float = Field(
         30.0, ge=0, description="a worker to which due steps do not come for so long restarts its consumer; 0: never"
