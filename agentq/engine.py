@@ -27,7 +27,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, assert_never
 
-from agentq.errors import DeadlineExceeded, FenceLost, SessionCancelled, StoreUnavailable
+from agentq.errors import DeadlineExceeded, FenceLost, SchemaMismatch, SessionCancelled, StoreUnavailable
 from agentq.payload import choose
 from agentq.step import StepRef
 from agentq.store.ledger import Ledger
@@ -58,6 +58,10 @@ from agentq.verdicts import (
 )
 
 log = logging.getLogger("agentq.engine")
+
+# Postgres cannot take it now: it is away, or a deploy has not brought its schema to this release yet. Either
+# passes, so nothing is given up for it.
+_AWAY = (StoreUnavailable, SchemaMismatch)
 
 StopReason = Literal["cancelled", "fenced", "draining", "timeout"]
 
@@ -386,7 +390,7 @@ class Engine:
         attempt.stop("draining")
         try:
             settled = self.ledger.settle(attempt.claim, Settlement("release", extras=attempt.extras().of_failed()))
-        except (FenceLost, StoreUnavailable):
+        except (FenceLost, *_AWAY):
             return
         self.send(settled.wakes)
 
@@ -401,7 +405,7 @@ class Engine:
             claim = self.ledger.claim(
                 ref, token=token, worker=self.worker_id(), serves=self.serves, quarantine=self.quarantine
             )
-        except StoreUnavailable as error:
+        except _AWAY as error:
             # The claim may have been committed and only its answer lost.
             self.in_flight.doubt(ref, token)
             log.warning("step %s could not be claimed, the relay will bring it back: %s", ref.step_id, error)
@@ -424,7 +428,7 @@ class Engine:
         except FenceLost as lost:
             log.warning("%s; its result was thrown away", lost)
             return Superseded(claim.fence), None
-        except StoreUnavailable:
+        except _AWAY:
             self.in_flight.doubt(claim.ref, claim.token)
             return Deferred("store_unavailable"), None
         if self.watch is not None:
@@ -434,7 +438,7 @@ class Engine:
     def _charge_late(self, claim: Granted, extras: Extras) -> None:
         """The money that a superseded attempt spent; when it cannot be told, the relay charges the estimate."""
         if extras.charges:
-            with suppress(StoreUnavailable):
+            with suppress(*_AWAY):
                 self.ledger.charge_late(claim, extras.charges)
 
     def _settle(self, attempt: Attempt, settlement: Settlement) -> tuple[Settlement, Settled]:
@@ -444,7 +448,7 @@ class Engine:
                 settled = self.ledger.settle(attempt.claim, settlement, on=attempt.connection)
                 attempt.commit()
                 return settlement, settled
-            except StoreUnavailable as error:
+            except _AWAY as error:
                 # The step's own writes cannot be repeated from here; if they did commit, the fence says so.
                 failure = Failure("transient", "StoreUnavailable", str(error))
                 settlement = self._conclude(attempt.claim, Broke(failure, settlement.extras.of_failed()))
@@ -455,7 +459,7 @@ class Engine:
         attempt.rollback()
         try:
             return settlement, self._persist(attempt, settlement)
-        except (FenceLost, StoreUnavailable):
+        except (FenceLost, *_AWAY):
             raise
         except Exception as error:
             settlement = self._refused(attempt.claim, settlement, error)
@@ -524,7 +528,7 @@ class Engine:
             return
         try:
             self.send(self.ledger.admit(tenant, self.admit_max))
-        except StoreUnavailable as error:
+        except _AWAY as error:
             log.debug("admission is left to the relay: %s", error)
 
 

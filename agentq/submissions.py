@@ -14,7 +14,7 @@ from agentq.broker.publisher import Publisher
 from agentq.broker.queues import SUBMIT_DEAD
 from agentq.door import Door
 from agentq.engine import InFlight
-from agentq.errors import BrokerUnavailable, InvalidInput, StoreUnavailable
+from agentq.errors import BrokerUnavailable, InvalidInput, SchemaMismatch, StoreUnavailable
 from agentq.payload import encode, storable
 from agentq.settings import Settings
 from agentq.store.ledger import Ledger
@@ -47,7 +47,8 @@ class Submissions:
         """
         Start the session that was asked for; its key makes a repeat harmless.
 
-        While Postgres is away the message is held, not acknowledged; a draining worker gives it back.
+        While Postgres is away, or has another release's schema, the message is held, not acknowledged; a
+        draining worker gives it back.
         """
         pause_s = 0.1
         while True:
@@ -56,7 +57,7 @@ class Submissions:
                 return
             except InvalidInput as refusal:
                 reason = str(refusal)
-            except StoreUnavailable as error:
+            except (StoreUnavailable, SchemaMismatch) as error:
                 if self._in_flight.draining:
                     raise Reject(str(error), requeue=True) from error
                 log.warning("a submission waits for Postgres: %s", error)
@@ -89,7 +90,7 @@ class Submissions:
         try:
             name = storable(tenant)[:200] if isinstance(tenant, str) else None
             number = self._operators.refuse_submission(tenant=name, reason=reason, body=body[: self._max_bytes])
-        except StoreUnavailable as error:
+        except (StoreUnavailable, SchemaMismatch) as error:
             kept = False
             log.error("a refused submission could not be stored: %s", error)
         try:

@@ -14,7 +14,7 @@ from agentq.errors import FenceLost
 from agentq.payload import storable
 from agentq.step import StepRef
 from agentq.store import traces
-from agentq.store.pool import ALL_TENANTS, Connection, Row, Store, driver_errors, run
+from agentq.store.pool import ALL_TENANTS, Connection, Row, Store, driver_errors, run, schema_errors
 from agentq.store.queries import load
 from agentq.verdicts import (
     Charge,
@@ -114,7 +114,7 @@ class Ledger:
         if on is None:
             rows = self.store.query(SQL["settle"], parameters)
         else:
-            with driver_errors():
+            with driver_errors(), schema_errors():
                 rows = run(on, SQL["settle"], parameters)
         closed, session_state, next_queued, dispatch, more = rows[0]
         if not closed:

@@ -106,12 +106,12 @@ class Store:
 
     def query(self, sql: str, parameters: dict[str, Any]) -> list[Row]:
         """One statement in its own transaction: a function that names its tenant itself."""
-        with self.connection() as connection, _schema_errors():
+        with self.connection() as connection, schema_errors():
             return run(connection, sql, parameters)
 
     def query_as(self, tenant: str, sql: str, parameters: dict[str, Any]) -> list[Row]:
         """One statement that sees one tenant's rows."""
-        with self.transaction(tenant) as connection, _schema_errors():
+        with self.transaction(tenant) as connection, schema_errors():
             return run(connection, sql, parameters)
 
 
@@ -132,7 +132,7 @@ def driver_errors() -> Iterator[None]:
 
 
 @contextmanager
-def _schema_errors() -> Iterator[None]:
+def schema_errors() -> Iterator[None]:
     """A schema that this release cannot use is the operator's to mend, and says so."""
     try:
         yield
@@ -164,19 +164,20 @@ def run(connection: Connection, sql: str, parameters: dict[str, Any]) -> list[Ro
 
 def persist(action: Callable[[], T], *, patience_s: float, what: str, give_up: Callable[[], bool] | None = None) -> T:
     """
-    Repeat an idempotent write while Postgres is away, with growing pauses.
+    Repeat an idempotent write while Postgres is away, or has another release's schema, with growing pauses.
 
     Deadlocks and dropped connections are tried again at once, an outage for `patience_s` seconds.
 
     Raises:
-        StoreUnavailable: the patience ran out, or `give_up` said so.
+        StoreUnavailable, SchemaMismatch: the patience ran out, or `give_up` said so.
     """
     deadline = time.monotonic() + patience_s
     pause_s = 0.02
     while True:
         try:
             return action()
-        except StoreUnavailable as error:
+        except (StoreUnavailable, SchemaMismatch) as error:
+            # The other schema is there for as long as a deploy takes: nothing that was done is given up for it.
             if time.monotonic() + pause_s > deadline or (give_up is not None and give_up()):
                 raise
             log.warning("%s waits for Postgres: %s", what, error)

@@ -11,7 +11,7 @@ from psycopg.rows import tuple_row
 
 from agentq.errors import InvalidInput, KeyConflict, NotAllowed, SessionBusy, UnknownSession, UnknownTenant
 from agentq.store.ledger import failure_json
-from agentq.store.pool import ALL_TENANTS, Connection, Row, Store
+from agentq.store.pool import ALL_TENANTS, Connection, Row, Store, schema_errors
 from agentq.store.queries import load
 from agentq.verdicts import Failure, Wake
 
@@ -129,7 +129,7 @@ class Sessions:
             return [
                 _started(new, row) for new, row in zip(sessions, _start_all(on, sessions, create_with), strict=True)
             ]
-        with self.store.connection() as connection, connection.transaction():
+        with self.store.connection() as connection, schema_errors(), connection.transaction():
             return self.start(sessions, create_with=create_with, on=connection)
 
     def cancel(self, tenant: str, session_id: uuid.UUID, failure: Failure) -> tuple[str, list[Wake]]:

@@ -78,6 +78,28 @@ def test_a_postgres_that_is_away_holds_the_submission(
     assert count(admin, tenant) == 1
 
 
+def test_another_releases_schema_holds_the_submission(
+    door: Door, admin: psycopg.Connection[Any], tenant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    A worker that was deployed before its schema refuses nothing for it.
+    """
+    start, calls = door.submissions._sessions.start, iter(["missing"])
+
+    def deployed_in_between(*args: Any, **kwargs: Any) -> Any:
+        if next(calls, None) is None:
+            return start(*args, **kwargs)
+        admin.execute("alter function agentq.start_session rename to start_session_of_later")
+        try:
+            return start(*args, **kwargs)
+        finally:
+            admin.execute("alter function agentq.start_session_of_later rename to start_session")
+
+    monkeypatch.setattr(door.submissions._sessions, "start", deployed_in_between)
+    door.submissions.take((), {"agent": "count", "tenant": tenant, "key": "k", "input": {}})
+    assert count(admin, tenant) == 1
+
+
 def test_a_draining_worker_gives_the_submission_back(
     door: Door, admin: psycopg.Connection[Any], tenant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -399,6 +399,42 @@ def test_a_postgres_that_is_away_is_waited_for(
     assert done == [0]
 
 
+@pytest.mark.parametrize("missing", ["claim", "settle"])
+def test_another_releases_schema_is_waited_for(
+    registry: Registry,
+    client: Client,
+    tenant: str,
+    local: Local,
+    monkeypatch: pytest.MonkeyPatch,
+    admin: psycopg.Connection[Any],
+    missing: str,
+) -> None:
+    """
+    Code that came before its `db upgrade` gives nothing up for it: what was done is kept, and stored afterwards.
+    """
+    done: list[int] = []
+    chain(registry, done)
+    session = client.start("chain", tenant=tenant, input={})
+    fleet = local()
+    call, calls = getattr(fleet.ledger, missing), iter(["missing"])
+
+    def deployed_in_between(*args: Any, **kwargs: Any) -> Any:
+        if next(calls, None) is None:
+            return call(*args, **kwargs)
+        admin.execute(f"alter function agentq.{missing} rename to {missing}_of_later".encode())
+        try:
+            return call(*args, **kwargs)
+        finally:
+            admin.execute(f"alter function agentq.{missing}_of_later rename to {missing}".encode())
+
+    monkeypatch.setattr(fleet.ledger, missing, deployed_in_between)
+    if missing == "claim":
+        assert fleet.carry(first_ref(session)) == Deferred("store_unavailable")
+    assert fleet.drain(session).result == 1
+    assert done == [0]
+    assert [step.state for step in session.steps()] == ["done", "done"]
+
+
 def test_patience_ends_and_the_step_is_given_back(
     registry: Registry, client: Client, tenant: str, local: Local, monkeypatch: pytest.MonkeyPatch
 ) -> None:
