@@ -2,8 +2,9 @@
 Payloads: JSON as bytes, and states as a snapshot with the changes since.
 
 A state of a few hundred bytes is stored whole with each checkpoint. A larger one is stored as what
-changed, until the changes outweigh the snapshot; then a new snapshot is due. So the bytes written
-over a session stay within twice the bytes it really changed, however long it runs.
+changed, until the changes outweigh the snapshot or are too many to read quickly; then a new snapshot is
+due. So the bytes written over a session stay within twice the bytes it really changed, and one part in
+`DELTAS_MAX` of the state for each step, however long it runs.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from agentq.errors import PayloadTooLarge
 
 # Below this size the bookkeeping of a delta costs more than it saves.
 WHOLE_BELOW_BYTES = 2048
+# Each is one more row to read at every claim.
+DELTAS_MAX = 256
 
 
 def encode(value: Any) -> bytes:
@@ -113,7 +116,7 @@ def choose(before: tuple[bytes, ...] | None, after: bytes) -> tuple[Literal["ful
     if _same(old, new):
         return "same", None
     change = to_json(_difference(old, new)) if isinstance(old, dict) and isinstance(new, dict) else after
-    if sum(map(len, before[1:])) + len(change) < len(before[0]):
+    if len(before) <= DELTAS_MAX and sum(map(len, before[1:])) + len(change) < len(before[0]):
         return "delta", change
     return "full", after
 

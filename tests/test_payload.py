@@ -15,7 +15,7 @@ import pytest
 from pydantic import BaseModel
 
 from agentq.errors import PayloadTooLarge
-from agentq.payload import WHOLE_BELOW_BYTES, bounded, canonical, choose, decode, encode, fingerprint, fold
+from agentq.payload import DELTAS_MAX, WHOLE_BELOW_BYTES, bounded, canonical, choose, decode, encode, fingerprint, fold
 
 ROOT = Path(__file__).resolve().parents[1]
 LONG = "x" * WHOLE_BELOW_BYTES
@@ -139,6 +139,20 @@ def test_bytes_follow_what_changed_not_how_long_it_went_on(item: str, steps: int
         chain.add({"items": items, "pad": LONG})
     assert chain.state["items"] == items
     assert chain.written < 4 * len(encode({"items": items, "pad": LONG})) + 40 * steps
+
+
+def test_a_large_state_that_changes_a_little_is_read_from_few_rows() -> None:
+    """
+    The changes never outweigh the snapshot, and yet a claim does not read thousands of them.
+    """
+    chain, size = Chain({"n": 0, "pad": "x" * 200_000}), 0
+    kinds = []
+    for n in range(1, 3 * DELTAS_MAX):
+        kinds.append(chain.add({"n": n, "pad": "x" * 200_000}))
+        size = max(size, len(chain.stored))
+    assert chain.state["n"] == 3 * DELTAS_MAX - 1
+    assert size == DELTAS_MAX + 1
+    assert kinds.count("full") == 2
 
 
 def test_a_small_state_is_stored_whole() -> None:
