@@ -155,8 +155,8 @@ MUTATIONS = [
         LEDGER + "a_released_step_costs_no_attempt",
     ),
     sql(
-        "or p_plan ? 'branches' then",
-        "then",
+        "or p_plan ? 'branches'\n        or p_plan ? 'asks'",
+        "or p_plan ? 'asks'",
         JOINS + "a_spawn_that_meets_a_cancellation_leaves_nothing_waiting",
     ),
     # admission
@@ -172,13 +172,13 @@ MUTATIONS = [
         ADMISSION + "a_lowered_cap_sheds_and_recovers",
     ),
     sql(
-        "select te.state <> 'paused' and not te.shedding into v_flowing",
-        "select te.state <> 'paused' into v_flowing",
+        "select te.state <> 'paused' and not te.shedding, te.allowance",
+        "select te.state <> 'paused', te.allowance",
         ADMISSION + "a_chain_above_a_lowered_cap_waits_its_turn",
     ),
     sql(
-        "select te.state <> 'paused' and not te.shedding into v_flowing",
-        "select te.state = 'active' and not te.shedding into v_flowing",
+        "select te.state <> 'paused' and not te.shedding, te.allowance",
+        "select te.state = 'active' and not te.shedding, te.allowance",
         ADMISSION + "a_draining_tenant_finishes_what_it_has",
     ),
     sql(
@@ -187,8 +187,8 @@ MUTATIONS = [
         ADMISSION + "a_lowered_cap_sheds_and_recovers",
     ),
     sql(
-        "        v_wake := agentq.hand_on_slot(p_tenant, v_now);\n    end if;\n    dispatch :=",
-        "        null;\n    end if;\n    dispatch :=",
+        "        v_wake := agentq.hand_on_slot(p_tenant, v_now);\n    end if;\n    if p_verdict <> 'next' then",
+        "        null;\n    end if;\n    if p_verdict <> 'next' then",
         ADMISSION + "a_step_that_ends_hands_its_slot_on",
     ),
     sql("order by priority, due_at limit 1", "order by due_at limit 1", ADMISSION + "priority_first_then_age"),
@@ -304,7 +304,7 @@ MUTATIONS = [
     ),
     Mutation(
         "agentq/heart.py",
-        '                attempt.stop("cancelled")',
+        "                attempt.stop(reason)",
         "                pass",
         CARRY + "a_running_step_is_told_that_its_session_was_cancelled",
     ),
@@ -658,8 +658,8 @@ MUTATIONS = [
     ),
     Mutation(
         "agentq/store/sql/functions/ledger.sql",
-        "        if v_session <> 'running' then",
-        "        if false then",
+        "        if v_session <> 'running' or p_version > v_pinned then",
+        "        if p_version > v_pinned then",
         RECOVERY + "a_settlement_that_meets_a_resumption_is_not_held_for_ever",
     ),
     Mutation(
@@ -1130,8 +1130,8 @@ MUTATIONS = [
     ),
     Mutation(
         "agentq/agents/context.py",
-        "        self.heed_answer()\n        self._calls += 1",
-        "        self._calls += 1",
+        "        self.heed_answer()\n        return cast(R, self._calls.perform(",
+        "        return cast(R, self._calls.perform(",
         PEOPLE + "ask.py::test_a_step_that_does_not_look_never_gets_past_a_no",
     ),
     Mutation(
