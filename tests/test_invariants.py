@@ -195,6 +195,39 @@ def test_i5_an_effect_is_repeated_under_its_key_or_not_at_all(
     assert len(keys) == 1
 
 
+def test_i6_money_is_reserved_before_it_is_spent(registry: Registry, client: Client, tenant: str, local: Local) -> None:
+    """
+    Twelve calls at once where five can be paid, one of which is cut off and one never sent: never beyond the
+    budget, and nothing stays reserved.
+    """
+    client.budgets.set_price("acme:robot", input_usd=1, output_usd=2, reason="a test")
+    client.budgets.set(tenant, cost_usd="0.00025", on_refusal="end", reason="five calls of 50 micros")
+    faults: list[Exception | None] = [TimeoutError("sent, and no answer"), ConnectionRefusedError("never sent")]
+    made: list[str] = []
+    agent = Agent("spender", state=Walk, registry=registry)
+
+    @agent.step(start=True, retries=0)
+    def ask(state: Walk, ctx: Context) -> Done:
+        with ctx.spend(model="acme:robot", input_tokens=10, max_tokens=20) as call:
+            if (fault := faults.pop() if faults else None) is not None:
+                raise fault
+            made.append(ctx.session_id)
+            call.used(input_tokens=10, output_tokens=20)
+        return Done("answered")
+
+    sessions = [client.start("spender", tenant=tenant, input={}) for _ in range(12)]
+    fleet = local()
+    refs = [StepRef(tenant, uuid.UUID(session.id), session.steps()[0].step_id) for session in sessions]
+    fleet.ledger.admit(tenant, 100)
+    at_once(*[lambda ref=ref: fleet.carry(ref) for ref in refs])
+
+    windows = [row for row in client.budgets.windows(tenant) if row.scope == "tenant"]
+    assert {row.reserved_micros for row in windows} == {0}
+    assert {row.spent_micros for row in windows} == {50 * (len(made) + 1)}  # the one that was cut off, too
+    assert 3 <= len(made) <= 4
+    assert client.budgets.check(tenant) == []
+
+
 def test_i7_every_step_ends(registry: Registry, client: Client, tenant: str, local: Local) -> None:
     """
     Whatever steps do, each session ends in bounded time, and no entry is left that nobody would ever touch.
@@ -320,3 +353,46 @@ def test_i10_code_that_cannot_read_a_state_leaves_it_alone(
 
 def another_version(state: Walk) -> Done:
     return Done("another version")
+
+
+def test_i11_who_when_and_why_has_a_row(
+    registry: Registry, client: Client, tenant: str, local: Local, admin: psycopg.Connection[Any]
+) -> None:
+    """
+    Each attempt, each decision, what it cost, and each thing that an operator did.
+    """
+    agent = Agent("watched", state=Walk, registry=registry)
+
+    @agent.step(start=True, retries=1)
+    def choose(state: Walk, ctx: Context) -> Done:
+        ctx.usage(input_tokens=5, cost_usd="0.002")
+        ctx.decide(["left", "right"], "left", "it is shorter", confidence=0.9)
+        if ctx.attempt == 1:
+            raise Transient("the map was gone")
+        return Done("there")
+
+    session = client.start("watched", tenant=tenant, input={})
+    client.recovery.pause(tenant, session.id, reason="look first")
+    client.recovery.resume(tenant, session.id, reason="looks fine")
+    fleet = local()
+    assert fleet.drain(session).result == "there"
+
+    def rows(query: str) -> list[tuple[Any, ...]]:
+        return admin.execute(query.encode(), (tenant,)).fetchall()
+
+    attempts = rows(
+        "select attempt, closing, failure ->> 'message', worker, cost_micros, started_at < ended_at"
+        " from agentq.trace where tenant = %s and kind = 'attempt' order by attempt"
+    )
+    worker = fleet.heart.worker_id
+    assert attempts == [(1, "retry", "the map was gone", worker, 2000, True), (2, "end", None, worker, 2000, True)]
+    decisions = rows("select picked, why, decided_at is not null from agentq.decision where tenant = %s")
+    assert decisions == [("left", "it is shorter", True)] * 2
+    actions = rows(
+        "select action, reason, operator <> '', at is not null from agentq.operator_action where tenant = %s"
+        " order by action_id"
+    )
+    assert [(action.split()[-1].split(".")[-1], *facts) for action, *facts in actions] == [
+        ("pause", "look first", True, True),
+        ("resume", "looks fine", True, True),
+    ]
