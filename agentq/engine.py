@@ -210,6 +210,7 @@ class InFlight:
         self.draining = False
         self.delivered: float | None = None  # when a message last came, on the monotonic clock
         self.consumer_restarts = 0  # by the watchdog
+        self.consumer_restarted: float | None = None  # when it last did, on the monotonic clock
         self._attempts: dict[uuid.UUID, Attempt] = {}
         self._uncertain: list[Uncertain] = []
         self._lock = threading.Lock()

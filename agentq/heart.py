@@ -137,8 +137,9 @@ class Heart:
     def _beat(self) -> None:
         delivered = self._in_flight.delivered
         idle_s = time.monotonic() - delivered if delivered is not None else None
-        restarts = self._in_flight.consumer_restarts
-        if self._registration.beat(self._lease_s, idle_s=idle_s, restarts=restarts) is None:
+        restarts, restarted = self._in_flight.consumer_restarts, self._in_flight.consumer_restarted
+        restarted_s = time.monotonic() - restarted if restarted is not None else None
+        if self._registration.beat(self._lease_s, idle_s=idle_s, restarts=restarts, restarted_s=restarted_s) is None:
             log.error("this process was taken for dead: its running steps are fenced off, it registers anew")
             self._in_flight.fence_all()
             self._registration.disconnect()

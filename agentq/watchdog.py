@@ -98,6 +98,7 @@ class Watchdog:
         )  # fmt: skip
         self._restarted = True
         self._in_flight.consumer_restarts += 1
+        self._in_flight.consumer_restarted = now
         self._seen.clear()
         self._consumer.restart()
 

@@ -1152,6 +1152,19 @@ MUTATIONS = [
         "return hmac.compare_digest(",
         PEOPLE + "notices.py::test_a_question_is_told_signed_and_without_its_arguments",
     ),
+    # the doctor
+    Mutation(
+        "agentq/store/sql/workers.sql",
+        " where restarted_at > agentq.now() - interval '1 day'",
+        " where restarted_at is not null",
+        "tests/cli/test_looking.py::test_the_doctor_remembers_the_watchdog_for_a_day",
+    ),
+    Mutation(
+        "agentq/store/sql/workers.sql",
+        "where e.due_at <= agentq.now() and (e.state in ('ready', 'queued') or e.unserved is not null)",
+        "where e.state in ('ready', 'queued') or e.unserved is not null",
+        "tests/cli/test_looking.py::test_the_doctor_finds_steps_that_nobody_serves",
+    ),
     # the sandbox
     Mutation(
         "agentq/sandbox/backends.py",

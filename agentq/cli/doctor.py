@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from agentq.cli.exits import FAILED, UNAVAILABLE
-from agentq.cli.output import json_option, print_json, span
+from agentq.cli.output import json_option, print_json, span, when
 from agentq.cli.reach import import_agents, knock, where
 from agentq.errors import AgentqError, ConfigError, StoreUnavailable
 from agentq.settings import Settings, load
+
+if TYPE_CHECKING:
+    from agentq.store.pool import Store
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ def _postgres(settings: Settings) -> Iterator[Finding]:
         )
     ready = yield from _schema(settings)
     if ready:
-        yield from _workers(settings)
+        yield from _fleet(settings)
 
 
 def _schema(settings: Settings) -> Generator[Finding, None, bool]:
@@ -136,16 +139,22 @@ def _schema(settings: Settings) -> Generator[Finding, None, bool]:
     return status.current is not None and not status.pending
 
 
-def _workers(settings: Settings) -> Iterator[Finding]:
+def _fleet(settings: Settings) -> Iterator[Finding]:
     from agentq.store.pool import Store
-    from agentq.store.workers import Workers
 
     store = Store(settings.database_url, size=2, name="agentq doctor")
     try:
-        present = Workers(store).present()
-        tenants = Workers(store).tenant_names()
+        for look in (_workers, _unserved, _watchdog, _dependencies):
+            yield from look(store)
     finally:
         store.close()
+
+
+def _workers(store: Store) -> Iterator[Finding]:
+    from agentq.store.workers import Workers
+
+    workers = Workers(store)
+    present, tenants = workers.present(), workers.tenant_names()
     for group, todo in (("default", "agentq worker"), ("quarantine", "agentq worker --group quarantine")):
         some = [row for row in present if row.group == group and row.role == "steps"]
         heard = (
@@ -153,6 +162,64 @@ def _workers(settings: Settings) -> Iterator[Finding]:
         )
         yield Finding(f"workers, {group}", bool(some), heard, todo, warning=True)
     yield Finding("tenants", bool(tenants), f"{len(tenants)} served", "agentq tenant add NAME", warning=True)
+
+
+def _unserved(store: Store) -> Iterator[Finding]:
+    from agentq.store.workers import Workers
+
+    rows = Workers(store).unserved()
+    for row in rows:
+        command = "agentq worker" if row.group == "default" else f"agentq worker --group {row.group}"
+        yield Finding(
+            f"steps of {row.pin}",
+            False,
+            f"{row.steps} due, the oldest for {span(row.oldest_s)}, and no live {row.group} worker serves it",
+            f"start `{command}` with its code, or newer code that migrates it: `agentq db check --live`",
+            warning=True,
+        )
+    if not rows:
+        yield Finding("steps", True, "what is due is served by live workers")
+
+
+def _watchdog(store: Store) -> Iterator[Finding]:
+    from agentq.store.workers import Workers
+
+    rows = Workers(store).restarted()
+    if not rows:
+        yield Finding("watchdog", True, "no worker restarted its consumer in the last day")
+        return
+    last = rows[0]
+    workers = "1 worker" if len(rows) == 1 else f"{len(rows)} workers"
+    yield Finding(
+        "watchdog",
+        False,
+        f"{workers} restarted their consumer in the last day, the last {span(last.ago_s)} ago: "
+        f"process {last.pid} on {last.host}",
+        "steps were due and did not come: look at the network to the broker and at that worker's log",
+        warning=True,
+    )
+
+
+def _dependencies(store: Store) -> Iterator[Finding]:
+    from agentq.store.dependencies import Breakers
+
+    rows = [row for row in Breakers(store, {}).ls() if row.state in ("open", "half_open", "forced_open")]
+    for row in rows:
+        whose = f" of {row.tenant}" if row.tenant else ""
+        latest = f", latest failure {row.last_failure.get('type')}" if row.last_failure else ""
+        since = f"since {when(row.since)}, {row.refused_total} calls held back in all{latest}"
+        forced = row.state == "forced_open"
+        own = f" --tenant {row.tenant}" if row.tenant else ""
+        todo = f"auto {row.name}{own} --reason '…'" if forced else f"show {row.name}"
+        yield Finding(
+            f"dependency {row.name}{whose}",
+            False,
+            f"{'held open by an operator' if forced else row.state} {since}",
+            f"agentq dependency {todo}",
+            warning=True,
+        )
+    if not rows:
+        yield Finding("dependencies", True, "none is held back")
 
 
 def _broker(settings: Settings) -> Iterator[Finding]:

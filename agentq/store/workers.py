@@ -39,6 +39,26 @@ class WorkerRow:
     watchdog_restarts: int
 
 
+@dataclass(frozen=True, slots=True)
+class RestartedRow:
+    """A process whose watchdog restarted its consumer, how often since it began, and how long ago at last."""
+
+    host: str
+    pid: int
+    restarts: int
+    ago_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class UnservedRow:
+    """Due steps that no live worker of their group could take: `pin` is agent@version."""
+
+    pin: str
+    group: str
+    steps: int
+    oldest_s: float
+
+
 class Workers:
     """Registration, heartbeats, and the search for the dead."""
 
@@ -58,6 +78,14 @@ class Workers:
         """The processes that live now."""
         rows = self.store.query(SQL["present"], {})
         return [WorkerRow(*row) for row in rows]
+
+    def restarted(self) -> list[RestartedRow]:
+        """The processes that restarted their own consumer in the last day, the latest first."""
+        return [RestartedRow(*row) for row in self.store.query(SQL["restarted"], {})]
+
+    def unserved(self) -> list[UnservedRow]:
+        """What no live worker serves, the most first; steps of paused tenants and sessions wait on purpose."""
+        return [UnservedRow(*row) for row in self.store.query_as(ALL_TENANTS, SQL["unserved"], {})]
 
     def tenant_names(self) -> list[str]:
         """Tenants whose queues the fleet should listen to."""
@@ -121,14 +149,18 @@ class Registration:
         self._registered = False
         self._locked = False
 
-    def beat(self, lease_s: float, *, idle_s: float | None = None, restarts: int = 0) -> str | None:
+    def beat(
+        self, lease_s: float, *, idle_s: float | None = None, restarts: int = 0, restarted_s: float | None = None
+    ) -> str | None:
         """
         Renew the lease; the row's state, or None when this process was taken for dead.
 
         Raises:
             StoreUnavailable: Postgres is away; the lease runs on.
         """
-        facts = self._facts | {"lease_s": lease_s, "idle_s": idle_s, "restarts": restarts}
+        facts = self._facts | {
+            "lease_s": lease_s, "idle_s": idle_s, "restarts": restarts, "restarted_s": restarted_s
+        }  # fmt: skip
         try:
             connection = self._connected()
             if not self._locked:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -14,8 +15,12 @@ from agentq.embedded import Stack
 from agentq.settings import Settings
 from agentq.store.operators import Operators
 from agentq.store.pool import Store
+from agentq.store.recovery import By, Recovery
+from agentq.store.workers import Registration
+from agentq.verdicts import NotGranted
 from tests.cli.conftest import Cli
 from tests.support.fleet import Fleet
+from tests.support.hands import Hands
 
 
 def test_queues_beside_the_broker(cli: Cli, idle: str) -> None:
@@ -159,6 +164,78 @@ def test_the_doctor_of_a_healthy_fleet(cli: Cli, shared_fleet: Fleet, tenant: st
     assert checks["workers, default"]
     assert checks["broker memory"]
     assert "✓ postgres" in cli.ok("doctor")
+
+
+def told(cli: Cli, check: str) -> dict[str, Any]:
+    """The doctor's finding of that name; a warning."""
+    result = cli("doctor", "--json")
+    [finding] = [finding for finding in json.loads(result.stdout)["findings"] if finding["check"] == check]
+    assert finding["ok"] or finding["warning"]
+    return dict(finding)
+
+
+def test_the_doctor_finds_steps_that_nobody_serves(cli: Cli, store: Store, hands: Hands) -> None:
+    """
+    Due steps by agent and version, waiting with a slot or without; what waits on purpose is left out.
+    """
+    check = "steps of lonely@7"
+    first = hands.start(agent="lonely", version=7)
+    hands.start(agent="lonely", version=7)
+    later = hands.start(agent="lonely", version=7)
+    with store.transaction(hands.tenant) as connection:
+        connection.execute("update agentq.ledger_entry set due_at = 'infinity' where step_id = %s", (later.step_id,))
+    held = hands.start(agent="lonely", version=7)
+    Recovery(store).pause(hands.tenant, held.session_id, By("tester", "a test"))
+    finding = told(cli, check)
+    assert finding["found"].startswith("2 due, ")
+    assert "`agentq worker`" in finding["todo"]
+    hands.admit()
+    assert isinstance(hands.try_claim(first), NotGranted)
+    assert hands.entry(first)["unserved"] == "lonely@7"
+    assert told(cli, check)["found"].startswith("2 due, ")
+
+    worker = Registration(store, group="default", role="steps", host="here", pid=1, release="0", serves=["lonely@7"])
+    worker.beat(60.0)
+    try:
+        assert check not in cli("doctor").stdout
+    finally:
+        worker.stop()
+    cli.ok("tenant", "set", hands.tenant, "--state", "paused", "--reason", "so that nothing runs")
+    assert check not in cli("doctor").stdout
+
+
+def test_the_doctor_remembers_the_watchdog_for_a_day(cli: Cli, store: Store, admin: psycopg.Connection[Any]) -> None:
+    """
+    Also of a process that has ended since, as one does whose restart did not help.
+    """
+    admin.execute("update agentq.worker set restarted_at = null")
+    assert told(cli, "watchdog")["ok"]
+    worker = Registration(store, group="default", role="steps", host="deaf", pid=77, release="0", serves=[])
+    worker.beat(60.0)
+    worker.beat(60.0, restarts=1, restarted_s=86_000.0)
+    worker.beat(60.0, restarts=1)
+    worker.stop()
+    finding = told(cli, "watchdog")
+    assert not finding["ok"]
+    assert "process 77 on deaf" in finding["found"]
+    admin.execute("update agentq.worker set restarted_at = restarted_at - interval '10 minutes' where host = 'deaf'")
+    assert told(cli, "watchdog")["ok"]
+
+
+def test_the_doctor_tells_what_is_held_back(cli: Cli, tenant: str) -> None:
+    """
+    A breaker that is open, whose it is, and the way back of one that an operator opened.
+    """
+    cli.ok("dependency", "open", "post-office", "--tenant", tenant, "--reason", "a test")
+    try:
+        finding = told(cli, f"dependency post-office of {tenant}")
+        assert "operator" in finding["found"]
+        assert finding["todo"].startswith(f"agentq dependency auto post-office --tenant {tenant} ")
+        cli.ok("dependency", "auto", "post-office", "--tenant", tenant, "--reason", "a test")
+        assert told(cli, f"dependency post-office of {tenant}")["todo"] == "agentq dependency show post-office"
+    finally:
+        cli.ok("dependency", "shut", "post-office", "--tenant", tenant, "--reason", "a test")
+    assert "post-office" not in cli("doctor").stdout
 
 
 def test_the_doctor_without_servers(bare: Cli) -> None:

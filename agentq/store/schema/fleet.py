@@ -38,6 +38,7 @@ worker = Table(
     time("missing_since"),
     time("delivered_at"),
     Column("watchdog_restarts", Integer, nullable=False, server_default="0", comment="of its consumer, by itself"),
+    time("restarted_at"),
     time("stopped_at"),
     CheckConstraint(one_of("state", ("live", "draining", "dead", "stopped")), name="state"),
     CheckConstraint(one_of("role", ("steps", "relay")), name="role"),

@@ -16,7 +16,8 @@ select pg_try_advisory_lock(%(lock_key)s);
 update agentq.worker
    set seen_at = agentq.now(), lease_until = agentq.now() + make_interval(secs => %(lease_s)s),
        delivered_at = coalesce(agentq.now() - make_interval(secs => %(idle_s)s::double precision), delivered_at),
-       watchdog_restarts = %(restarts)s
+       watchdog_restarts = %(restarts)s,
+       restarted_at = coalesce(agentq.now() - make_interval(secs => %(restarted_s)s::double precision), restarted_at)
  where worker_id = %(worker)s and state in ('live', 'draining')
 returning state;
 
@@ -62,6 +63,29 @@ delete from agentq.worker w
 select worker_id, host, pid, worker_group, role, release, serves, state,
        extract(epoch from agentq.now() - seen_at)::double precision, started_at, delivered_at, watchdog_restarts
   from agentq.worker where state in ('live', 'draining') order by worker_group, started_at;
+
+-- name: restarted
+-- Processes that restarted their own consumer in the last day, the latest first. One that was taken for dead
+-- and registered anew has two rows.
+select host, pid, max(watchdog_restarts), extract(epoch from agentq.now() - max(restarted_at))::double precision as ago
+  from agentq.worker where restarted_at > agentq.now() - interval '1 day' group by host, pid order by ago;
+
+-- name: unserved
+-- Due steps that no live worker could take, by what it would have to serve.
+with due as (
+    select s.agent || '@' || s.agent_version as pin, e.quarantine, count(*) as steps, min(e.due_at) as oldest
+      from agentq.ledger_entry e
+      join agentq.session s on s.tenant = e.tenant and s.session_id = e.session_id and s.state = 'running'
+      join agentq.tenant t on t.name = e.tenant and t.state <> 'paused'
+     where e.due_at <= agentq.now() and (e.state in ('ready', 'queued') or e.unserved is not null)
+     group by 1, 2)
+select pin, case when quarantine then 'quarantine' else 'default' end, steps,
+       extract(epoch from agentq.now() - oldest)::double precision
+  from due
+ where not exists (select from agentq.worker w
+                    where w.state = 'live' and w.role = 'steps' and due.pin = any (w.serves)
+                      and (w.worker_group = 'quarantine') = due.quarantine)
+ order by steps desc, pin;
 
 -- name: tenant_names
 -- Which queues the fleet should listen to now.

@@ -25,6 +25,7 @@ def _worker() -> None:
         sa.Column(
             "watchdog_restarts", sa.Integer(), server_default="0", nullable=False, comment="of its consumer, by itself"
         ),
+        sa.Column("restarted_at", sa.DateTime(timezone=True)),
     ):
         op.add_column("worker", column, schema="agentq")
 
