@@ -550,8 +550,8 @@ MUTATIONS = [
     ),
     Mutation(
         "agentq/store/ledger.py",
-        "            with driver_errors():",
-        "            if True:",
+        "            with driver_errors(), schema_errors():",
+        "            with schema_errors():",
         "tests/agents/test_transactions.py::test_a_connection_that_breaks_is_a_failed_attempt",
     ),
     # the relay
@@ -601,7 +601,7 @@ MUTATIONS = [
     ),
     Mutation(
         "agentq/payload.py",
-        "    if sum(map(len, before[1:])) + len(change) < len(before[0]):",
+        "    if len(before) <= DELTAS_MAX and sum(map(len, before[1:])) + len(change) < len(before[0]):",
         "    if False:",
         "tests/test_payload.py::test_bytes_follow_what_changed_not_how_long_it_went_on",
     ),
