@@ -189,12 +189,11 @@ def _watchdog(store: Store) -> Iterator[Finding]:
         yield Finding("watchdog", True, "no worker restarted its consumer in the last day")
         return
     last = rows[0]
-    workers = "1 worker" if len(rows) == 1 else f"{len(rows)} workers"
+    workers = "1 worker restarted its" if len(rows) == 1 else f"{len(rows)} workers restarted their"
     yield Finding(
         "watchdog",
         False,
-        f"{workers} restarted their consumer in the last day, the last {span(last.ago_s)} ago: "
-        f"process {last.pid} on {last.host}",
+        f"{workers} consumer in the last day, the last {span(last.ago_s)} ago: process {last.pid} on {last.host}",
         "steps were due and did not come: look at the network to the broker and at that worker's log",
         warning=True,
     )
