@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -121,5 +122,8 @@ def test_nothing_that_is_not_named_goes_out() -> None:
 
 def test_a_sentry_that_is_away_holds_up_nothing(settings: Settings, tenant: str) -> None:
     away = Reports(settings.model_copy(update={"sentry_dsn": "http://key@127.0.0.1:9/1"}), "test")
+    began = time.monotonic()
     away.lost(TakenBack(tenant, uuid.uuid4(), uuid.uuid4(), "again", None))
+    assert time.monotonic() - began < 1.0
     away.close()
+    assert time.monotonic() - began < 10.0
