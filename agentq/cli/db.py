@@ -105,7 +105,7 @@ def _check_live(agent: str | None, as_json: bool) -> None:
 
     if agent is not None:
         valid_name("agent", agent)
-    with client() as connected:
+    with client(agents=True) as connected:
         check = LiveCheck(connected.sessions.store, connected.registry)
         found = list(check.stranded(agent))
     if as_json:

@@ -16,7 +16,10 @@ def test_a_missing_version_is_named_before_the_deploy(settings: Settings, cli: C
     from agentq.agents.registry import Registry
     from tests.agents.test_versions import version_1
 
-    assert "can run each of them" in cli.ok("db", "check", "--live", "--agent", "count")
+    cli.ok("start", "count", "--tenant", idle, "--input", "{}", "--key", "lives")
+    said = cli.ok("db", "check", "--live", "--agent", "count")
+    assert "can run each of them" in said
+    assert not said.startswith("0 live"), "nothing was looked at"
     registry = Registry()
     version_1(registry)
     with Client(settings, registry) as client:
