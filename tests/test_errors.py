@@ -35,6 +35,7 @@ SAMPLES: dict[str, AgentqError] = {
     "ApprovalClosed": errors.ApprovalClosed("approval", "granted", "ann", "noon"),
     "NotAnApprover": errors.NotAnApprover("approval", "why"),
     "NotReopened": errors.NotReopened("session", "moved"),
+    "SandboxFailed": errors.SandboxFailed("tool", "ValueError", "no", "itself"),
     "FenceLost": errors.FenceLost("session", "step", 3),
     "SessionFailed": errors.SessionFailed("session", "failed", "no luck"),
     "UnknownSession": errors.UnknownSession("acme", "123"),

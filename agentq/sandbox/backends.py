@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from agentq.errors import InvalidInput, SandboxUnavailable
 from agentq.sandbox import kernel
@@ -124,21 +124,21 @@ class _Local:
                 os.chown(work, uid, uid)
             read_answer, write_answer = os.pipe()
             try:
-                spec = self._spec(room, uid, [*readable], bounds) | {"answer_fd": write_answer}
-                inside = _stage_spec(
-                    argv,
-                    files or {},
-                    collect,
-                    bounds,
-                    work=self._work(spec),
-                    channel="fd",
-                    answer_fd=write_answer,
-                )
-                return self._carry(spec, inside, read_answer, bounds, work)
+                # Closed by this object alone: a number that is closed twice may by then be another thread's.
+                with open(write_answer, "wb", buffering=0) as writing:
+                    spec = self._spec(room, uid, [*readable], bounds) | {"answer_fd": write_answer}
+                    inside = _stage_spec(
+                        argv,
+                        files or {},
+                        collect,
+                        bounds,
+                        work=self._work(spec),
+                        channel="fd",
+                        answer_fd=write_answer,
+                    )
+                    return self._carry(spec, inside, (read_answer, writing), bounds, work)
             finally:
                 os.close(read_answer)
-                with suppress(OSError):
-                    os.close(write_answer)
 
     def _spec(self, room: Path, uid: int | None, readable: list[str], limits: Limits) -> dict[str, Any]:
         staging = room / "shown"
@@ -166,7 +166,10 @@ class _Local:
         """Where the work folder is, as the command sees it."""
         return str(spec["work"])
 
-    def _carry(self, spec: dict[str, Any], inside: bytes, answer: int, limits: Limits, work: Path) -> Ended:
+    def _carry(
+        self, spec: dict[str, Any], inside: bytes, answer: tuple[int, IO[bytes]], limits: Limits, work: Path
+    ) -> Ended:
+        read_answer, write_answer = answer
         began = time.monotonic()
         reading, writing = os.pipe()
         try:
@@ -182,7 +185,7 @@ class _Local:
             )
         finally:
             os.close(reading)
-        os.close(spec["answer_fd"])
+        write_answer.close()
         with os.fdopen(writing, "wb") as given, suppress(BrokenPipeError):
             given.write(json.dumps(spec).encode())
 
@@ -191,7 +194,9 @@ class _Local:
             if spec["uid"] is not None:
                 kill_user(spec["uid"])
 
-        watch = Watch(process, answer, limits, stdin=inside, kill=kill, folder=work if self.disk_is_watched else None)
+        watch = Watch(
+            process, read_answer, limits, stdin=inside, kill=kill, folder=work if self.disk_is_watched else None
+        )
         with process:
             code = watch.run()
         return _ended(watch.read, watch.ended_by, code, time.monotonic() - began)
