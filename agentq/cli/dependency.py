@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _tenant = click.option("--tenant", help="This tenant's own access to it, instead of the whole fleet's.")
 _reason = click.option("--reason", required=True, help="Why; kept with your name.")
+_new = click.option("--new", is_flag=True, help="Though nothing has called a dependency of that name yet.")
 _dry_run = click.option("--dry-run", is_flag=True, help="Say what would change, change nothing.")
 _for = click.option("--for", "for_", metavar="TIME", help="Until then, 15m or 2h; without it, until `auto`.")
 
@@ -98,6 +99,7 @@ def show(name: str, as_json: bool) -> None:
 @click.argument("name")
 @_tenant
 @_for
+@_new
 @_reason
 @_dry_run
 @json_option
@@ -110,6 +112,7 @@ def open_(**given: Any) -> None:
 @click.argument("name")
 @_tenant
 @_for
+@_new
 @_reason
 @_dry_run
 @json_option
@@ -138,6 +141,7 @@ def _force(
     reason: str,
     dry_run: bool,
     as_json: bool,
+    new: bool = False,
 ) -> None:
     from agentq.agents.returns import seconds
     from agentq.errors import UnknownTenant
@@ -152,9 +156,12 @@ def _force(
     with client() as connected:
         if tenant is not None and tenant not in {row.name for row in connected.tenants.ls()}:
             raise UnknownTenant(tenant)
-        before = {row.tenant: row.state for row in connected.dependencies.ls(name)}.get(tenant)
-        if before is None and state == "auto":
-            raise Problem(f"no dependency {name}: agentq dependency ls shows those that were called", NOT_FOUND)
+        known = {row.tenant: row.state for row in connected.dependencies.ls(name)}
+        before = known.get(tenant)
+        if before is None and (state == "auto" or not (known or new)):
+            # A mistyped name would be forced, hold nothing back, and look as if it did.
+            hint = "" if state == "auto" else "; --new forces a name that nothing has called yet"
+            raise Problem(f"no dependency {name}: agentq dependency ls shows those that were called{hint}", NOT_FOUND)
         after = before or "closed"
         if not dry_run:
             _, after = connected.dependencies.force(name, state, reason=reason, tenant=tenant, for_s=for_s)

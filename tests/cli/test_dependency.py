@@ -50,10 +50,10 @@ def test_a_hand_on_it(cli: Cli, name: str, admin: psycopg.Connection[Any]) -> No
     """
     A dry run changes nothing; opening, again, and giving back each say what they did; who and why is kept.
     """
-    said = cli.ok("dependency", "open", name, "--for", "15m", "--reason", "maintenance", "--dry-run")
+    said = cli.ok("dependency", "open", name, "--new", "--for", "15m", "--reason", "maintenance", "--dry-run")
     assert f"dependency {name}: closed would become forced_open for 15 min 0 s" in said
     assert name not in cli.ok("dependency", "ls")
-    assert "→ forced_open" in cli.ok("dependency", "open", name, "--for", "15m", "--reason", "maintenance")
+    assert "→ forced_open" in cli.ok("dependency", "open", name, "--new", "--for", "15m", "--reason", "maintenance")
     assert "already" in cli("dependency", "open", name, "--reason", "maintenance").stderr
     assert cli.json("dependency", "auto", name, "--reason", "over")["after"] == "half_open"
     assert "half_open already" in cli("dependency", "auto", name, "--reason", "over").stderr
@@ -69,7 +69,7 @@ def test_a_tenants_own(cli: Cli, name: str, tenant: str) -> None:
     """
     I8: with a tenant, that tenant's own breaker, and nobody else's.
     """
-    cli.ok("dependency", "open", name, "--tenant", tenant, "--reason", "its key is gone")
+    cli.ok("dependency", "open", name, "--new", "--tenant", tenant, "--reason", "its key is gone")
     rows = [(row["tenant"], row["state"]) for row in cli.json("dependency", "ls") if row["name"] == name]
     assert rows == [(tenant, "forced_open")]
 
@@ -85,6 +85,8 @@ def test_a_tenants_own(cli: Cli, name: str, tenant: str) -> None:
         (4, ("open", "ok", "--reason", "x", "--tenant", "nobody-here"), "no tenant"),
         (4, ("show", "nothing-of-this-name"), "no dependency"),
         (4, ("auto", "nothing-of-this-name", "--reason", "x"), "no dependency"),
+        (4, ("open", "nothing-of-this-name", "--reason", "x"), "--new"),
+        (4, ("shut", "nothing-of-this-name", "--reason", "x", "--dry-run"), "--new"),
     ],
 )
 def test_bad_input_changes_nothing(cli: Cli, code: int, arguments: tuple[str, ...], says: str) -> None:

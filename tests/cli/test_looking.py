@@ -226,7 +226,7 @@ def test_the_doctor_tells_what_is_held_back(cli: Cli, tenant: str) -> None:
     """
     A breaker that is open, whose it is, and the way back of one that an operator opened.
     """
-    cli.ok("dependency", "open", "post-office", "--tenant", tenant, "--reason", "a test")
+    cli.ok("dependency", "open", "post-office", "--new", "--tenant", tenant, "--reason", "a test")
     try:
         finding = told(cli, f"dependency post-office of {tenant}")
         assert "operator" in finding["found"]
