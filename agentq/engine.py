@@ -479,7 +479,7 @@ class Engine:
         log.error("step %s ended with something that cannot be stored: %s", claim.ref.step_id, type(error).__name__)
         first_line = (str(error).splitlines() or [""])[0]  # the lines that follow quote the data
         failure = Failure("permanent", type(error).__name__, f"the step's end cannot be stored: {first_line}")
-        return self._conclude(claim, Broke(failure, Extras(usage=wanted.extras.usage)))
+        return self._conclude(claim, Broke(failure, Extras(usage=wanted.extras.usage, charges=wanted.extras.charges)))
 
     def _conclude(self, claim: Granted, outcome: Outcome) -> Settlement:
         match outcome:

@@ -68,6 +68,7 @@ class Relay:
         fair_shares: Callable[[], object] = lambda: None,
     ) -> None:
         self._fair_shares = fair_shares
+        self._backlogged = True
         self._ledger = ledger
         self._budgets = Budgets(ledger.store)
         self._workers = workers
@@ -133,14 +134,16 @@ class Relay:
 
     def admit_due(self) -> None:
         """Admit the due steps of every tenant that has room: new work, retries, timers."""
-        for tenant in self._ledger.backlogged():
+        backlogged = self._ledger.backlogged()
+        self._backlogged = bool(backlogged)
+        for tenant in backlogged:
             wakes = self._ledger.admit(tenant, self._batch)
             engine.probe("admitted")
             self._publisher.send(wakes)
 
     def share_slots(self) -> None:
         """Divide the fleet's slots among the tenants, where more is wanted than can run."""
-        if self._ledger.backlogged():
+        if self._backlogged:  # as the latest admission found it: asking again would be a round trip for nothing
             self._fair_shares()
 
     def offer_served(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 import pytest
@@ -90,6 +91,35 @@ def test_async_steps_spend_too(client: Client, registry: Registry, local: Any, t
     [day, month] = [row for row in budgets.windows(tenant) if row.scope == "tenant"]
     assert (day.spent_micros, day.calls, day.reserved_micros) == (15, 5, 0)
     assert month.spent_micros == 15
+    assert budgets.check(tenant) == []
+
+
+def test_a_step_whose_end_is_refused_has_spent_all_the_same(
+    client: Client, registry: Registry, local: Any, tenant: str, budgets: Budgets
+) -> None:
+    """
+    What it wanted to store cannot be; what its call used is charged as it was told, not as an estimate.
+    """
+
+    def go(state: Empty, ctx: Context) -> Done:
+        with ctx.spend(**ROBOT) as call:
+            call.used(input_tokens=1, output_tokens=1)
+        with ctx.transaction() as connection:
+            connection.execute("set local statement_timeout = 0")
+            connection.execute("savepoint broken")
+            try:
+                connection.execute("select 1 / 0")
+            except Exception:
+                return Done("its transaction is broken")
+        return Done(None)
+
+    agent_of(registry, go, retries=0)
+    session = client.start("spender", tenant=tenant, input={})
+    with contextlib.suppress(Exception):
+        local().drain(session)
+    assert session.view().state == "failed"
+    [day] = [row for row in budgets.windows(tenant) if (row.scope, row.period) == ("tenant", "day")]
+    assert (day.spent_micros, day.reserved_micros) == (3, 0)
     assert budgets.check(tenant) == []
 
 

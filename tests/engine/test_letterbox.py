@@ -268,7 +268,9 @@ def test_a_policy_gives_up_when_it_does_not_help(
     assert len(shop.letters()) == 8
     for _ in range(8):
         admin.execute(
-            "update agentq.redrive_job set ended_at = now() - interval '2 h' where policy = %s", (shop.tenant,)
+            "update agentq.redrive_job set ended_at = now() - interval '2 h'"
+            " where policy = %s and ended_at is not null",
+            (shop.tenant,),
         )
         age(admin, shop.tenant, 3601)
         rounds(order_box, clock, shop, fleet, 6)

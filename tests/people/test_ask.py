@@ -19,6 +19,7 @@ from agentq import (
     Done,
     Fail,
     Permanent,
+    Sleep,
     Spawn,
     effect,
 )
@@ -228,7 +229,11 @@ def test_a_branch_that_is_given_up_wants_nothing_any_more(
 
     @agent.step
     def inner(state: Refund) -> Spawn:
-        return Spawn([Branch(ask), Branch(fail)], then=end)
+        return Spawn([Branch(ask), Branch(wait)], then=end)
+
+    @agent.step
+    def wait(state: Refund) -> Sleep:
+        return Sleep("1m", then=fail)  # so that the other branch has asked by then
 
     @agent.step
     def ask(state: Refund) -> Ask:
