@@ -29,16 +29,17 @@ from agentq.broker.rates import redis_rates
 from agentq.engine import Engine, InFlight
 from agentq.errors import StoreUnavailable
 from agentq.heart import Heart
-from agentq.letterbox import Letterbox
-from agentq.metrics import MetricsServer, ProcessMetrics, fleet_registry
-from agentq.notices import Notices
-from agentq.otel import Exporter
 from agentq.poison import PoisonKeeper
 from agentq.policies.failures import ambiguous, classify, retry_with_backoff
 from agentq.policies.fairness import divide
 from agentq.policies.redaction import safe_failures
-from agentq.relay import Relay
-from agentq.reports import Reporting, Reports
+from agentq.relay.letterbox import Letterbox
+from agentq.relay.notices import Notices
+from agentq.relay.relay import Relay
+from agentq.seeing.metrics import MetricsServer, ProcessMetrics, fleet_registry
+from agentq.seeing.otel import Exporter
+from agentq.seeing.sentry import Reporting, Reports
+from agentq.seeing.tracing import redactor_of, tracing_of
 from agentq.settings import Settings, load
 from agentq.step import StepRef
 from agentq.store.approvals import Approvals
@@ -52,7 +53,6 @@ from agentq.store.redrives import Redrives
 from agentq.store.traces import WEEKS_AHEAD, Traces
 from agentq.store.workers import Workers
 from agentq.submissions import Submissions
-from agentq.tracing import redactor_of, tracing_of
 from agentq.verdicts import Dropped, Verdict
 from agentq.watchdog import Consumer, Watchdog
 

@@ -32,6 +32,7 @@ from agentq.errors import AgentqError
 from agentq.heart import Heart
 from agentq.policies.failures import ambiguous, classify, retry_with_backoff
 from agentq.policies.redaction import safe_failures
+from agentq.seeing.tracing import redactor_of, tracing_of
 from agentq.step import StepRef
 from agentq.store.approvals import Approvals
 from agentq.store.budgets import Budgets
@@ -40,7 +41,6 @@ from agentq.store.ledger import Ledger
 from agentq.store.operators import Operators
 from agentq.store.pool import Store
 from agentq.store.queries import load
-from agentq.tracing import redactor_of, tracing_of
 from agentq.verdicts import Carried, Failure, Verdict, Wake
 
 SQL = load("testing")

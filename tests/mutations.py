@@ -29,7 +29,7 @@ WORKERS = "tests/store/test_workers.py::test_"
 STORED = "tests/store/test_effects.py::test_"
 EFFECTS = "tests/agents/test_effects.py::test_"
 CARRY = "tests/engine/test_carry.py::test_"
-RELAY = "tests/engine/test_relay.py::test_"
+RELAY = "tests/relay/test_relay.py::test_"
 BUDGETS = "tests/store/test_budgets.py::test_"
 SPENDING = "tests/agents/test_spending.py::test_"
 JUDGE_FILE = "agentq/chaos/judge.py"
@@ -49,7 +49,7 @@ TRACES = "tests/store/test_traces.py::test_"
 TABS = "tests/flower/test_tabs.py::test_"
 BURIED = "tests/store/test_dead_letters.py::test_"
 REDRIVEN = "tests/redrives/test_redrives.py::test_"
-LETTERBOX = "tests/engine/test_letterbox.py::test_"
+LETTERBOX = "tests/relay/test_letterbox.py::test_"
 RECOVERY = "tests/store/test_recovery.py::test_"
 
 
@@ -556,7 +556,7 @@ MUTATIONS = [
     ),
     # the relay
     Mutation(
-        "agentq/relay.py",
+        "agentq/relay/relay.py",
         "missing = min(stale, (quarantined if quarantine else expected) - depth, self._batch)",
         "missing = min(stale, self._batch)",
         RELAY + "only_as_many_as_are_missing_are_sent_again",
@@ -708,7 +708,7 @@ MUTATIONS = [
     ),
     # I4: a chore that fails
     Mutation(
-        "agentq/relay.py",
+        "agentq/relay/relay.py",
         '                log.exception("a chore of',
         '                raise\n                log.exception("a chore of',
         RELAY + "a_chore_that_fails_keeps_no_other_from_its_work",
@@ -987,7 +987,7 @@ MUTATIONS = [
         LETTERBOX + "a_policy_waits_for_the_breaker",
     ),
     Mutation(
-        "agentq/redrives.py",
+        "agentq/relay/redrives.py",
         "if sent - found.bad < needed:",
         "if found.bad == sent:",
         REDRIVEN + "canaries_that_die_keep_the_rest",
@@ -996,13 +996,13 @@ MUTATIONS = [
         "agentq/client/edits.py", "    if lost:", "    if False:", REDRIVEN + "an_edit_that_does_not_fit_is_refused"
     ),
     Mutation(
-        "agentq/letterbox.py",
+        "agentq/relay/letterbox.py",
         "if not self._publisher.depth(DEAD_MARK):",
         "if False:",
         LETTERBOX + "a_wiped_broker_is_told_again",
     ),
     Mutation(
-        "agentq/letterbox.py",
+        "agentq/relay/letterbox.py",
         "if depth > min(open_letters.get(tenant, 0), self._most):",
         "if False:",
         LETTERBOX + "what_was_dealt_with_is_taken_down",
@@ -1085,10 +1085,10 @@ MUTATIONS = [
         TABS + "a_button_does_what_the_command_does_under_the_users_name",
     ),
     Mutation(
-        "agentq/otel.py",
+        "agentq/seeing/otel.py",
         'content=(one.content or self._settings.trace_content) == "exported"',
         "content=True",
-        "tests/test_otel.py::test_a_session_arrives_as_one_tree_of_genai_spans",
+        "tests/seeing/test_otel.py::test_a_session_arrives_as_one_tree_of_genai_spans",
     ),
     # people
     sql(
@@ -1147,10 +1147,10 @@ MUTATIONS = [
         "tests/cli/test_approval.py::test_only_an_approver_decides",
     ),
     Mutation(
-        "agentq/notices.py",
+        "agentq/relay/notices.py",
         "return fresh and hmac.compare_digest(",
         "return hmac.compare_digest(",
-        PEOPLE + "notices.py::test_a_question_is_told_signed_and_without_its_arguments",
+        "tests/relay/test_notices.py::test_a_question_is_told_signed_and_without_its_arguments",
     ),
     # the doctor
     Mutation(

@@ -22,7 +22,7 @@ from agentq.errors import InvalidInput
 
 if TYPE_CHECKING:
     from agentq.client import Client, Selection, Terms
-    from agentq.redrives import Progress
+    from agentq.relay.redrives import Progress
     from agentq.store.dead_letters import Letter, Plan
     from agentq.store.redrives import Job
 

@@ -24,8 +24,8 @@ _tenant_option = click.option("--tenant", help="Of this tenant; needed only when
 
 def _tell(connected: Client, id_: str, tenant: str | None) -> Story:
     from agentq.seeing.story import tell
+    from agentq.seeing.tracing import redactor_of
     from agentq.store.traces import Traces
-    from agentq.tracing import redactor_of
 
     owner, session_id = resolve(connected, id_, tenant)
     redactor = redactor_of(connected.settings)

@@ -13,7 +13,7 @@ from agentq.client.tenants import operator_name
 from agentq.client.views import async_polls, polls
 from agentq.errors import InvalidInput, StoreUnavailable
 from agentq.payload import canonical, decode, fingerprint
-from agentq.redrives import Driver, Progress
+from agentq.relay.redrives import Driver, Progress
 from agentq.store.dead_letters import DeadLetterStore, GroupBy, Letter, LetterGroup, Plan, Poison, Selection
 from agentq.store.operators import Operators
 from agentq.store.pool import Store

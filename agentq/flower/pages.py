@@ -23,11 +23,12 @@ from agentq.client import Client
 from agentq.client.approvals import Who
 from agentq.client.tenants import acting_as
 from agentq.errors import AgentqError, InvalidInput, StoreUnavailable
-from agentq.metrics import FleetCollector
 from agentq.payload import decode
 from agentq.seeing import page as parts
+from agentq.seeing.metrics import FleetCollector
 from agentq.seeing.story import dollars, seconds_text, tell
 from agentq.seeing.timeline import STYLE, timeline
+from agentq.seeing.tracing import redactor_of
 from agentq.step import valid_name
 from agentq.store.dead_letters import Selection
 from agentq.store.pool import Store
@@ -35,7 +36,6 @@ from agentq.store.redrives import Terms
 from agentq.store.sessions import SessionListing
 from agentq.store.traces import Traces
 from agentq.store.workers import Workers
-from agentq.tracing import redactor_of
 
 log = logging.getLogger("agentq.flower")
 

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from agentq.agents.calls import Calls
-from agentq.relay import Relay
+from agentq.relay.relay import Relay
 from agentq.store.effects import EffectClaim
 
 BROKEN = os.environ.get("CHAOS_BROKEN", "")

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from agentq import Agent, Context, Done, Next, Permanent, effect
 from agentq.agents.registry import Registry
 from agentq.client import Client, Selection, Terms
-from agentq.redrives import Progress
+from agentq.relay.redrives import Progress
 from agentq.store.dead_letters import Letter
 from agentq.testing import LocalFleet
 

@@ -15,7 +15,7 @@ from agentq.client import Client, Selection, Terms
 from agentq.client.edits import edited
 from agentq.errors import InvalidInput, InvalidState
 from agentq.payload import decode
-from agentq.redrives import Driver, Progress
+from agentq.relay.redrives import Driver, Progress
 from agentq.testing import LocalFleet
 from tests.redrives.conftest import Shop
 from tests.support.hands import at_once

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from agentq.errors import BrokerUnavailable, StoreUnavailable
-from agentq.relay import Chore, Relay
+from agentq.relay.relay import Chore, Relay
 from agentq.store.approvals import Approvals
 from agentq.store.workers import Workers
 from agentq.verdicts import Wake

@@ -16,8 +16,8 @@ from agentq.broker.publisher import Publisher
 from agentq.broker.queues import DEAD_MARK, carries_wakes, dead_queue, tenant_of
 from agentq.client import Client, Policy, Selection, Terms
 from agentq.errors import BrokerUnavailable, StoreUnavailable
-from agentq.letterbox import Letterbox
 from agentq.poison import PoisonKeeper
+from agentq.relay.letterbox import Letterbox
 from agentq.settings import Settings
 from agentq.store.dead_letters import DeadLetterStore
 from agentq.store.redrives import Redrives

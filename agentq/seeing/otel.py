@@ -25,7 +25,7 @@ from agentq.store.pool import Store
 from agentq.store.sessions import Sessions
 from agentq.store.traces import Ended, TraceRow, Traces
 
-log = logging.getLogger("agentq.otel")
+log = logging.getLogger("agentq.seeing.otel")
 
 # The one place for names that are not ours to choose.
 NAMES = {

@@ -15,8 +15,8 @@ import pytest
 
 from agentq.agents.registry import Registry
 from agentq.client import Client
-from agentq.metrics import ProcessMetrics
-from agentq.reports import Reporting, Reports, only_allowed
+from agentq.seeing.metrics import ProcessMetrics
+from agentq.seeing.sentry import Reporting, Reports, only_allowed
 from agentq.settings import Settings
 from agentq.store.ledger import TakenBack
 from agentq.testing import LocalFleet

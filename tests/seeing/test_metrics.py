@@ -20,7 +20,15 @@ from prometheus_client.parser import text_string_to_metric_families
 from agentq.agents.registry import Registry
 from agentq.client import Client
 from agentq.errors import ConfigError
-from agentq.metrics import _AGENTS_MAX, REST, FleetCollector, MetricsServer, ProcessMetrics, _busiest, fleet_registry
+from agentq.seeing.metrics import (
+    _AGENTS_MAX,
+    REST,
+    FleetCollector,
+    MetricsServer,
+    ProcessMetrics,
+    _busiest,
+    fleet_registry,
+)
 from agentq.store.dependencies import FLEET, Breakers, Report
 from agentq.store.ledger import QueueDepth
 from agentq.store.pool import Store
@@ -216,7 +224,7 @@ def test_a_real_worker_serves_metrics(fleet: Fleet, client: Client, admin: psyco
 def known_names(store: Store) -> set[str]:
     """Every name that a scrape of a worker or of the fleet can have."""
     # Gauges without a row have no sample to be seen by.
-    names: set[str] = set(re.findall(r'"(agentq_[a-z_]+)"', (ROOT / "agentq/metrics.py").read_text("utf-8")))
+    names: set[str] = set(re.findall(r'"(agentq_[a-z_]+)"', (ROOT / "agentq/seeing/metrics.py").read_text("utf-8")))
     for registry in (ProcessMetrics().registry, fleet_registry(store, tenants_max=5)):
         for family in registry.collect():
             names |= {family.name} | {sample.name for sample in family.samples}

@@ -29,7 +29,7 @@ from agentq.payload import decode
 from agentq.settings import Settings
 from agentq.store.approvals import Approvals, DueNotice
 
-log = logging.getLogger("agentq.notices")
+log = logging.getLogger("agentq.relay.notices")
 
 ID_HEADER, SIGNATURE_HEADER = "Agentq-Notice", "Agentq-Signature"
 TIMEOUT_S = 10.0

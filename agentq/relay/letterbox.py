@@ -22,11 +22,11 @@ from collections.abc import Callable
 from agentq.broker.publisher import Publisher
 from agentq.broker.queues import DEAD_MARK, dead_queue
 from agentq.errors import BrokerUnavailable, InvalidInput
-from agentq.redrives import Driver
+from agentq.relay.redrives import Driver
 from agentq.store.dead_letters import DeadLetterStore, Notice, Selection
 from agentq.store.redrives import Policy, Redrives
 
-log = logging.getLogger("agentq.letterbox")
+log = logging.getLogger("agentq.relay.letterbox")
 
 MESSAGES_MAX = 1000
 _BATCH = 200

@@ -15,7 +15,7 @@ import pytest
 from aiosmtpd.controller import Controller
 
 from agentq.errors import ConfigError
-from agentq.notices import ID_HEADER, SIGNATURE_HEADER, Mail, Notices, Undelivered, verify
+from agentq.relay.notices import ID_HEADER, SIGNATURE_HEADER, Mail, Notices, Undelivered, verify
 from agentq.settings import Settings
 from agentq.store.approvals import Approvals, DueNotice
 from agentq.store.pool import Store

@@ -26,7 +26,7 @@ from agentq.store.metrics import Figures
 from agentq.store.pool import Row, Store
 from agentq.verdicts import Carried, Deferred, Dropped, Granted, Settlement, Superseded, Verdict
 
-log = logging.getLogger("agentq.metrics")
+log = logging.getLogger("agentq.seeing.metrics")
 
 REST = "(rest)"
 _BREAKER = {"closed": 0, "forced_shut": 0, "half_open": 1, "open": 2, "forced_open": 2}

@@ -14,8 +14,8 @@ import pytest
 from agentq.agents.registry import Registry
 from agentq.client import Client
 from agentq.errors import ConfigError
-from agentq.otel import NAMES, Exporter, span_id
 from agentq.policies.redaction import Redactor
+from agentq.seeing.otel import NAMES, Exporter, span_id
 from agentq.settings import Settings
 from agentq.store.pool import Store
 from agentq.testing import LocalFleet

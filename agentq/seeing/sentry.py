@@ -20,7 +20,7 @@ from agentq.settings import Settings
 from agentq.store.ledger import TakenBack
 from agentq.verdicts import Failure, Granted, Settlement, Verdict
 
-log = logging.getLogger("agentq.reports")
+log = logging.getLogger("agentq.seeing.sentry")
 
 _ALLOWED = frozenset(
     {"event_id", "timestamp", "platform", "level", "logger", "logentry", "message", "fingerprint", "tags", "release",
