@@ -1067,19 +1067,19 @@ MUTATIONS = [
     ),
     # Writes of Flower's: by token, role and name
     Mutation(
-        "agentq/flower/pages.py",
+        "agentq/flower/pages/tab.py",
         "        RequestHandler.check_xsrf_cookie(self)",
         "        pass",
         TABS + "a_post_from_elsewhere_is_refused",
     ),
     Mutation(
-        "agentq/flower/pages.py",
+        "agentq/flower/pages/tab.py",
         "if user is None or not self.may_operate:",
         "if user is None:",
         TABS + "who_may_only_look_sees_no_buttons_and_has_none",
     ),
     Mutation(
-        "agentq/flower/pages.py",
+        "agentq/flower/pages/tab.py",
         "            with acting_as(user):\n                return self.act",
         "            if True:\n                return self.act",
         TABS + "a_button_does_what_the_command_does_under_the_users_name",

@@ -20,19 +20,10 @@ from tornado.web import StaticFileHandler, url
 from agentq.agents.registry import Registry
 from agentq.client import Client
 from agentq.errors import ConfigError
-from agentq.flower import pages
+from agentq.flower.pages import ROUTES
 from agentq.settings import Settings, load
 
 _OURS = files("agentq.flower") / "templates"
-
-TABS = (
-    ("aq-sessions", "Sessions", pages.Sessions, r"/sessions"),
-    ("aq-letters", "Dead letters", pages.DeadLetters, r"/dead-letters"),
-    ("aq-approvals", "Approvals", pages.Approvals, r"/approvals"),
-    ("aq-tenants", "Tenants", pages.Tenants, r"/tenants"),
-    ("aq-cost", "Cost", pages.Cost, r"/cost"),
-    ("aq-health", "Health", pages.Health, r"/health"),
-)
 
 
 class Templates(BaseLoader):
@@ -71,7 +62,7 @@ def with_tabs(navbar: str) -> str:
         f"""<li class="nav-item"><a class="nav-link{{% if active_tab == '{name}' %}} active{{% end %}}" """
         f"""href="{{{{ reverse_url('{name}') }}}}" """
         f"""{{% if active_tab == '{name}' %}}aria-current="page"{{% end %}}>{title}</a></li>\n"""
-        for name, title, _, _ in TABS
+        for name, title in tabs()
     )
     return f"{head}{items}{end}{tail}"
 
@@ -91,17 +82,15 @@ class TabbedFlower(Flower):  # type: ignore[misc]
         self.agentq.close()
 
 
+def tabs() -> list[tuple[str, str]]:
+    """The routes that are tabs, by name and title, in the order of the bar."""
+    return [(route.name, route.title) for route in ROUTES if route.title is not None]
+
+
 def routes(prefix: str) -> list[Any]:
     """Our pages, ahead of Flower's."""
-    session = r"/session/(?P<tenant>[a-z0-9][a-z0-9_-]{0,62})/(?P<session_id>[0-9a-f-]{36})"
     return [
-        *(url(f"{prefix}{pattern}", handler, name=name) for name, _, handler, pattern in TABS),
-        url(f"{prefix}{session}", pages.OneSession, name="aq-session"),
-        url(rf"{prefix}{session}/(?P<action>pause|resume|cancel|replay|fork)", pages.SessionAction, name="aq-act"),
-        url(rf"{prefix}/dead-letters/(?P<action>redrive|discard)", pages.LetterAction, name="aq-letters-act"),
-        url(rf"{prefix}/approvals/(?P<action>grant|deny)", pages.ApprovalAction, name="aq-approvals-act"),
-        url(rf"{prefix}/tenants/set", pages.TenantAction, name="aq-tenants-act"),
-        url(rf"{prefix}/metrics", pages.Metrics),
+        *(url(f"{prefix}{route.pattern}", route.handler, name=route.name) for route in ROUTES),
         url(
             rf"{prefix}/agentq/static/(.*)",
             StaticFileHandler,

@@ -21,7 +21,8 @@ import pytest
 from agentq.agents.registry import Registry
 from agentq.client import Client
 from agentq.errors import ConfigError
-from agentq.flower.tabs import TABS, with_tabs
+from agentq.flower.pages import ROUTES
+from agentq.flower.tabs import with_tabs
 from agentq.settings import Settings
 from agentq.testing import LocalFleet
 from tests.support.bad_run import EVIL, SECRET, define
@@ -148,10 +149,11 @@ def test_every_tab_stands_in_flowers_own_bar(window: Window) -> None:
     """
     On our pages and on Flower's; each answers.
     """
-    for path in ("/workers", "/tasks", *(pattern for *_, pattern in TABS)):
+    tabs = [route for route in ROUTES if route.title is not None]
+    for path in ("/workers", "/tasks", *(tab.pattern for tab in tabs)):
         text = window.page(path)
-        for _, title, _, pattern in TABS:
-            assert f'href="{pattern}"' in text, (path, title)
+        for tab in tabs:
+            assert f'href="{tab.pattern}"' in text, (path, tab.title)
         assert "Traceback" not in text
 
 

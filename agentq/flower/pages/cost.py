@@ -1,0 +1,79 @@
+"""The Cost tab: what was used, over time and by whom."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import Any
+
+from tornado.web import authenticated
+
+from agentq.errors import InvalidInput
+from agentq.flower.pages.tab import Route, Tab
+from agentq.seeing.story import dollars
+from agentq.store.traces import Traces
+
+_WINDOWS = {"24h": 86_400, "7d": 7 * 86_400, "30d": 30 * 86_400}
+
+
+class Cost(Tab):
+    """What was used, by day, agent, tenant and model."""
+
+    tab = "aq-cost"
+
+    @authenticated
+    async def get(self) -> None:
+        tenant, window = self.chosen("tenant", "tenant"), self.chosen("since") or "7d"
+        seconds = _WINDOWS.get(window)
+        if seconds is None:
+            raise InvalidInput(f"since is one of {', '.join(_WINDOWS)}")
+        traces = Traces(self.store)
+
+        def question() -> dict[str, Any]:
+            return {by: traces.spend(by, seconds=seconds, tenant=tenant) for by in ("day", "agent", "tenant", "model")}
+
+        found = await self.ask(question)
+        if self.chosen("csv"):
+            self._send_csv(found)
+            return
+        days = sorted(found.pop("day"), key=lambda row: row.of)
+        self.show(
+            "aq_cost.html", days=days, tables=found, tenant=tenant, window=window, windows=_WINDOWS, bars=_bars(days)
+        )
+
+    def _send_csv(self, found: dict[str, Any]) -> None:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["by", "of", "count", "sessions", "tokens_in", "tokens_out", "cost_micros", "waste_micros"])
+        for by, rows in found.items():
+            for row in rows:
+                name = f"'{row.of}" if row.of[:1] in "=+-@" else row.of
+                numbers = (row.count, row.sessions, row.tokens_in, row.tokens_out, row.cost_micros, row.waste_micros)
+                writer.writerow([by, name, *numbers])
+        self.set_header("Content-Type", "text/csv; charset=utf-8")
+        self.set_header("Content-Disposition", 'attachment; filename="agentq-cost.csv"')
+        self.finish(text.getvalue())
+
+
+def _bars(days: list[Any]) -> str:
+    """Cost by day as a picture; waste on top."""
+    if not days:
+        return ""
+    top = max(row.cost_micros for row in days) or 1
+    width = min(720 / len(days), 80)
+    parts_ = ['<svg class="aq-tl" viewBox="0 0 740 190" role="img" aria-label="Cost by day">']
+    for number, row in enumerate(days):
+        x, height = 10 + number * width, 140 * row.cost_micros / top
+        waste = 140 * row.waste_micros / top
+        bar = max(min(width - 4, 60), 2)
+        title = f"{row.of}: {dollars(row.cost_micros)}, waste {dollars(row.waste_micros)}"
+        parts_.append(
+            f'<g><title>{title}</title><rect class="model" x="{x:.1f}" y="{164 - height:.1f}" width="{bar:.1f}" '
+            f'height="{height:.1f}"/><rect class="bad" x="{x:.1f}" y="{164 - height:.1f}" width="{bar:.1f}" '
+            f'height="{waste:.1f}"/><text x="{x:.1f}" y="{159 - height:.1f}">{dollars(row.cost_micros)}</text>'
+            f'<text class="dim" x="{x:.1f}" y="180">{row.of[5:]}</text></g>'
+        )
+    return "".join([*parts_, "</svg>"])
+
+
+ROUTES = (Route("aq-cost", r"/cost", Cost, "Cost"),)
