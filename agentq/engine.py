@@ -212,6 +212,7 @@ class InFlight:
         self.consumer_restarts = 0  # by the watchdog
         self.consumer_restarted: float | None = None  # when it last did, on the monotonic clock
         self._attempts: dict[uuid.UUID, Attempt] = {}
+        self._stranded: set[Attempt] = set()
         self._uncertain: list[Uncertain] = []
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
@@ -227,9 +228,16 @@ class InFlight:
         finally:
             attempt.end()
             with self._idle:
+                self._stranded.discard(attempt)
                 if self._attempts.get(claim.ref.step_id) is attempt:
                     del self._attempts[claim.ref.step_id]
                 self._idle.notify_all()
+
+    @property
+    def stranded(self) -> int:
+        """How many threads still work on attempts that were abandoned: slots that this process has lost."""
+        with self._lock:
+            return len(self._stranded)
 
     def attempts(self) -> list[Attempt]:
         with self._lock:
@@ -246,6 +254,7 @@ class InFlight:
         with self._idle:
             if self._attempts.get(attempt.claim.ref.step_id) is attempt:
                 del self._attempts[attempt.claim.ref.step_id]
+                self._stranded.add(attempt)
             self._idle.notify_all()
 
     def fence_all(self) -> None:

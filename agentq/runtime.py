@@ -86,7 +86,11 @@ class Runtime:
         self.publisher = Publisher(connect)
         self.in_flight = InFlight()
         self.dependencies = Dependencies(
-            self.store, rules_of(settings), report_s=settings.dependency_report_s, classify=classify
+            self.store,
+            rules_of(settings),
+            report_s=settings.dependency_report_s,
+            classify=classify,
+            worker=lambda: self.heart.worker_id if self.heart is not None else None,
         )
         self.metrics = ProcessMetrics()
         self.metrics_server: MetricsServer | None = None

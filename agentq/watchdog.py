@@ -4,7 +4,8 @@ The watchdog: a worker that lives but no longer receives notices it by itself.
 Its evidence is the ledger's: steps that should come to this process stay queued, the same ones at every
 look, although it has free slots and nothing has come. A broker that does not answer is no evidence, and
 neither are busy slots. First the consumer is restarted; when that does not help, the process is drained
-and ends with an error, so that whatever supervises it starts another.
+and ends with an error, so that whatever supervises it starts another. So it does when half of its slots are
+lost to steps that were abandoned and do not return: no thread can be stopped from outside.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ class Consumer(Protocol):
 
     def is_full(self) -> bool:
         """Whether every slot of the pool is taken."""
+
+    def slots(self) -> int:
+        """How many steps its pool runs at once."""
 
     def restart(self) -> None:
         """Drop the connection and connect anew."""
@@ -77,6 +81,14 @@ class Watchdog:
 
     def look(self) -> None:
         """One look; acts when what it saw has lasted."""
+        stranded, slots = self._in_flight.stranded, self._consumer.slots()
+        if 2 * stranded >= slots and not self._in_flight.draining:
+            log.critical(
+                "%s of %s slots are lost to steps that ignored their deadline and do not return: this process drains "
+                "and ends", stranded, slots,
+            )  # fmt: skip
+            self._give_up()
+            return
         now, delivered = self._clock(), self._in_flight.delivered
         if delivered is not None and now - delivered < self._stall_s:
             self._restarted = False  # what was done has helped

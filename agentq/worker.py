@@ -134,6 +134,9 @@ class Watched:
     def is_full(self) -> bool:
         return bool(len(state.reserved_requests) >= self._consumer.pool.num_processes)
 
+    def slots(self) -> int:
+        return int(self._consumer.pool.num_processes)
+
     def restart(self) -> None:
         """End the connection from within the loop, and from outside where the loop itself hangs in a read."""
         consumer = self._consumer

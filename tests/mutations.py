@@ -402,7 +402,12 @@ MUTATIONS = [
         "if false then",
         BREAKERS + "an_open_breaker_lets_nobody_try_before_its_pause_is_over",
     ),
-    sql("and p.expires_at <= v_now;", "and false;", BREAKERS + "a_prober_that_died_does_not_wedge_it"),
+    sql("and (p.expires_at <= v_now\n", "and (false\n", BREAKERS + "a_prober_that_died_does_not_wedge_it"),
+    sql(
+        "w.worker_id = p.worker and w.state not in ('live', 'draining')));",
+        "false));",
+        BREAKERS + "the_places_of_a_dead_worker_are_free_at_once",
+    ),
     sql(
         "    delete from agentq.dependency_probe where tenant = p_tenant and name = p_name and probe = p_probe;\n",
         "",
@@ -679,6 +684,12 @@ MUTATIONS = [
         "if self._in_flight.draining or self._consumer.is_full():",
         "if self._in_flight.draining:",
         "tests/broker/test_watchdog.py::test_whatever_else_keeps_it_quiet_is_no_stall",
+    ),
+    Mutation(
+        "agentq/watchdog.py",
+        "        if 2 * stranded >= slots and not self._in_flight.draining:",
+        "        if False:",
+        "tests/broker/test_watchdog.py::test_a_process_whose_slots_are_lost_ends",
     ),
     Mutation(
         "agentq/watchdog.py",

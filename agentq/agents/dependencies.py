@@ -56,8 +56,9 @@ class Dependencies:
         report_s: float,
         classify: Callable[[BaseException], Failure],
         draw: Callable[[], float] = random.random,
+        worker: Callable[[], uuid.UUID | None] = lambda: None,
     ) -> None:
-        self.breakers = Breakers(store, rules.as_json())
+        self.breakers = Breakers(store, rules.as_json(), worker)
         self._rules = rules
         self._report_s = report_s
         self._classify = classify

@@ -10,7 +10,6 @@ import click
 from agentq.cli.exits import FAILED, Problem
 from agentq.cli.output import json_option, note, print_json, print_table
 from agentq.cli.reach import client, resolve
-from agentq.errors import UnknownTenant
 from agentq.verdicts import usd
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -30,7 +29,6 @@ def budget() -> None:
 def show(tenant: str | None, as_json: bool) -> None:
     """Show what is spent and held in the windows that are open now. Days and months begin at midnight UTC."""
     with client() as connected:
-        _known(connected, tenant)
         windows, limits = connected.budgets.windows(tenant), connected.budgets.ls(tenant)
     if as_json:
         print_json({"windows": windows, "limits": limits})
@@ -104,7 +102,6 @@ def set_(
     check_limit(scope, subject, "session" if scope == "session" else period, chosen)
     limit = {"cost_usd": usd(to_micros(cost)).lstrip("$") if cost is not None else None, "tokens": tokens}
     with client() as connected:
-        _known(connected, tenant)
         if not dry_run:
             connected.budgets.set(
                 tenant, scope=scope, subject=subject, period=period, cost_usd=cost, tokens=tokens,
@@ -164,7 +161,6 @@ def ledger(session: str, tenant: str | None, own: bool, as_json: bool) -> None:
 def alerts(tenant: str | None, limit: int, as_json: bool) -> None:
     """List the budgets that passed 50, 80 or 100 percent of their limit, newest first."""
     with client() as connected:
-        _known(connected, tenant)
         rows = connected.budgets.alerts(tenant, limit=limit)
     if as_json:
         print_json(rows)
@@ -236,7 +232,6 @@ def price(
 def check(tenant: str | None, as_json: bool) -> None:
     """Add every call up again and compare with the sums that budgets are checked by. Exit code 1: they differ."""
     with client() as connected:
-        _known(connected, tenant)
         found = connected.budgets.check(tenant)
     if as_json:
         print_json({"reconciles": not found, "differences": found})
@@ -271,17 +266,6 @@ def _list_prices(as_json: bool) -> None:
         ),
         empty="no prices of yours; those of genai-prices count",
     )
-
-
-def _known(connected: Any, tenant: str | None) -> None:
-    """
-    Refuse a tenant that nobody added; a report on it would look like one on a tenant without spending.
-
-    Raises:
-        UnknownTenant: it is not in the table.
-    """
-    if tenant is not None and not any(row.name == tenant for row in connected.tenants.ls()):
-        raise UnknownTenant(tenant)
 
 
 def _tokens(count: int | None) -> str:

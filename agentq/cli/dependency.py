@@ -144,7 +144,6 @@ def _force(
     new: bool = False,
 ) -> None:
     from agentq.agents.returns import seconds
-    from agentq.errors import UnknownTenant
     from agentq.step import valid_name
 
     valid_name("dependency", name)
@@ -154,8 +153,6 @@ def _force(
     if for_s == 0:
         raise click.BadParameter("a time above 0", param_hint="--for")
     with client() as connected:
-        if tenant is not None and tenant not in {row.name for row in connected.tenants.ls()}:
-            raise UnknownTenant(tenant)
         known = {row.tenant: row.state for row in connected.dependencies.ls(name)}
         before = known.get(tenant)
         if before is None and (state == "auto" or not (known or new)):

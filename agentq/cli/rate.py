@@ -6,7 +6,6 @@ import click
 
 from agentq.cli.output import json_option, print_json, print_table
 from agentq.cli.reach import client
-from agentq.errors import UnknownTenant
 from agentq.step import valid_name
 
 
@@ -66,8 +65,6 @@ def set_(
         raise click.UsageError("--reason must say something")
     valid_name("provider", provider)
     with client() as connected:
-        if tenant is not None and not any(row.name == tenant for row in connected.tenants.ls()):
-            raise UnknownTenant(tenant)
         if not dry_run:
             connected.rates.set(
                 provider, tenant=tenant, requests_per_min=requests, tokens_per_min=tokens, reason=reason

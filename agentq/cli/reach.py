@@ -9,9 +9,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+import click
+
 from agentq.cli.exits import NOT_FOUND, UNAVAILABLE, Problem
-from agentq.errors import ConfigError, InvalidInput, StoreUnavailable
+from agentq.errors import ConfigError, InvalidInput, StoreUnavailable, UnknownTenant
 from agentq.settings import Settings, load
+from agentq.step import valid_name
 
 if TYPE_CHECKING:
     from agentq.agents.registry import Registry
@@ -40,6 +43,7 @@ def client(*, agents: bool = False) -> Iterator[Client]:
 
     Raises:
         StoreUnavailable: Postgres does not answer; asked once, so that the answer comes at once and says why.
+        UnknownTenant: the command was given a --tenant that nobody added.
     """
     from agentq.agents.registry import Registry
     from agentq.client import Client
@@ -49,7 +53,22 @@ def client(*, agents: bool = False) -> Iterator[Client]:
     knock(settings.database_url)
     registry = import_agents(settings) if agents else Registry()
     with Client(settings, registry) as connected:
+        _require_tenant(connected)
         yield connected
+
+
+def _require_tenant(connected: Client) -> None:
+    """
+    Refuse a --tenant that nobody added: what is mistyped would look like a tenant with nothing to show.
+
+    Only `start` may go on, because a fleet may create its tenants as they come.
+    """
+    context = click.get_current_context(silent=True)
+    if context is None or context.info_name == "start":
+        return
+    tenant = context.params.get("tenant")
+    if isinstance(tenant, str) and not connected.tenants.has(valid_name("tenant", tenant)):
+        raise UnknownTenant(tenant)
 
 
 def knock(url: str) -> None:

@@ -204,12 +204,13 @@ def _sample_diff(connected: Client, selection: Selection, change: Any, terms: Te
 
 def _tell_plan(plan: Plan, terms: Terms, diff: list[dict[str, Any]], as_json: bool) -> None:
     expected = plan.expected_cost_micros
-    redrives = plan.redrives if terms.effects is None else max(plan.letters - plan.too_often, 0)
+    redrives = plan.redrives if terms.effects is None else max(plan.letters - plan.too_often - plan.without_step, 0)
     if as_json:
         facts: dict[str, Any] = {
             "letters": plan.letters,
             "would_redrive": redrives,
             "too_often": plan.too_often,
+            "without_step": plan.without_step,
             "dry_run": True,
         }
         facts |= {"with_pending_effects": plan.with_pending_effects, "with_unknown_effects": plan.with_unknown_effects}
@@ -224,6 +225,7 @@ def _tell_plan(plan: Plan, terms: Terms, diff: list[dict[str, Any]], as_json: bo
         (
             ("letters", f"{plan.letters:,} match, {redrives:,} would be redriven"),
             ("too often", f"{plan.too_often:,}, refused" if plan.too_often else None),
+            ("no such step", f"{plan.without_step:,} ran no {terms.from_step}, refused" if plan.without_step else None),
             ("pending effects", f"{plan.with_pending_effects:,} letters" if plan.with_pending_effects else None),
             ("unknown effects", unknown),
             ("expected cost", _expected(plan)),

@@ -57,7 +57,8 @@ class DeadLetters:
 
     def plan(self, selection: Selection, terms: Terms | None = None) -> Plan:
         """What a redrive of these would do: how many, at what cost, with which effects open. Nothing is changed."""
-        return self.letters.plan(selection, max_generation=(terms or Terms()).max_generation)
+        terms = terms or Terms()
+        return self.letters.plan(selection, max_generation=terms.max_generation, from_step=terms.from_step)
 
     def redrive(
         self,
@@ -129,6 +130,8 @@ class DeadLetters:
             InvalidInput: nothing narrows the selection, or the reason says nothing.
         """
         _check(selection, reason)
+        if not self.letters.ls(selection, 1):
+            return 0  # the second time there is nothing to do, and nothing to put on record
         operator = operator_name()
         # Said before it is done: an interrupted discard is on record too.
         self._operators.record_action(

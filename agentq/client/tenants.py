@@ -82,6 +82,10 @@ class Tenants:
         """Every tenant, by name."""
         return self._operators.tenants()
 
+    def has(self, name: str) -> bool:
+        """Whether there is such a tenant."""
+        return self._operators.is_tenant(name)
+
 
 _acting: ContextVar[str | None] = ContextVar("agentq_operator", default=None)
 

@@ -102,8 +102,9 @@ _NOT_SENT_NAMES = frozenset(
 )  # fmt: skip
 # They stand for any trouble with a connection; what they wrap tells which.
 _WRAPPERS = frozenset({"APIConnectionError", "ModelConnectionError", "MaxRetryError", "ConnectionError"})
-# A proxy's word that it lost the answer of the one behind it, which may have acted.
-_AMBIGUOUS_STATUSES = frozenset({502, 504, 520, 524, 598, 599})
+# A server that broke while it worked on the request, or a proxy's word that it lost the answer of the one
+# behind it: either may have acted. 503 and 529 say that it was not taken on.
+_AMBIGUOUS_STATUSES = frozenset({500, 502, 504, 520, 524, 598, 599})
 
 
 def ambiguous(error: BaseException) -> bool:

@@ -163,11 +163,12 @@ class Plan:
     with_pending_effects: int
     with_unknown_effects: int
     agents: tuple[AgentCost, ...]
+    without_step: int = 0  # that ran none of the name to go on from
 
     @property
     def redrives(self) -> int:
-        """How many would be brought back, when unknown effects are not decided."""
-        return max(self.letters - self.too_often - self.with_unknown_effects, 0)
+        """How many would be brought back at least, when unknown effects are not decided."""
+        return max(self.letters - self.too_often - self.with_unknown_effects - self.without_step, 0)
 
     @property
     def expected_cost_micros(self) -> int | None:
@@ -311,7 +312,7 @@ class DeadLetterStore:
             raise InvalidInput(f"tenant {tenant!r} has no dead letter {letter_id}")
         return found[0]
 
-    def plan(self, selection: Selection, *, max_generation: int) -> Plan:
+    def plan(self, selection: Selection, *, max_generation: int, from_step: str | None = None) -> Plan:
         """What redriving them would do; counted in Postgres, so no letter is loaded."""
         agents, too_often, doubtful = [], 0, 0
         for agent, letters, spent, of_those_too_often, with_effects in self._read(
@@ -322,7 +323,8 @@ class DeadLetterStore:
             [(samples, usual)] = self.store.query_as(selection.tenant or ALL_TENANTS, SQL["usual_cost"], parameters)
             agents.append(AgentCost(agent, letters, spent, usual if samples else None, samples))
         pending, unknown = self._read("effects_open", selection)[0] if doubtful else (0, 0)
-        return Plan(sum(agent.letters for agent in agents), too_often, pending, unknown, tuple(agents))
+        stepless = int(self._read("without_step", selection, step=from_step)[0][0]) if from_step else 0
+        return Plan(sum(agent.letters for agent in agents), too_often, pending, unknown, tuple(agents), stepless)
 
     def export(
         self, selection: Selection, *, with_state: bool, batch: int = 500

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -99,10 +99,17 @@ class DependencyChange:
 
 
 class Breakers:
-    """The breakers in Postgres. `rules` are those of `agentq.policies.dependencies`, as JSON."""
+    """
+    The breakers in Postgres. `rules` are those of `agentq.policies.dependencies`, as JSON.
 
-    def __init__(self, store: Store, rules: dict[str, float]) -> None:
+    `worker` tells which process asks, whose death then gives up the places that it holds.
+    """
+
+    def __init__(
+        self, store: Store, rules: dict[str, float], worker: Callable[[], uuid.UUID | None] = lambda: None
+    ) -> None:
         self.store = store
+        self._worker = worker
         self._rules = rules
 
     def report(self, reports: Iterable[Report]) -> list[Breaker]:
@@ -124,7 +131,7 @@ class Breakers:
 
     def claim_probe(self, scope: Scope) -> ProbeClaim:
         """Ask to be one of the few who try; K at a time in the whole fleet."""
-        parameters = _scoped(scope) | {"probe": uuid.uuid4(), "rules": Jsonb(self._rules)}
+        parameters = _scoped(scope) | {"probe": uuid.uuid4(), "worker": self._worker(), "rules": Jsonb(self._rules)}
         [row] = self.store.query(SQL["claim_probe"], parameters)
         return ProbeClaim(*row)
 

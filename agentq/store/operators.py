@@ -110,6 +110,10 @@ class Operators:
         """Every tenant, by name."""
         return [TenantRow(*row) for row in self.store.query(SQL["tenants"], {})]
 
+    def is_tenant(self, name: str) -> bool:
+        """Whether the tenant is in the table."""
+        return bool(self.store.query_as(ALL_TENANTS, SQL["is_tenant"], {"name": name})[0][0])
+
     def remove_expired(self, limit: int) -> dict[str, int]:
         """Remove sessions that are older than their tenant keeps them, a batch for each; how many."""
         return dict(self.store.query(SQL["remove_expired"], {"max": limit}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -105,6 +106,7 @@ class Quiet:
     def __init__(self, tenant: str) -> None:
         self.tenant = tenant
         self.full = False
+        self.room = 4
         self.restarts = 0
         self.gave_up = 0
         self.waiting = 1
@@ -116,6 +118,9 @@ class Quiet:
 
     def is_full(self) -> bool:
         return self.full
+
+    def slots(self) -> int:
+        return self.room
 
     def restart(self) -> None:
         self.restarts += 1
@@ -204,3 +209,24 @@ def test_a_broker_that_is_away_is_no_stall(hands: Hands, dog: Watchdog, quiet: Q
     with pytest.raises(BrokerUnavailable):
         look(dog, quiet, 4)
     assert quiet.restarts == 0
+
+
+def test_a_process_whose_slots_are_lost_ends(hands: Hands, dog: Watchdog, quiet: Quiet) -> None:
+    """
+    Steps that were abandoned and never return keep their threads: at half of them the process gives up.
+
+    One whose thread comes back in the end gives its slot back too.
+    """
+    quiet.full = True  # as the pool of such a process is
+    with ExitStack() as threads:
+        for stuck in range(2):
+            ref = hands.start()
+            hands.admit()
+            attempt = threads.enter_context(dog._in_flight.running(hands.claim(ref)))
+            assert quiet.gave_up == 0, f"with {stuck} of 4 lost"
+            dog._in_flight.forget(attempt)
+            dog.look()
+        assert quiet.gave_up == 1
+    assert dog._in_flight.stranded == 0
+    dog.look()
+    assert quiet.gave_up == 1

@@ -87,6 +87,7 @@ def test_discarding(cli: Cli, hands: Hands, admin: psycopg.Connection[Any]) -> N
     assert len(cli.json("dlq", "ls", "--tenant", hands.tenant)) == 3
     assert cli.json("dlq", "discard", letters[0], "--reason", "noise")["discarded"] == 1
     assert cli.json(*arguments) == {"discarded": 2, "dry_run": False}
+    assert cli.json(*arguments)["discarded"] == 0, "the second time there is nothing to put on record"
     assert cli.json("dlq", "ls", "--tenant", hands.tenant) == []
     [row] = cli.json("dlq", "ls", "--tenant", hands.tenant, "--state", "discarded", "--limit", "1")
     assert (row["changed_by"], row["note"]) == ("tester", "test data")

@@ -52,6 +52,25 @@ def test_queues_while_the_broker_is_away(cli: Cli, tenant: str, monkeypatch: pyt
     assert "s3cr3t" not in result.output
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "session ls",
+        "dlq ls",
+        "queue ls",
+        "approval ls",
+        "audit ls",
+        "effect ls",
+        "cost",
+    ],
+)
+def test_a_mistyped_tenant_is_told(cli: Cli, command: str) -> None:
+    """
+    It would look like a tenant with nothing to show.
+    """
+    assert "no tenant 'nobody-here'" in cli.refused(4, *command.split(), "--tenant", "nobody-here")
+
+
 def test_queue_names_are_checked(cli: Cli) -> None:
     assert "a-z" in cli.refused(2, "queue", "ls", "--tenant", "NOT")
 

@@ -79,6 +79,8 @@ AMBIGUOUS: list[tuple[BaseException, bool]] = [
     (httpx.ReadTimeout("x"), True),
     (httpx.ConnectTimeout("x"), False),
     (httpx.PoolTimeout("x"), False),
+    # a server broke while it worked on the request
+    (answered(500), True),
     # a proxy lost the answer of the one behind it
     (answered(502), True),
     (answered(504), True),

@@ -400,6 +400,16 @@ def test_what_it_would_cost(shop: Shop, local: Local, admin: psycopg.Connection[
     assert plan.expected_cost_micros == 2 * (2000 - 500)
 
 
+def test_a_plan_knows_who_never_ran_the_step(shop: Shop, local: Local) -> None:
+    """
+    What a redrive from another step would refuse, its dry run says beforehand.
+    """
+    shop.open_letters(local(), 2)
+    for step, refused in (("look", 0), ("lok", 2)):
+        plan = shop.client.dead_letters.plan(Selection(tenant=shop.tenant), Terms(from_step=step))
+        assert (plan.without_step, plan.redrives) == (refused, 2 - refused)
+
+
 def test_a_redrive_is_on_record(shop: Shop, local: Local, admin: psycopg.Connection[Any]) -> None:
     """
     I11: who, why and what, when it begins and when it ends.

@@ -17,7 +17,7 @@ from agentq.store.pool import Store, run
 from agentq.testing import Clock
 from tests.conftest import RUN
 from tests.support.breakers import RULES
-from tests.support.hands import at_once
+from tests.support.hands import Hands, at_once
 from tests.support.until import until
 
 _numbers = itertools.count()
@@ -190,7 +190,13 @@ def test_probers_never_share_a_place(moved: Store, scope: Scope, admin: psycopg.
     second = threading.Thread(target=lambda: answers.append(breakers.claim_probe(scope)))
     blocked = "select 1 from pg_locks where not granted"
     with moved.transaction(FLEET) as connection:
-        parameters = {"tenant": scope[0], "name": scope[1], "probe": uuid.uuid4(), "rules": Jsonb(breakers._rules)}
+        parameters = {
+            "tenant": scope[0],
+            "name": scope[1],
+            "probe": uuid.uuid4(),
+            "worker": None,
+            "rules": Jsonb(breakers._rules),
+        }
         assert run(connection, SQL["claim_probe"], parameters)[0][0]
         second.start()
         until(lambda: not second.is_alive() or admin.execute(blocked).fetchone(), 10, "the second asks")
@@ -206,6 +212,21 @@ def test_a_prober_that_died_does_not_wedge_it(moved: Store, scope: Scope) -> Non
     while breakers.claim_probe(scope).granted:
         pass
     clock.advance(RULES["probe_s"] + 1)
+    assert breakers.claim_probe(scope).granted
+
+
+def test_the_places_of_a_dead_worker_are_free_at_once(
+    moved: Store, scope: Scope, hands: Hands, admin: psycopg.Connection[object]
+) -> None:
+    """
+    A worker killed while it tried holds nobody up: as soon as it counts as dead, others may try.
+    """
+    half_open(moved, scope)
+    worker = hands.register()
+    breakers = Breakers(moved, RULES, lambda: worker)
+    while breakers.claim_probe(scope).granted:
+        pass
+    admin.execute("update agentq.worker set state = 'dead', stopped_at = agentq.now() where worker_id = %s", (worker,))
     assert breakers.claim_probe(scope).granted
 
 

@@ -53,13 +53,14 @@ dependency_window = Table(
     CheckConstraint("ok >= 0 and bad >= 0", name="counts"),
 )
 
-# Who tries, while it is half open. One whose process died gives way when its time is over.
+# Who tries, while it is half open. One whose process died gives way.
 dependency_probe = Table(
     "dependency_probe",
     metadata,
     Column("tenant", Text, primary_key=True),
     Column("name", Text, primary_key=True),
     Column("probe", Uuid, primary_key=True),
+    Column("worker", Uuid, comment="the process that tries, when it is one of the fleet's"),
     time("expires_at", nullable=False),
 )
 

@@ -63,6 +63,13 @@ select count(*) filter (where f.pending), count(*) filter (where f.unknown)
         where e.tenant = d.tenant and e.session_id = d.session_id and e.state in ('pending', 'unknown')) f
  where d.effects_pending + d.effects_unknown > 0;
 
+-- name: without_step
+-- How many of the selected letters' sessions ran no step of that name before they died.
+select count(*) from agentq.letters(%(selection)s) d
+ where not exists (select from agentq.ledger_entry l
+                    where l.tenant = d.tenant and l.session_id = d.session_id and l.name = %(step)s
+                      and l.seq <= d.seq and l.superseded is null);
+
 -- name: spent
 -- Letters by agent, in one pass: what their sessions have cost so far, how many came back too often, and
 -- how many had effects that were not settled when they were buried.

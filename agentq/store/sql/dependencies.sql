@@ -4,7 +4,7 @@
 select * from agentq.report_dependencies(%(reports)s, %(rules)s);
 
 -- name: claim_probe
-select * from agentq.claim_probe(%(tenant)s, %(name)s, %(probe)s, %(rules)s);
+select * from agentq.claim_probe(%(tenant)s, %(name)s, %(probe)s, %(worker)s, %(rules)s);
 
 -- name: end_probe
 select agentq.end_probe(%(tenant)s, %(name)s, %(probe)s, %(answer)s, %(retry_after_s)s::double precision,

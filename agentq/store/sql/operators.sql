@@ -23,6 +23,9 @@ returning name;
 select name, state, concurrency, weight, created_at, preapproved, agents, tools, retention_days
   from agentq.tenant order by name;
 
+-- name: is_tenant
+select exists (select from agentq.tenant where name = %(name)s);
+
 -- name: remove_expired
 select * from agentq.remove_expired(%(max)s::int);
 

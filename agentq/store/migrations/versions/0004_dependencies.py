@@ -87,6 +87,7 @@ def upgrade() -> None:
         sa.Column("tenant", sa.Text(), nullable=False),
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("probe", sa.Uuid(), nullable=False),
+        sa.Column("worker", sa.Uuid(), comment="the process that tries, when it is one of the fleet's"),
         _time("expires_at", nullable=False),
         sa.PrimaryKeyConstraint("tenant", "name", "probe", name=op.f("dependency_probe_pk")),
         schema="agentq",

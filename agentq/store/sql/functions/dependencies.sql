@@ -115,7 +115,8 @@ end $$;
 
 -- Ask to be one of the few who try while it is not closed.
 -- Not granted: come back in `wait_s`. Granted without a probe: it is closed by now.
-create or replace function agentq.claim_probe(p_tenant text, p_name text, p_probe uuid, p_rules jsonb)
+-- Whose time is over gives its place up, and so does whose worker died.
+create or replace function agentq.claim_probe(p_tenant text, p_name text, p_probe uuid, p_worker uuid, p_rules jsonb)
 returns table (granted boolean, probe uuid, wait_s double precision) language plpgsql as $$
 #variable_conflict use_column
 declare v_now timestamptz := agentq.now(); d agentq.dependency; v_free timestamptz; v_taken bigint;
@@ -138,7 +139,10 @@ begin
         return query select true, null::uuid, null::double precision;
         return;
     end if;
-    delete from agentq.dependency_probe p where p.tenant = p_tenant and p.name = p_name and p.expires_at <= v_now;
+    delete from agentq.dependency_probe p
+     where p.tenant = p_tenant and p.name = p_name
+       and (p.expires_at <= v_now
+            or exists (select from agentq.worker w where w.worker_id = p.worker and w.state not in ('live', 'draining')));
     select count(*), min(p.expires_at) into v_taken, v_free from agentq.dependency_probe p
      where p.tenant = p_tenant and p.name = p_name;
     if v_taken >= (p_rules ->> 'probes')::int then
@@ -146,8 +150,8 @@ begin
             least((p_rules ->> 'pause_s')::double precision, extract(epoch from v_free - v_now)::double precision);
         return;
     end if;
-    insert into agentq.dependency_probe (tenant, name, probe, expires_at)
-    values (p_tenant, p_name, p_probe, v_now + make_interval(secs => (p_rules ->> 'probe_s')::double precision));
+    insert into agentq.dependency_probe (tenant, name, probe, worker, expires_at)
+    values (p_tenant, p_name, p_probe, p_worker, v_now + make_interval(secs => (p_rules ->> 'probe_s')::double precision));
     return query select true, p_probe, null::double precision;
 end $$;
 
