@@ -61,7 +61,7 @@ def test_queues_while_the_broker_is_away(cli: Cli, tenant: str, monkeypatch: pyt
         "approval ls",
         "audit ls",
         "effect ls",
-        "cost",
+        "cost ls",
     ],
 )
 def test_a_mistyped_tenant_is_told(cli: Cli, command: str) -> None:
