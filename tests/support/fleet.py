@@ -18,6 +18,7 @@ from agentq.settings import PREFIX, Settings
 from tests.support.until import until
 
 ROOT = Path(__file__).resolve().parents[2]
+_TOLD = 6000
 
 
 class Worker:
@@ -27,6 +28,7 @@ class Worker:
         self.process = process
         self.pid = process.pid
         self._log = log
+        self.name = log.stem
         self.dismissed = False
 
     @property
@@ -122,6 +124,8 @@ class Fleet:
     ) -> None:
         for worker in self.workers:
             worker.kill()
+            # Shown by pytest under a test that failed, and only there.
+            print(f"── the end of {worker.name}'s log ──\n{worker.log[-_TOLD:]}")
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(self.workers)
