@@ -161,6 +161,8 @@ class Registration:
         facts = self._facts | {
             "lease_s": lease_s, "idle_s": idle_s, "restarts": restarts, "restarted_s": restarted_s
         }  # fmt: skip
+        if self._connection is not None and not self._connection.closed and _is_cut(self._connection):
+            self.disconnect()  # or the first word over it would fail, and the lock be missing for another tick
         try:
             connection = self._connected()
             if not self._locked:
@@ -177,12 +179,7 @@ class Registration:
     def holds_lock(self) -> bool:
         """Whether the lock is ours as far as this side can tell; asks the socket alone, so it costs nothing."""
         connection = self._connection
-        if connection is None or connection.closed or not self._locked:
-            return False
-        # Postgres says nothing unasked: what can be read here is its goodbye.
-        poll = select.poll()
-        poll.register(connection.fileno(), select.POLLIN)
-        return not poll.poll(0)
+        return connection is not None and not connection.closed and self._locked and not _is_cut(connection)
 
     def drain(self) -> None:
         """Say that no further step is claimed here."""
@@ -211,3 +208,10 @@ class Registration:
             connection = psycopg.connect(self._store.url, **self._store.connect_arguments)
             self._connection, self._locked = connection, False
         return self._connection
+
+
+def _is_cut(connection: Connection) -> bool:
+    """Whether the other side has ended it. Postgres says nothing unasked: what can be read here is its goodbye."""
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
