@@ -113,7 +113,7 @@ def redrives(limit: int, as_json: bool) -> None:
                 job.job_id.hex[:8],
                 job.created_at,
                 f"policy {job.policy}" if job.policy else job.operator,
-                job.state,
+                "interrupted" if job.abandoned else job.state,
                 job.matched,
                 job.redriven,
                 job.refused,

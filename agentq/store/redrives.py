@@ -106,6 +106,11 @@ class Job:
     def ended(self) -> bool:
         return self.ended_at is not None
 
+    @property
+    def abandoned(self) -> bool:
+        """Whether it waits for somebody to give the same command again: nobody drives it."""
+        return not self.ended and self.driver is None
+
 
 @dataclass(frozen=True, slots=True)
 class Redriven:

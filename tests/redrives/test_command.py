@@ -80,6 +80,7 @@ def test_ctrl_c_in_the_middle(program: Callable[..., Program], cli: Cli, hands: 
     assert "the same command goes on from there" in running.output
     left = states(hands)
     assert 0 < left["open"] < 12
+    assert "interrupted" in cli.ok("dlq", "redrives", "--limit", "1")
     done = cli.json(*arguments, "--rate", "1000/s")
     assert (done["redriven"], done["matched"]) == (12, 12)
     assert states(hands) == {"redriving": 12}

@@ -29,12 +29,14 @@ returning job_id;
 update agentq.redrive_job set driver = null, driver_until = null where job_id = %(job)s and driver = %(driver)s;
 
 -- name: get
-select job_id, operator, reason, policy, selection, terms, state, matched, redriven, refused, driver, created_at,
+select job_id, operator, reason, policy, selection, terms, state, matched, redriven, refused,
+       case when driver_until > agentq.now() then driver end, created_at,
        waiting_since, ended_at, note, extract(epoch from agentq.now() - waiting_since)::double precision
   from agentq.redrive_job where job_id = %(job)s;
 
 -- name: recent
-select job_id, operator, reason, policy, selection, terms, state, matched, redriven, refused, driver, created_at,
+select job_id, operator, reason, policy, selection, terms, state, matched, redriven, refused,
+       case when driver_until > agentq.now() then driver end, created_at,
        waiting_since, ended_at, note, extract(epoch from agentq.now() - waiting_since)::double precision
   from agentq.redrive_job order by created_at desc limit %(limit)s;
 
