@@ -87,7 +87,9 @@ class Driver:
         if job.ended:
             return Progress(job)
         if not mine:
-            return Progress(job, pause_s=_LOOK_S, driving=False, waiting_for=f"{job.driver or 'another process'} drives it")
+            return Progress(
+                job, pause_s=_LOOK_S, driving=False, waiting_for=f"{job.driver or 'another process'} drives it"
+            )
         match job.state:
             case "canary":
                 return self._send_canaries(job)
