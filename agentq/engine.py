@@ -27,7 +27,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, assert_never
 
-from agentq.errors import DeadlineExceeded, FenceLost, SchemaMismatch, SessionCancelled, StoreUnavailable
+from agentq.errors import (
+    DeadlineExceeded,
+    FenceLost,
+    MemoryConflict,
+    SchemaMismatch,
+    SessionCancelled,
+    StoreUnavailable,
+)
 from agentq.payload import choose
 from agentq.step import StepRef
 from agentq.store.ledger import Ledger
@@ -464,6 +471,8 @@ class Engine:
                 settlement = self._conclude(attempt.claim, Broke(failure, settlement.extras.of_failed()))
             except FenceLost:
                 raise
+            except MemoryConflict as error:
+                settlement = self._look_again(attempt.claim, settlement, error)
             except Exception as error:
                 settlement = self._refused(attempt.claim, settlement, error)
         attempt.rollback()
@@ -471,9 +480,11 @@ class Engine:
             return settlement, self._persist(attempt, settlement)
         except (FenceLost, *_AWAY):
             raise
+        except MemoryConflict as error:
+            settlement = self._look_again(attempt.claim, settlement, error)
         except Exception as error:
             settlement = self._refused(attempt.claim, settlement, error)
-            return settlement, self._persist(attempt, settlement)
+        return settlement, self._persist(attempt, settlement)
 
     def _persist(self, attempt: Attempt, settlement: Settlement) -> Settled:
         return persist(
@@ -482,6 +493,11 @@ class Engine:
             what=f"step {attempt.claim.ref.step_id}",
             give_up=lambda: attempt.stopped in ("fenced", "draining"),
         )
+
+    def _look_again(self, claim: Granted, wanted: Settlement, error: MemoryConflict) -> Settlement:
+        """The step acted on a memory that somebody has changed since: it runs again and reads what is there now."""
+        failure = Failure("transient", "MemoryConflict", str(error))
+        return self._conclude(claim, Broke(failure, wanted.extras.of_failed()))
 
     def _refused(self, claim: Granted, wanted: Settlement, error: Exception) -> Settlement:
         """Postgres refuses what the step wants stored, and always would: a claim left open would never end."""

@@ -11,17 +11,20 @@ Errors: split by what the one who catches them must do.
     │  ├─ UnknownTenant        no such tenant
     │  ├─ InvalidState         the input does not fit the agent's state model
     │  ├─ PayloadTooLarge      an input, state or result above the limit
+    │  │  └─ MemoryTooLarge    a memory above its own
     │  ├─ KeyConflict          the same key was used with other arguments
     │  │  └─ ReplayConflict    a replay made another call where one is recorded: fork instead
     │  ├─ SessionBusy          a session with the same concurrency key lives
     │  ├─ NotAllowed           the tenant may not use the agent or the tool
     │  ├─ UnknownApproval      no such approval
     │  ├─ NoSuchEffect         no effect of that key
+    │  ├─ NoSuchMemory         no memory of that key
     │  └─ NotAnApprover        this person may not decide it, or is not known to be who they say
     ├─ StoreUnavailable        Postgres did not answer: nothing is known, try again
     ├─ BrokerUnavailable       the broker did not answer: only time is lost
     ├─ StepFailed              this attempt ended badly
     │  ├─ Transient            try again later
+    │  │  └─ MemoryConflict    somebody else has written the memory since: look again
     │  ├─ Semantic             the answer was wrong: repair, then a person
     │  │  └─ RepairsExhausted  it stayed wrong, however often it was fed back
     │  ├─ Permanent            no retry will help
@@ -144,6 +147,16 @@ class PayloadTooLarge(InvalidInput):
         )
 
 
+class MemoryTooLarge(PayloadTooLarge):
+    """A memory above `memory_max_bytes`; nothing was written."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.what} has {self.size_bytes:,} bytes, the limit is {self.max_bytes:,} (AGENTQ_MEMORY_MAX_BYTES): "
+            "write it as several memories (agentq.chunks splits a text)"
+        )
+
+
 class KeyConflict(InvalidInput):
     """An idempotency key or effect key was used before with other arguments."""
 
@@ -177,6 +190,17 @@ class NoSuchEffect(InvalidInput):
     def __str__(self) -> str:
         whose = f" of tenant {self.tenant}" if self.tenant else ""
         return f"no effect{whose} has the key {self.key!r}: `agentq effect ls` shows those that are open"
+
+
+class NoSuchMemory(InvalidInput):
+    """The tenant has no memory of that key."""
+
+    def __init__(self, tenant: str, namespace: str, key: str) -> None:
+        super().__init__(tenant, namespace, key)
+        self.tenant, self.namespace, self.key = tenant, namespace, key
+
+    def __str__(self) -> str:
+        return f"tenant {self.tenant!r} has no memory {self.namespace}/{self.key}: `agentq memory ls` shows what it has"
 
 
 class NotAnApprover(InvalidInput):
@@ -252,6 +276,25 @@ class Transient(StepFailed):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class MemoryConflict(Transient):
+    """
+    The memory is not in the version that `if_version` names; nothing was written.
+
+    A step may catch it, read again and write again. Uncaught, or found when the step was settled, the step runs
+    again and reads what is there then.
+    """
+
+    def __init__(self, namespace: str, key: str, expected: int, found: int) -> None:
+        super().__init__(f"memory {namespace}/{key}")
+        self.args = (namespace, key, expected, found)
+        self.namespace, self.key, self.expected, self.found = namespace, key, expected, found
+
+    def __str__(self) -> str:
+        found = f"it is version {self.found} now" if self.found else "there is none now"
+        expected = f"version {self.expected}" if self.expected else "not there yet"
+        return f"memory {self.namespace}/{self.key} was expected to be {expected}, but {found}: read it and try again"
 
 
 class Semantic(StepFailed):

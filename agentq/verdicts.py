@@ -7,6 +7,7 @@ settlement, and a delivery ends in a verdict. All are frozen, so `match` can be 
 
 from __future__ import annotations
 
+import base64
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -299,6 +300,49 @@ class Charge:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryWrite:
+    """
+    A memory as it is to be written, or forgotten.
+
+    `op` is its place in its step or effect: the same content from the same place is written once. `text` is what
+    it is found by; None: it is not searched.
+    """
+
+    kind: Literal["put", "delete"]
+    namespace: str
+    key: str
+    digest: bytes
+    op: str | None = None
+    value: bytes | None = None
+    text: str | None = None
+    language: str = "simple"
+    fields: tuple[str, ...] | None = None
+    ttl_s: float | None = None
+    if_version: int | None = None
+    embedding: tuple[float, ...] | None = None
+    embedded_by: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """As the function `agentq.write_memories` reads it; what is not set is left out."""
+        facts: dict[str, Any] = {
+            "kind": self.kind,
+            "ns": self.namespace,
+            "key": self.key,
+            "op": self.op,
+            "digest": base64.b64encode(self.digest).decode("ascii"),
+            "value": base64.b64encode(self.value).decode("ascii") if self.value is not None else None,
+            "text": self.text,
+            "language": self.language,
+            "fields": list(self.fields) if self.fields is not None else None,
+            "ttl_s": self.ttl_s,
+            "if_version": self.if_version,
+            "embedding": list(self.embedding) if self.embedding is not None else None,
+            "embedded_by": self.embedded_by,
+        }
+        return {name: fact for name, fact in facts.items() if fact is not None}
+
+
+@dataclass(frozen=True, slots=True)
 class Extras:
     """What an attempt leaves beside its state: messages for the history, usage, and what is written of it."""
 
@@ -307,10 +351,13 @@ class Extras:
     trace: tuple[TraceEvent, ...] = ()
     decisions: tuple[Decision, ...] = ()
     charges: tuple[Charge, ...] = ()
+    memories: tuple[MemoryWrite, ...] = ()
 
     def of_failed(self) -> Extras:
-        """What is written of an attempt that brought the session no further: everything but its messages."""
-        return replace(self, messages=())
+        """
+        What is written of an attempt that brought the session no further: everything but its messages and memories.
+        """
+        return replace(self, messages=(), memories=())
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from agentq.errors import BrokerUnavailable, StoreUnavailable
 from agentq.store.approvals import Approvals
 from agentq.store.budgets import Budgets
 from agentq.store.ledger import Ledger, TakenBack
+from agentq.store.memory import Memories
 from agentq.store.operators import Operators
 from agentq.store.rates import StoredRates
 from agentq.store.workers import Workers
@@ -62,6 +63,7 @@ class Relay:
         lease_s: float,
         look_s: float,
         stale_s: float,
+        memory_keep_days: int = 30,
         housekeeping: Callable[[], None] = lambda: None,
         lost: Callable[[TakenBack], None] | None = None,
         dead_letters: Callable[[], None] = lambda: None,
@@ -80,6 +82,7 @@ class Relay:
         self._lease_s = lease_s
         self._look_s = look_s
         self._stale_s = stale_s
+        self._memory_keep_days = memory_keep_days
         self._housekeeping = housekeeping
         self._lost = lost
         self._dead_letters = dead_letters
@@ -96,6 +99,7 @@ class Relay:
             Chore("approvals", self.expire_approvals, _SLOW_S),
             Chore("leaked reservations", self.settle_leaked, _SLOW_S),
             Chore("retention", self.remove_expired, _RETENTION_S),
+            Chore("memories", self.expire_memories, _RETENTION_S),
             Chore("dead letters", self._dead_letters, _SLOW_S),
             # A wiped broker has forgotten it, and foreign producers' submissions would be dropped silently.
             Chore("the queue of submissions", lambda: publisher.declare(SUBMIT), _SLOW_S),
@@ -204,6 +208,11 @@ class Relay:
         """Remove sessions that are older than their tenant keeps them, a small batch of each tenant."""
         for tenant, sessions in Operators(self._ledger.store).remove_expired(_REMOVE_MAX).items():
             log.info("%s sessions of tenant %s were older than it keeps them", sessions, tenant)
+
+    def expire_memories(self) -> None:
+        """Take the content of memories whose time is over, a small batch at once."""
+        if count := Memories(self._ledger.store).expire(_REMOVE_MAX, self._memory_keep_days):
+            log.info("%s memories were past their time", count)
 
     def settle_leaked(self) -> None:
         """Charge, as estimated, the calls that were reserved by attempts which are gone."""

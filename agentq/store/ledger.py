@@ -14,6 +14,7 @@ from agentq.errors import FenceLost
 from agentq.payload import storable
 from agentq.step import StepRef
 from agentq.store import traces
+from agentq.store.memory import memory_conflicts
 from agentq.store.pool import ALL_TENANTS, Connection, Row, Store, driver_errors, run, schema_errors
 from agentq.store.queries import load
 from agentq.verdicts import (
@@ -108,14 +109,16 @@ class Ledger:
 
         Raises:
             FenceLost: a newer attempt owns the step; nothing was written.
+            MemoryConflict: a memory is not in the version that the step saw; nothing was written.
             StoreUnavailable: Postgres did not answer, or the connection broke.
         """
         parameters = _settle_parameters(claim, settlement)
-        if on is None:
-            rows = self.store.query(SQL["settle"], parameters)
-        else:
-            with driver_errors(), schema_errors():
-                rows = run(on, SQL["settle"], parameters)
+        with memory_conflicts():
+            if on is None:
+                rows = self.store.query(SQL["settle"], parameters)
+            else:
+                with driver_errors(), schema_errors():
+                    rows = run(on, SQL["settle"], parameters)
         closed, session_state, next_queued, dispatch, more = rows[0]
         if not closed:
             raise FenceLost(str(claim.ref.session_id), str(claim.ref.step_id), claim.fence)
@@ -303,6 +306,8 @@ def _plan(settlement: Settlement, follower: NewStep | None) -> dict[str, Any]:
         }
     if settlement.extras.trace or settlement.extras.decisions:
         plan |= traces.as_plan(settlement.extras)
+    if settlement.extras.memories:
+        plan["memories"] = [write.as_json() for write in settlement.extras.memories]
     if settlement.refund is not None:
         plan["refund"] = settlement.refund
     return plan

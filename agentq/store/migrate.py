@@ -245,6 +245,8 @@ def _grant(connection: sa.Connection, role: str) -> None:
         # The record of what operators did is written and read, never altered.
         f"revoke update, delete on {SCHEMA}.operator_action from {quoted}",
         f"revoke insert, update, delete on {SCHEMA}.{_VERSION_TABLE} from {quoted}",
+        # It has no row security: see `store/schema/memory.py`.
+        f"revoke all on {SCHEMA}.memory_words from {quoted}",
         f"grant usage on all sequences in schema {SCHEMA} to {quoted}",
         f"grant execute on all functions in schema {SCHEMA} to {quoted}",
     ):

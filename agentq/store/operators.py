@@ -14,8 +14,9 @@ from agentq.store.pool import ALL_TENANTS, Connection, Row, Store, run
 from agentq.store.queries import load
 
 SQL = load("operators")
+MEMORY = load("memory")
 
-_ERASED = ("sessions", "checkpoints", "messages", "effects", "traces", "dead_letters", "reservations")
+_ERASED = ("sessions", "checkpoints", "messages", "effects", "traces", "dead_letters", "reservations", "memories")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,7 @@ class TenantRow:
     agents: list[str] | None = None
     tools: list[str] | None = None
     retention_days: int | None = None
+    memory_days: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,7 @@ class Operators:
         agents: list[str] | None = None,
         tools: list[str] | None = None,
         retention_days: int | None = None,
+        memory_days: int | None = None,
     ) -> None:
         """
         Change what is given; workers follow within a relay round.
@@ -92,6 +95,7 @@ class Operators:
         """
         change = {"concurrency": concurrency, "weight": weight, "state": state, "preapproved": preapproved}
         change |= {"agents": agents, "tools": tools, "retention_days": retention_days}
+        change |= {"memory_days": memory_days}
         with self.store.transaction(ALL_TENANTS) as connection:
             if not run(connection, SQL["change_tenant"], change | {"name": name}):
                 raise UnknownTenant(name)
@@ -120,7 +124,7 @@ class Operators:
 
     def erase_tenant(self, name: str, *, operator: str, reason: str) -> dict[str, int]:
         """
-        Remove every session of a tenant and all they left, live or ended; what is left afterwards, by table.
+        Remove every session of a tenant, live or ended, all they left, and its memories; what is left, by table.
 
         Its own row, its budgets and what it was charged are kept. In batches, so a crash in the middle is
         mended by calling it again.
@@ -137,14 +141,17 @@ class Operators:
         removed = 0
         while batch := int(self.store.query(SQL["remove_all"], {"tenant": name, "max": 200})[0][0]):
             removed += batch
+        memories = 0
+        while batch := int(self.store.query(MEMORY["remove"], {"tenant": name, "max": 500})[0][0]):
+            memories += batch
         self.store.query_as(name, SQL["forget_refused"], {"tenant": name})
         [counts] = self.store.query_as(name, SQL["left"], {"tenant": name})
         left = dict(zip(_ERASED, counts, strict=True))
-        detail = {"sessions_removed": removed, "left": left}
+        detail = {"sessions_removed": removed, "memories_removed": memories, "left": left}
         self.record_action(
             operator=operator, tenant=name, action="tenant erase", target=name, reason=reason, detail=detail
         )
-        return {"removed": removed} | left
+        return {"removed": removed, "memories_removed": memories} | left
 
     def restricted(self) -> dict[str, tuple[frozenset[str] | None, frozenset[str] | None]]:
         """The tenants that may not use every agent or every tool: what they may."""

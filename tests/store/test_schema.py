@@ -17,11 +17,12 @@ from agentq.store import migrate
 from agentq.store.budgets import Budgets, Wanted
 from agentq.store.dependencies import Breakers, Report
 from agentq.store.effects import Effects
+from agentq.store.memory import Memories
 from agentq.store.pool import Store, name_tenant
 from agentq.store.rates import StoredRates
 from agentq.store.schema import TENANT_TABLES, metadata
 from agentq.store.sessions import Sessions
-from agentq.verdicts import Decision, Extras, Granted, TraceEvent
+from agentq.verdicts import Decision, Extras, Granted, MemoryWrite, TraceEvent
 from tests.conftest import new_tenant
 from tests.support.breakers import RULES
 from tests.support.hands import Hands, at_once, new_ask, step
@@ -159,6 +160,7 @@ IMPOSSIBLE = {
         ("concurrency", "concurrency = 0"),
         ("weight", "weight = 0"),
         ("retention_days", "retention_days = 0"),
+        ("memory_days", "memory_days = -1"),
         ("trace_content", "trace_content = 'loud'"),
     ],
     "session": [
@@ -316,6 +318,14 @@ IMPOSSIBLE = {
         ("probe", "state = 'open', probe_at = null"),
         ("forced", "forced_until = now()"),
     ],
+    "memory": [
+        ("version", "version = 0"),
+        ("name", "key = ''"),
+        ("value", "value = null"),
+        ("embedded_by", "embedding = null"),
+        ("embedding", "gone_at = now()"),
+        ("step", "step_id = null"),
+    ],
     "dependency_window": [("counts", "ok = -1"), ("counts", "bad = -1")],
     "dead_letter": [
         ("state", "state = 'asleep'"),
@@ -355,6 +365,9 @@ def fill_dependencies(hands: Hands) -> None:
 
 
 EVENT = TraceEvent("model", "robot-1", 0.0, 0.1)
+KNOWN = MemoryWrite(
+    "put", "shop", "tea", b"h", value=b'"oolong"', text="oolong", embedding=(1.0,), embedded_by="test@1"
+)
 CHOICE = Decision(0.0, b'["pay", "ask"]', "ask", confidence=0.5)
 
 
@@ -379,7 +392,7 @@ def fill(hands: Hands) -> None:
         claim,
         "next",
         steps=(join, arm),
-        extras=Extras(((b"1", "me"),), trace=(EVENT,), decisions=(CHOICE,)),
+        extras=Extras(((b"1", "me"),), trace=(EVENT,), decisions=(CHOICE,), memories=(KNOWN,)),
         asks=(question,),
     )
     hands.ledger.add_event(claim.ref, "progress", b"{}")
@@ -497,6 +510,11 @@ def test_no_query_of_a_tenant_sees_another(filled: Hands, store: Store, other_te
             assert list(read(other_tenant, session_id)) == []
         assert sessions.events(other_tenant, session_id, 0) == []
     assert sessions.listing(tenant=other_tenant) == []
+    memories = Memories(store)
+    assert memories.get(filled.tenant, "shop", "tea") is not None
+    assert memories.get(other_tenant, "shop", "tea") is None
+    assert memories.below(other_tenant, "", limit=9) == memories.versions(other_tenant, "shop", "tea") == []
+    assert memories.search(other_tenant, "", "oolong", language="simple", limit=9) == []
     assert budgets.windows(other_tenant) == budgets.budgets(other_tenant) == budgets.alerts(other_tenant) == []
 
 

@@ -5,7 +5,8 @@ The schema: every table, and the rows that Postgres itself refuses.
 marks another encoding. Functions and row security stand in `sql/functions/` and `sql/security.sql`.
 
 Locks are taken in one order: a child's session before its parent's, a session before its ledger
-entries, entries by id. Admission takes the tenant's advisory lock before any row.
+entries, entries by id. Admission takes the tenant's advisory lock before any row. Keys of memories come after
+all of these, in the order of their hashes; windows of budgets come last.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ from agentq.store.schema.ledger import (
     session_event,
     tenant,
 )
+from agentq.store.schema.memory import memory, memory_words
 from agentq.store.schema.rates import rate_bucket, rate_caller, rate_limit
 from agentq.store.schema.traces import decision, trace
 
@@ -73,6 +75,7 @@ TENANT_TABLES: tuple[Table, ...] = (
     dependency_window,
     dependency_probe,
     dependency_change,
+    memory,
 )
 
 __all__ = [
@@ -101,6 +104,8 @@ __all__ = [
     "dependency_window",
     "effect",
     "ledger_entry",
+    "memory",
+    "memory_words",
     "message",
     "metadata",
     "model_price",

@@ -39,6 +39,11 @@ tenant = Table(
     Column("agents", ARRAY(Text), comment="the ones it may start; null: every one"),
     Column("tools", ARRAY(Text), comment="the effects it may perform; null: every one"),
     Column("retention_days", Integer, comment="ended sessions are removed after so many; null: never"),
+    Column(
+        "memory_days",
+        Integer,
+        comment="memories are removed so long after they were written; null: as its sessions, 0: never",
+    ),
     Column("shedding", Boolean, nullable=False, server_default=text("false"), comment="above a lowered cap"),
     Column("allowance", Integer, comment="slots it may hold while there are too few for all; null: its concurrency"),
     Column("time_used", DOUBLE_PRECISION, comment="seconds its steps ran while slots were shared, over its weight"),
@@ -51,6 +56,7 @@ tenant = Table(
     CheckConstraint("concurrency > 0", name="concurrency"),
     CheckConstraint("weight > 0", name="weight"),
     CheckConstraint("retention_days > 0", name="retention_days"),
+    CheckConstraint("memory_days >= 0", name="memory_days"),
     CheckConstraint(one_of("trace_content", ("off", "kept", "exported")), name="trace_content"),
 )
 

@@ -14,13 +14,14 @@ update agentq.tenant
        tools = case when %(tools)s::text[] is null then tools else nullif(%(tools)s::text[], '{}') end,
        retention_days = case when %(retention_days)s::int is null then retention_days
                              else nullif(%(retention_days)s::int, 0) end,
+       memory_days = case when %(memory_days)s::int is null then memory_days else nullif(%(memory_days)s::int, -1) end,
        changed_at = agentq.now(),
        shedding = shedding or coalesce(%(concurrency)s, concurrency) < concurrency
  where name = %(name)s
 returning name;
 
 -- name: tenants
-select name, state, concurrency, weight, created_at, preapproved, agents, tools, retention_days
+select name, state, concurrency, weight, created_at, preapproved, agents, tools, retention_days, memory_days
   from agentq.tenant order by name;
 
 -- name: is_tenant
@@ -40,7 +41,8 @@ select (select count(*) from agentq.session where tenant = %(tenant)s),
        (select count(*) from agentq.effect where tenant = %(tenant)s),
        (select count(*) from agentq.trace where tenant = %(tenant)s),
        (select count(*) from agentq.dead_letter where tenant = %(tenant)s),
-       (select count(*) from agentq.reservation where tenant = %(tenant)s);
+       (select count(*) from agentq.reservation where tenant = %(tenant)s),
+       (select count(*) from agentq.memory where tenant = %(tenant)s);
 
 -- name: forget_refused
 -- What never became a session, and may hold what its people wrote.

@@ -408,6 +408,9 @@ begin
         -- While slots are shared, the time that one was held counts (see agentq/policies/fairness.py).
         insert into agentq.slot_use (holder, seconds) values (p_tenant, extract(epoch from v_now - e.started_at));
     end if;
+    if p_plan ? 'memories' and p_verdict in ('next', 'end', 'fail') then
+        perform agentq.write_memories(p_tenant, p_plan -> 'memories', p_session, p_step, v_agent, e.attempt, e.name, v_now);
+    end if;
     if p_plan ? 'charges' then
         -- Last, because a tenant's windows are what its settlements contend for.
         perform agentq.settle_charges(p_tenant, p_session, p_step, p_fence, p_plan -> 'charges', 'settlement');

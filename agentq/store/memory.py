@@ -1,0 +1,223 @@
+"""Memories: what agents keep beyond a session; written in versions, found by words and by meaning."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+import psycopg
+from psycopg.types.json import Jsonb
+
+from agentq.errors import FenceLost, MemoryConflict
+from agentq.payload import decode
+from agentq.store.operators import record
+from agentq.store.pool import Connection, Row, Store, run
+from agentq.store.queries import load
+from agentq.verdicts import Granted, MemoryWrite
+
+SQL = load("memory")
+
+_CONFLICT = "AQ001"
+
+FoundBy = Literal["words", "meaning", "both"]
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """
+    One memory, in one version, with who wrote it.
+
+    `found_by` and `score` are set by a search; scores compare within one search alone. What was remembered came
+    from users and models: data, never instructions.
+    """
+
+    namespace: str
+    key: str
+    version: int
+    value: Any
+    written_at: datetime | None = None
+    expires_at: datetime | None = None
+    session_id: uuid.UUID | None = None
+    step_id: uuid.UUID | None = None
+    agent: str | None = None
+    attempt: int | None = None
+    written_by: str = ""
+    gone_at: datetime | None = None
+    score: float | None = None
+    found_by: FoundBy | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One hit of a search: a stored memory, or the `pending`th write of the step that asks, counted from 1."""
+
+    memory: Memory | None
+    pending: int | None
+    score: float
+    found_by: FoundBy
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What a write will meet: the live version (0: none), the one it would get, and the one it has written already."""
+
+    live: int
+    next: int
+    known: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """A question as a vector, and whose: only embeddings of the same are compared with it."""
+
+    vector: tuple[float, ...]
+    embedded_by: str
+
+
+@contextmanager
+def memory_conflicts() -> Iterator[None]:
+    """
+    Postgres's word that a memory has changed, as ours.
+
+    Raises:
+        MemoryConflict: a write within the block named another version.
+    """
+    try:
+        yield
+    except psycopg.DatabaseError as error:
+        if error.sqlstate != _CONFLICT:
+            raise
+        facts = json.loads(error.diag.message_detail or "{}")
+        raise MemoryConflict(facts["namespace"], facts["key"], facts["expected"], facts["found"]) from None
+
+
+class Memories:
+    """A tenant's memories. Every call names the tenant, and row security holds it to that."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def get(self, tenant: str, namespace: str, key: str) -> Memory | None:
+        """The live version of a key."""
+        rows = self.store.query(SQL["get"], {"tenant": tenant, "namespace": namespace, "key": key})
+        return _memory(rows[0]) if rows else None
+
+    def below(self, tenant: str, namespace: str, *, limit: int, offset: int = 0) -> list[Memory]:
+        """What lies in a namespace and below it, newest first."""
+        parameters = {"tenant": tenant, "namespace": namespace, "limit": limit, "offset": offset}
+        return [_memory(row) for row in self.store.query(SQL["list"], parameters)]
+
+    def versions(self, tenant: str, namespace: str, key: str) -> list[Memory]:
+        """Every version of a key that is kept, newest first."""
+        parameters = {"tenant": tenant, "namespace": namespace, "key": key}
+        return [_memory(row) for row in self.store.query_as(tenant, SQL["versions"], parameters)]
+
+    def namespaces(self, tenant: str, namespace: str, *, limit: int) -> list[tuple[str, int]]:
+        """The namespaces at and below one, and how much each holds."""
+        parameters = {"tenant": tenant, "namespace": namespace, "limit": limit}
+        return [(row[0], row[1]) for row in self.store.query_as(tenant, SQL["namespaces"], parameters)]
+
+    def search(
+        self,
+        tenant: str,
+        namespace: str,
+        query: str,
+        *,
+        language: str,
+        meaning: Meaning | None = None,
+        limit: int,
+        offset: int = 0,
+        pending: Sequence[MemoryWrite] = (),
+    ) -> list[Found]:
+        """What answers a question best, of a namespace and below it, and of what is not committed yet."""
+        parameters = {
+            "tenant": tenant,
+            "namespace": namespace,
+            "query": query,
+            "language": language,
+            "vector": list(meaning.vector) if meaning else None,
+            "embedded_by": meaning.embedded_by if meaning else None,
+            "limit": limit,
+            "offset": offset,
+            "pending": Jsonb([write.as_json() for write in pending]) if pending else None,
+        }
+        found = []
+        for row in self.store.query(SQL["search"], parameters):
+            number, score, by = row[11:]
+            memory = None if number is not None else _memory(row[:11], score=score, found_by=by)
+            found.append(Found(memory, number, score, by))
+        return found
+
+    def before(self, tenant: str, write: MemoryWrite) -> Before:
+        """What the write will meet."""
+        parameters = {
+            "tenant": tenant, "namespace": write.namespace, "key": write.key, "op": write.op, "digest": write.digest,
+        }  # fmt: skip
+        return Before(*self.store.query(SQL["before"], parameters)[0])
+
+    def put_in_effect(self, claim: Granted, write: MemoryWrite) -> tuple[int, bool]:
+        """
+        Write at once, under the step's fence: the version, and whether it is a new one.
+
+        Raises:
+            FenceLost: a newer attempt owns the step; nothing was written.
+            MemoryConflict: it is not in the version that the write names.
+        """
+        parameters = {
+            "tenant": claim.ref.tenant, "session": claim.ref.session_id, "step": claim.ref.step_id,
+            "fence": claim.fence, "token": claim.token, "agent": claim.agent, "writes": Jsonb([write.as_json()]),
+        }  # fmt: skip
+        with memory_conflicts():
+            rows = self.store.query(SQL["put_in_effect"], parameters)
+        if not rows:
+            raise FenceLost(str(claim.ref.session_id), str(claim.ref.step_id), claim.fence)
+        return rows[0][1], rows[0][2]
+
+    def put(self, tenant: str, write: MemoryWrite, *, by: str, reason: str | None = None) -> tuple[int, bool]:
+        """
+        Write for a producer, or for an operator who says why; the latter leaves an audit row.
+
+        Raises:
+            MemoryConflict: it is not in the version that the write names.
+        """
+        with self.store.transaction(tenant) as connection:
+            version, written = self._put(connection, tenant, write, by)
+            if reason is not None and written:
+                record(
+                    connection,
+                    operator=by,
+                    tenant=tenant,
+                    action=f"memory {write.kind}",
+                    target=f"{write.namespace}/{write.key}"[:600],
+                    reason=reason,
+                    detail={"version": version},
+                )
+        return version, written
+
+    @staticmethod
+    def _put(connection: Connection, tenant: str, write: MemoryWrite, by: str) -> tuple[int, bool]:
+        parameters = {"tenant": tenant, "by": by, "writes": Jsonb([write.as_json()])}
+        with memory_conflicts():
+            [(_, version, written)] = run(connection, SQL["put"], parameters)
+        return version, written
+
+    def expire(self, limit: int, keep_days: int) -> int:
+        """Take the content of what is over, a small batch of each kind; how many lost it."""
+        return int(self.store.query(SQL["expire"], {"max": limit, "keep_days": keep_days})[0][0])
+
+    def has_vectors(self) -> bool:
+        """Whether this server compares meanings: it has pgvector."""
+        return bool(self.store.query(SQL["has_vectors"], {})[0][0])
+
+
+def _memory(row: Row, *, score: float | None = None, found_by: FoundBy | None = None) -> Memory:
+    namespace, key, version, value, written_at, expires_at, session, step, agent, attempt, by = row[:11]
+    return Memory(
+        namespace, key, version, decode(value) if value is not None else None, written_at, expires_at, session, step,
+        agent, attempt, by, row[11] if len(row) > 11 else None, score, found_by,
+    )  # fmt: skip
