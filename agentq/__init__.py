@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from agentq.agents.agent import Agent, Step
     from agentq.agents.context import AsyncContext, AsyncTransaction, Context
     from agentq.agents.effects import effect, idempotency_key
+    from agentq.agents.embedding import Embedder
+    from agentq.agents.memory import AsyncStepMemory, StepMemory, chunks, memory_tools
     from agentq.agents.model import ModelAgent
     from agentq.agents.returns import Answer, Ask, Branch, BranchResult, Child, Done, Fail, Next, Sleep, Spawn
     from agentq.agents.tools import ToolContext, tool
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
         DeadlineExceeded,
         InvalidInput,
         KeyConflict,
+        MemoryConflict,
+        MemoryTooLarge,
         NotAnApprover,
         Permanent,
         Semantic,
@@ -43,6 +47,7 @@ if TYPE_CHECKING:
     from agentq.policies.kinds import classify_as
     from agentq.policies.limits import Limits, Price
     from agentq.policies.session_breaker import Breaker
+    from agentq.store.memory import Memory
 
 __all__ = [
     # Agents and steps
@@ -72,6 +77,13 @@ __all__ = [
     # Effects
     "effect",
     "idempotency_key",
+    # Memory
+    "Memory",
+    "StepMemory",
+    "AsyncStepMemory",
+    "Embedder",
+    "memory_tools",
+    "chunks",
     # Producers
     "Client",
     "AsyncClient",
@@ -84,6 +96,8 @@ __all__ = [
     "ConfigError",
     "InvalidInput",
     "KeyConflict",
+    "MemoryConflict",
+    "MemoryTooLarge",
     "StoreUnavailable",
     "WaitTimeout",
     "SessionFailed",
@@ -121,6 +135,12 @@ _HOMES = {
     "Context": "agentq.agents.context",
     "effect": "agentq.agents.effects",
     "idempotency_key": "agentq.agents.effects",
+    "Memory": "agentq.store.memory",
+    "StepMemory": "agentq.agents.memory",
+    "AsyncStepMemory": "agentq.agents.memory",
+    "Embedder": "agentq.agents.embedding",
+    "memory_tools": "agentq.agents.memory",
+    "chunks": "agentq.agents.memory",
     "Answer": "agentq.agents.returns",
     "Ask": "agentq.agents.returns",
     "Branch": "agentq.agents.returns",
@@ -149,6 +169,8 @@ _HOMES = {
     "DeadlineExceeded": "agentq.errors",
     "InvalidInput": "agentq.errors",
     "KeyConflict": "agentq.errors",
+    "MemoryConflict": "agentq.errors",
+    "MemoryTooLarge": "agentq.errors",
     "Permanent": "agentq.errors",
     "Semantic": "agentq.errors",
     "SessionCancelled": "agentq.errors",

@@ -19,7 +19,9 @@ from agentq import sandbox
 from agentq.agents.act import Act
 from agentq.agents.asking import Asking
 from agentq.agents.dependencies import Dependencies, rules_of
+from agentq.agents.embedding import load_embedder
 from agentq.agents.means import Means
+from agentq.agents.memory import Remembering
 from agentq.agents.permissions import Permissions
 from agentq.agents.registry import Registry, load_agents
 from agentq.agents.spending import Budgeting
@@ -47,6 +49,7 @@ from agentq.store.dead_letters import POISON_BODY_MAX_BYTES, DeadLetterStore
 from agentq.store.effects import Effects
 from agentq.store.fairness import Fairness
 from agentq.store.ledger import Ledger
+from agentq.store.memory import Memories
 from agentq.store.operators import Operators
 from agentq.store.pool import Store
 from agentq.store.redrives import Redrives
@@ -256,6 +259,12 @@ class Runtime:
                 counter=redis_rates(settings),
             ),
             dependencies=self.dependencies,
+            remembering=Remembering(
+                Memories(self.store),
+                settings.memory_max_bytes,
+                settings.memory_language,
+                load_embedder(settings.memory_embedder),
+            ),
             patience_s=settings.settle_patience_s,
             tracing=tracing_of(settings, redactor),
         )
@@ -288,6 +297,7 @@ class Runtime:
             lease_s=settings.lease_s,
             look_s=settings.dead_look_s,
             stale_s=settings.queued_stale_s,
+            memory_keep_days=settings.memory_keep_days,
             housekeeping=self._keep_house,
             lost=self.reports.lost if self.reports is not None else None,
             dead_letters=Letterbox(DeadLetterStore(self.store), Redrives(self.store), self.publisher).round,

@@ -121,6 +121,16 @@ class Settings(BaseModel):
     )
 
     payload_max_bytes: int = Field(1_048_576, ge=1024, description="largest input, state, argument or result")
+    memory_max_bytes: int = Field(65_536, ge=256, le=1_048_576, description="largest memory")
+    memory_language: str = Field(
+        "simple",
+        pattern=NAME_PATTERN,
+        description="Postgres text search configuration of memories written from now on; simple: any language",
+    )
+    memory_embedder: str = Field(
+        "", description="module:name of an agentq.Embedder, for finding memories by meaning; needs pgvector"
+    )
+    memory_keep_days: int = Field(30, ge=1, description="replaced versions of memories are removed after so many")
 
     unknown_tenant: Literal["refuse", "create"] = Field(
         "refuse", description="what a start for a tenant that is not in the table does"

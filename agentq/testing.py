@@ -22,7 +22,9 @@ from typing import Self
 from agentq.agents.act import Act
 from agentq.agents.asking import Asking
 from agentq.agents.dependencies import Dependencies, rules_of
+from agentq.agents.embedding import load_embedder
 from agentq.agents.means import Means
+from agentq.agents.memory import Remembering
 from agentq.agents.permissions import Permissions
 from agentq.agents.returns import Duration, seconds
 from agentq.agents.spending import Budgeting
@@ -38,6 +40,7 @@ from agentq.store.approvals import Approvals
 from agentq.store.budgets import Budgets
 from agentq.store.effects import Effects
 from agentq.store.ledger import Ledger
+from agentq.store.memory import Memories
 from agentq.store.operators import Operators
 from agentq.store.pool import Store
 from agentq.store.queries import load
@@ -131,6 +134,12 @@ class LocalFleet:
             permissions=Permissions(Operators(self.store).restricted),
             budgeting=Budgeting(self.store, unpriced=settings.unpriced),
             dependencies=self.dependencies,
+            remembering=Remembering(
+                Memories(self.store),
+                settings.memory_max_bytes,
+                settings.memory_language,
+                load_embedder(settings.memory_embedder),
+            ),
         )
         self.engine = Engine(
             ledger=self.ledger,

@@ -15,12 +15,14 @@ from agentq.agents.calls import Calls
 from agentq.agents.dependencies import Permit, dependency_name
 from agentq.agents.history import History
 from agentq.agents.means import Means
+from agentq.agents.memory import AsyncStepMemory, StepMemory
 from agentq.agents.returns import Answer, BranchResult
-from agentq.agents.spending import AsyncSpend, Spend, Spending, SpendRequest
+from agentq.agents.spending import AsyncSpend, EmbeddingSpend, Spend, Spending, SpendRequest
 from agentq.agents.tracing import Recording, Span
 from agentq.engine import Attempt
 from agentq.errors import Permanent
 from agentq.payload import decode, encode
+from agentq.policies.budgets import estimate_tokens
 from agentq.policies.prices import Quote, split
 from agentq.store.pool import Connection
 from agentq.verdicts import Charge, Extras, Failure, Usage
@@ -55,6 +57,7 @@ class _ContextBase:
         self._calls = Calls(attempt, means, self._recording, needs=needs)
         self._charges: list[Charge] = []
         self._spending = Spending(attempt, means.budgeting, self._charged)
+        self._memory: StepMemory | None = None
         self._results: tuple[BranchResult, ...] | None = None
         self._answer: Answer | None = None
         self._looked_at_answer = False
@@ -244,7 +247,21 @@ class _ContextBase:
         """What the attempt leaves beside its state."""
         recording = self._recording
         charges = tuple(self._charges)
-        return Extras(self.messages.added(), self._usage, recording.events(), recording.decisions(), charges)
+        memories = self._memory.writes() if self._memory is not None else ()
+        return Extras(self.messages.added(), self._usage, recording.events(), recording.decisions(), charges, memories)
+
+    def _remembers(self) -> StepMemory:
+        if self._memory is None:
+            claim, means = self._attempt.claim, self._means
+            self._memory = StepMemory(
+                self._attempt, means.remembering, self._recording, self._embedding, called=claim.name
+            )
+        return self._memory
+
+    def _embedding(self, model: str, text: str) -> AbstractContextManager[object]:
+        """A call of an embedder, reserved and charged as ever; it has no output, and one token is the least."""
+        tokens = estimate_tokens(text)
+        return EmbeddingSpend(self._spending, SpendRequest(model, max_tokens=1, input_tokens=tokens))
 
     def _charged(self, charge: Charge, usage: Usage) -> None:
         self._charges.append(charge)
@@ -257,6 +274,11 @@ class _ContextBase:
 
 class Context(_ContextBase):
     """What a step may ask for while it runs. `AsyncContext` is its twin for `async def` steps."""
+
+    @property
+    def memory(self) -> StepMemory:
+        """The tenant's long-term memory: what is written here is committed with the step, or not at all."""
+        return self._remembers()
 
     def call(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """
@@ -355,6 +377,11 @@ class AsyncTransaction:
 
 class AsyncContext(_ContextBase):
     """The context of an `async def` step; `call` is awaited, whatever kind of function it is given."""
+
+    @property
+    def memory(self) -> AsyncStepMemory:
+        """As `Context.memory`, awaited."""
+        return AsyncStepMemory(self._remembers())
 
     async def call(
         self, function: Callable[P, Awaitable[R]] | Callable[P, R], /, *args: P.args, **kwargs: P.kwargs

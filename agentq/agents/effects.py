@@ -151,6 +151,11 @@ def idempotency_key() -> str:
     return key
 
 
+def current_key() -> str | None:
+    """The key of the effect whose function runs now; None outside of one."""
+    return _current_key.get()
+
+
 def performing(key: str) -> contextvars.Token[str | None]:
     """Set the key for the call that follows; `reset` it with `done_performing`."""
     return _current_key.set(key)

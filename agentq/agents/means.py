@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from agentq.agents.asking import Asking
 from agentq.agents.dependencies import Dependencies
+from agentq.agents.memory import Remembering
 from agentq.agents.permissions import Permissions
 from agentq.agents.spending import Budgeting
 from agentq.agents.tracing import Tracing
@@ -30,5 +31,6 @@ class Means:
     budgeting: Budgeting
     permissions: Permissions
     dependencies: Dependencies
+    remembering: Remembering
     patience_s: float = 120.0
     tracing: Tracing = field(default_factory=Tracing)

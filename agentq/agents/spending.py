@@ -323,6 +323,27 @@ class AsyncSpend:
             self._spending.close(self._call, error)
 
 
+class EmbeddingSpend:
+    """A call of an embedder, from whichever thread: what it takes in is what it costs."""
+
+    def __init__(self, spending: Spending, request: SpendRequest) -> None:
+        self._spending = spending
+        self._request = request
+        self._call: ModelCall | None = None
+
+    def __enter__(self) -> None:
+        self._call = self._spending.reserve(self._spending.wanted(self._request), beside_others=True)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._call is None:
+            return
+        if error is None:
+            self._call.used(input_tokens=self._request.input_tokens or 0, output_tokens=0)
+        self._spending.close(self._call, error)
+
+
 def micros_of(usd: Decimal | float | str) -> int:
     """A sum in dollars as micros, rounded up."""
     micros = Decimal(str(usd)) * 1_000_000
@@ -331,4 +352,4 @@ def micros_of(usd: Decimal | float | str) -> int:
     return int(-(-micros // 1))
 
 
-__all__ = ["AsyncSpend", "Budgeting", "ModelCall", "Spend", "SpendRequest", "Spending"]
+__all__ = ["AsyncSpend", "Budgeting", "EmbeddingSpend", "ModelCall", "Spend", "SpendRequest", "Spending"]

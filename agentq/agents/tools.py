@@ -68,6 +68,11 @@ class ToolContext:
         """The most that a result may have when it is stored."""
         return self._context.payload_max_bytes
 
+    @property
+    def memory(self) -> Any:
+        """The tenant's long-term memory: a `StepMemory`, for `async def` tools an `AsyncStepMemory`."""
+        return self._context.memory
+
     def messages(self) -> list[tuple[int, bytes, str]]:
         """The session's messages as they are stored: position, body, writer."""
         return self._context.messages.rows()

@@ -1,0 +1,390 @@
+"""ctx.memory: committed with its step or not at all, read by it at once, written once whatever is repeated."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from agentq import (
+    Agent,
+    AsyncContext,
+    Context,
+    Done,
+    InvalidInput,
+    MemoryConflict,
+    MemoryTooLarge,
+    ModelAgent,
+    Next,
+    ToolContext,
+    Transient,
+    chunks,
+    effect,
+    memory_tools,
+    tool,
+)
+from agentq.agents.registry import Registry
+from agentq.client import Client
+from agentq.errors import ConfigError
+from agentq.testing import LocalFleet
+from tests.agents.test_model import Script, calls
+from tests.store.test_memory import WHO, senses  # noqa: F401
+
+Local = Callable[..., LocalFleet]
+
+
+class Empty(BaseModel):
+    """No state to speak of."""
+
+
+def one_step(registry: Registry, work: Callable[[Context], Any], **how: Any) -> None:
+    """An agent of one step."""
+    agent = Agent("keeper", state=Empty, registry=registry)
+
+    @agent.step(**how)
+    def keep(state: Empty, ctx: Context) -> Done:
+        return Done(work(ctx))
+
+
+def run(client: Client, local: Local, tenant: str, agent: str = "keeper") -> Any:
+    return local().drain(client.start(agent, tenant=tenant, input={})).result
+
+
+def test_a_step_reads_what_it_wrote_and_nobody_else_does(
+    registry: Registry, client: Client, tenant: str, local: Local
+) -> None:
+    """
+    Got, listed and searched at once, in its newest version; outside, only once the step is settled.
+    """
+    client.memory.put(tenant, "shop", "old", "oolong from before")
+    client.memory.put(tenant, "shop", "tea", "first oolong")
+
+    def work(ctx: Context) -> Any:
+        kept = ctx.memory.put("shop", "tea", "second oolong", ttl="1d")
+        assert (kept.version, kept.value, kept.session_id) == (2, "second oolong", ctx._attempt.claim.ref.session_id)
+        assert ctx.memory.put("shop", "tea", "third oolong", if_version=2).version == 3
+        assert ctx.memory.delete("shop", "old") is True
+        assert ctx.memory.delete("shop", "never") is False
+        assert ctx.memory.get("shop", "old") is None
+        assert ctx.memory.get("shop", "tea").value == "third oolong"  # type: ignore[union-attr]
+        assert [memory.value for memory in ctx.memory.list("shop")] == ["third oolong"]
+        assert [memory.value for memory in ctx.memory.search("shop", "oolong")] == ["third oolong"]
+        assert ctx.memory.search((), "first") == []
+        outside = {memory.key: memory.version for memory in client.memory.ls(tenant)}
+        assert outside == {"old": 1, "tea": 1}
+        return "kept"
+
+    one_step(registry, work)
+    assert run(client, local, tenant) == "kept"
+    assert {memory.key: memory.version for memory in client.memory.ls(tenant)} == {"tea": 3}
+    versions = client.memory.versions(tenant, "shop", "tea")
+    assert [(row.value, row.agent, row.written_by) for row in versions][:2] == [
+        ("third oolong", "keeper", "keep"),
+        ("second oolong", "keeper", "keep"),
+    ]
+
+
+def test_an_attempt_that_fails_leaves_no_memory(registry: Registry, client: Client, tenant: str, local: Local) -> None:
+    """
+    I2: three attempts wrote, one was settled; its memory says which it was.
+    """
+
+    def work(ctx: Context) -> Any:
+        ctx.memory.put("shop", "tea", ctx.attempt)
+        assert client.memory.get(tenant, "shop", "tea") is None
+        if ctx.attempt < 3:
+            raise Transient("after the write")
+
+    one_step(registry, work, retries=3)
+    run(client, local, tenant)
+    [only] = client.memory.versions(tenant, "shop", "tea")
+    assert (only.version, only.value, only.attempt) == (1, 3, 3)
+
+
+def test_who_acted_on_an_old_memory_runs_again(registry: Registry, client: Client, tenant: str, local: Local) -> None:
+    """
+    Somebody writes between the step's look and its settlement: nothing of the step is committed, it runs again and
+    sees the other's value.
+    """
+    client.memory.put(tenant, "shop", "count", 10)
+    seen: list[int] = []
+
+    def work(ctx: Context) -> Any:
+        found = ctx.memory.get("shop", "count")
+        assert found is not None
+        seen.append(found.value)
+        ctx.memory.put("shop", "count", found.value + 1, if_version=found.version)
+        if ctx.attempt == 1:
+            client.memory.put(tenant, "shop", "count", 20)
+        return found.value
+
+    one_step(registry, work, retries=2)
+    assert run(client, local, tenant) == 20
+    assert seen == [10, 20]
+    assert client.memory.get(tenant, "shop", "count").value == 21  # type: ignore[union-attr]
+
+
+def test_a_conflict_that_shows_at_once_may_be_caught(
+    registry: Registry, client: Client, tenant: str, local: Local
+) -> None:
+    """
+    It says what is there, so that the step can look and write again.
+    """
+    client.memory.put(tenant, "shop", "tea", 1)
+
+    def work(ctx: Context) -> Any:
+        with pytest.raises(MemoryConflict) as raised:
+            ctx.memory.put("shop", "tea", 2, if_version=0)
+        assert (raised.value.expected, raised.value.found) == (0, 1)
+        ctx.memory.put("shop", "tea", 2, if_version=raised.value.found)
+
+    one_step(registry, work, retries=0)
+    run(client, local, tenant)
+    assert client.memory.get(tenant, "shop", "tea").version == 2  # type: ignore[union-attr]
+
+
+def test_a_replay_does_not_write_twice(registry: Registry, client: Client, tenant: str, local: Local) -> None:
+    """
+    The replayed step, direct or within an effect, writes from the same places: its memories are there already, also
+    when somebody has written newer ones since.
+    """
+    agent = Agent("keeper", state=Empty, registry=registry)
+    ran: list[str] = []
+
+    @agent.step(start=True)
+    def keep(state: Empty, ctx: Context) -> Next:
+        ran.append("keep")
+        ctx.memory.put("shop", "tea", "direct")
+        ctx.memory.delete("shop", "old")
+
+        @effect(idempotent=True)
+        def note() -> None:
+            ctx.memory.put("shop", "note", "within")
+
+        ctx.call(note)
+        return Next(end)
+
+    @agent.step
+    def end(state: Empty, ctx: Context) -> Done:
+        return Done()
+
+    client.memory.put(tenant, "shop", "old", 1)
+    fleet = local()
+    session = client.start("keeper", tenant=tenant, input={})
+    fleet.drain(session)
+    client.memory.put(tenant, "shop", "tea", "newer")
+    client.memory.put(tenant, "shop", "old", "back")
+    session.replay("again", from_step="keep")
+    fleet.drain(session)
+    assert ran == ["keep", "keep"]
+    assert [row.value for row in client.memory.versions(tenant, "shop", "tea")] == ["newer", "direct"]
+    assert [row.value for row in client.memory.versions(tenant, "shop", "note")] == ["within"]
+    assert client.memory.get(tenant, "shop", "old") is not None
+
+
+def test_a_dry_run_writes_nothing(registry: Registry, client: Client, tenant: str, local: Local) -> None:
+    """
+    A fork that only recalls reads what it would have written, and leaves the memory as it is.
+    """
+    one_step(registry, lambda ctx: ctx.memory.put("shop", ctx.session_id, 1) and len(ctx.memory.list("shop")))
+    fleet = local()
+    session = client.start("keeper", tenant=tenant, input={})
+    assert fleet.drain(session).result == 1
+    fork = session.fork("look", from_step="keep", dry_effects=True)
+    assert fleet.drain(fork).result == 2
+    assert len(client.memory.ls(tenant, "shop")) == 1
+
+
+def test_an_effects_memory_is_written_with_the_effect(
+    registry: Registry, client: Client, tenant: str, local: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    The attempt dies after the effect is recorded: the next one recalls it instead of calling it, and the memory is
+    there. It dies before that: it is called again, and writes the same version.
+    """
+    called: list[int] = []
+
+    @effect(idempotent=True)
+    def note(ctx: Context) -> str:
+        called.append(ctx.attempt)
+        ctx.memory.put("shop", "a", "noted")
+        return f"version {ctx.memory.put('shop', 'b', 'noted', if_version=0).version}"
+
+    def work(ctx: Context) -> Any:
+        held = ctx
+        return ctx.call(effect(idempotent=True)(lambda: note(held)))
+
+    died: list[str] = []
+
+    def probe(point: str) -> None:
+        if point in ("effect_called", "effect_stored") and point not in died:
+            died.append(point)
+            raise Transient(point)
+
+    monkeypatch.setattr("agentq.engine.probe", probe)
+    one_step(registry, work, retries=5)
+    assert run(client, local, tenant) == "version 1"
+    assert (died, called) == (["effect_called", "effect_stored"], [1, 2])
+    for key in ("a", "b"):
+        [only] = client.memory.versions(tenant, "shop", key)
+        assert (only.version, only.attempt) == (1, 1)
+
+
+def test_the_twin_for_asyncio(registry: Registry, client: Client, tenant: str, local: Local) -> None:
+    """
+    The same, awaited; writes side by side have their places in the order of the code.
+    """
+    agent = Agent("keeper", state=Empty, registry=registry)
+
+    @agent.step
+    async def keep(state: Empty, ctx: AsyncContext) -> Done:
+        await asyncio.gather(*[ctx.memory.put(("shop", "a"), f"k{n}", n) for n in range(5)])
+        assert (await ctx.memory.get("shop/a", "k3")).value == 3  # type: ignore[union-attr]
+        assert await ctx.memory.delete("shop/a", "k4")
+        assert len(await ctx.memory.list("shop")) == 4
+        assert [m.key for m in await ctx.memory.search("shop", "k2")] == ["k2"]
+        return Done([write.op for write in ctx.memory._memory.writes()])
+
+    places = run(client, local, tenant)
+    assert sorted(place.rpartition(":")[2] for place in places) == ["m1", "m2", "m3", "m4", "m5", "m6"]
+    assert client.memory.namespaces(tenant) == [("shop/a", 4)]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda memory: memory.put("", "k", 1),
+        lambda memory: memory.put("a//b", "k", 1),
+        lambda memory: memory.put(("a/b",), "k", 1),
+        lambda memory: memory.put(("a", 7), "k", 1),
+        lambda memory: memory.put(" a", "k", 1),
+        lambda memory: memory.put("a\nb", "k", 1),
+        lambda memory: memory.put("/".join("abcdefghi"), "k", 1),
+        lambda memory: memory.put("x" * 401, "k", 1),
+        lambda memory: memory.put("a", "", 1),
+        lambda memory: memory.put("a", "k" * 201, 1),
+        lambda memory: memory.put("a", "k\0", 1),
+        lambda memory: memory.put("a", "k", None),
+        lambda memory: memory.put("a", "k", {"b": 1}, index=["c"]),
+        lambda memory: memory.put("a", "k", "text", index=["c"]),
+        lambda memory: memory.put("a", "k", 1, ttl=0),
+        lambda memory: memory.put("a", "k", 1, ttl="1000000d"),
+        lambda memory: memory.put("a", "k", 1, if_version=-1),
+        lambda memory: memory.put("a", "k", 1, if_version=True),
+        lambda memory: memory.search("a", "q", limit=0),
+        lambda memory: memory.list("a", limit=1001),
+    ],
+)
+def test_bad_input_is_refused(
+    registry: Registry, client: Client, tenant: str, local: Local, call: Callable[[Any], Any]
+) -> None:
+    """
+    In words that say what is wrong, and nothing is written.
+    """
+
+    def work(ctx: Context) -> Any:
+        with pytest.raises((InvalidInput, ConfigError)):
+            call(ctx.memory)
+
+    one_step(registry, work, retries=0)
+    run(client, local, tenant)
+    assert client.memory.ls(tenant) == []
+
+
+def test_what_is_too_large_is_refused_with_a_way_out(
+    registry: Registry, client: Client, tenant: str, local: Local
+) -> None:
+    """
+    The error names the setting and `chunks`, whose parts fit and lose nothing.
+    """
+    text = "\n\n".join(f"Paragraph {n}. " + "word " * 100 for n in range(200))
+
+    def work(ctx: Context) -> Any:
+        with pytest.raises(MemoryTooLarge, match=r"AGENTQ_MEMORY_MAX_BYTES.*chunks"):
+            ctx.memory.put("docs", "all", text)
+        parts = chunks(text, 2000)
+        assert all(len(part) <= 2000 for part in parts)
+        assert "".join(parts).replace(" ", "").replace("\n", "") == text.replace(" ", "").replace("\n", "")
+        for number, part in enumerate(parts[:100]):
+            ctx.memory.put("docs", f"part-{number}", part)
+        for number in range(100 - min(len(parts), 100)):
+            ctx.memory.put("docs", f"more-{number}", "x")
+        with pytest.raises(InvalidInput, match="at most"):
+            ctx.memory.put("docs", "one more", "x")
+        return len(parts)
+
+    one_step(registry, work, retries=0)
+    assert run(client, local, tenant) > 40
+
+
+# ── tools for models ─────────────────────────────────────────────────────────
+
+
+class Visit(BaseModel):
+    """Who writes, and what."""
+
+    customer: str
+    prompt: str
+
+
+def test_a_model_remembers_and_another_session_recalls(
+    registry: Registry, client: Client, tenant: str, local: Local
+) -> None:
+    """
+    Under the customer that the code knows; a later fact of the same topic replaces the one before; another customer
+    has none of it.
+    """
+    script = Script(
+        calls(("remember", {"topic": "Favourite Tea!", "fact": "Ada drinks oolong, never black tea."})),
+        calls(("remember", {"topic": "favourite tea", "fact": "Ada drinks rooibos now."})),
+        "noted",
+        calls(("recall", {"question": "which tea does she drink"})),
+        "rooibos",
+        calls(("recall", {"question": "which tea does she drink"})),
+        "who knows",
+    )
+    tools = memory_tools(lambda ctx: ("customers", ctx.input.customer))
+    ModelAgent("desk", model=script.model, input=Visit, tools=tools, registry=registry)
+    fleet = local()
+
+    def visit(customer: str) -> Any:
+        return fleet.drain(client.start("desk", tenant=tenant, input={"customer": customer, "prompt": "hello"})).result
+
+    assert visit("ada") == "noted"
+    assert [part.content for part in script.told] == [
+        "Remembered.",
+        "Remembered, in place of what was known of this topic.",
+    ]
+    assert visit("ada") == "rooibos"
+    told = script.told[0].content
+    assert [fact["fact"] for fact in told["facts"]] == ["Ada drinks rooibos now."]
+    assert "not instructions" in told["note"]
+    assert visit("bob") == "who knows"
+    assert "facts" not in script.told[0].content
+    [memory] = client.memory.ls(tenant)
+    assert (memory.namespace, memory.key, memory.version) == ("customers/ada", "favourite-tea", 2)
+    assert (memory.agent, memory.written_by) == ("desk", "tool-remember")
+
+
+def test_a_tool_may_keep_what_it_likes(registry: Registry, client: Client, tenant: str, local: Local) -> None:
+    """
+    `ctx.memory` of a tool is the tenant's; for an `async def` tool it is awaited.
+    """
+
+    @tool(idempotent=True)
+    async def note(ctx: ToolContext, text: str) -> int:
+        """Note."""
+        return (await ctx.memory.put("notes", "latest", text)).version
+
+    @tool(idempotent=True)
+    def count(ctx: ToolContext) -> int:
+        """Count."""
+        return len(ctx.memory.list("notes"))
+
+    script = Script(calls(("note", {"text": "one"})), calls(("count", {})), "done")
+    ModelAgent("desk", model=script.model, tools=[note, count], registry=registry)
+    local().drain(client.start("desk", tenant=tenant, input={"prompt": "go"}))
+    assert [part.content for part in script.told] == [1, 1]
