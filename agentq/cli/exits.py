@@ -14,7 +14,9 @@ from agentq.errors import (
     BrokerUnavailable,
     ConfigError,
     InvalidInput,
+    MemoryConflict,
     NoSuchEffect,
+    NoSuchMemory,
     SchemaMismatch,
     StoreUnavailable,
     UnknownAgent,
@@ -31,7 +33,7 @@ Exit codes:
     1  what was asked for failed, or a check did not hold
     2  wrong usage, refused input or wrong settings; nothing was changed
     3  Postgres or the broker is not there
-    4  no such session, approval, effect, tenant or agent
+    4  no such session, approval, effect, memory, tenant or agent
   130  interrupted
 """
 
@@ -42,7 +44,9 @@ _CODES: tuple[tuple[type[AgentqError], int], ...] = (
     (UnknownAgent, NOT_FOUND),
     (UnknownApproval, NOT_FOUND),
     (NoSuchEffect, NOT_FOUND),
+    (NoSuchMemory, NOT_FOUND),
     (InvalidInput, REFUSED),
+    (MemoryConflict, REFUSED),
     (SchemaMismatch, UNAVAILABLE),
     (ConfigError, REFUSED),
     (StoreUnavailable, UNAVAILABLE),

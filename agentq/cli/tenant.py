@@ -84,6 +84,11 @@ def ls(as_json: bool) -> None:
 @click.option("--agent", "agents", multiple=True, metavar="NAME|all", help="May start these agents, and no other.")
 @click.option("--tool", "tools", multiple=True, metavar="NAME|all", help="May perform these effects, and no other.")
 @click.option("--retention-days", type=click.IntRange(0, 36_500), help="Remove ended sessions after; 0: never.")
+@click.option(
+    "--memory-days",
+    type=click.IntRange(-1, 36_500),
+    help="Remove memories so long after they were written; 0: never, -1: as sessions.",
+)
 @click.option("--reason", required=True, help="Why; kept with your name.")
 @_dry_run
 @json_option
@@ -97,6 +102,7 @@ def set_(
     agents: tuple[str, ...],
     tools: tuple[str, ...],
     retention_days: int | None,
+    memory_days: int | None,
     reason: str,
     dry_run: bool,
     as_json: bool,
@@ -106,10 +112,12 @@ def set_(
     if preapprove:
         wanted["preapproved"] = sorted({name for name in preapprove if name.strip()})
     wanted |= {"agents": _named(agents), "tools": _named(tools), "retention_days": retention_days}
+    wanted |= {"memory_days": memory_days}
     wanted = {field: value for field, value in wanted.items() if value is not None}
     if not wanted:
         raise click.UsageError(
-            "nothing to change: give --concurrency, --weight, --state, --preapprove, --agent, --tool, --retention-days"
+            "nothing to change: give --concurrency, --weight, --state, --preapprove, --agent, --tool, "
+            "--retention-days, --memory-days"
         )
     if weight is not None and not 0 < weight <= 1000:
         raise click.BadParameter("a number above 0, at most 1000", param_hint="--weight")
@@ -120,6 +128,7 @@ def set_(
         if before is None:
             raise UnknownTenant(name)
         after = {field: value or None if field in _NONE_IS_ALL else value for field, value in wanted.items()}
+        after |= {"memory_days": None} if memory_days == -1 else {}
         change = {field: [getattr(before, field), value] for field, value in after.items()}
         change = {field: pair for field, pair in change.items() if pair[0] != pair[1]}
         if change and not dry_run:
@@ -140,7 +149,7 @@ def set_(
 @_dry_run
 @json_option
 def erase(*, name: str, reason: str, yes: bool, dry_run: bool, as_json: bool) -> None:
-    """Remove every session of a paused tenant and all they left, for good. Its charges are kept."""
+    """Remove every session of a paused tenant, all they left, and its memories, for good. Its charges are kept."""
     if not reason.strip():
         raise click.UsageError("--reason must say something")
     yes = yes and not dry_run
@@ -152,10 +161,11 @@ def erase(*, name: str, reason: str, yes: bool, dry_run: bool, as_json: bool) ->
     if as_json:
         print_json({"tenant": name, "dry_run": not yes} | found)
     elif not yes:
-        click.echo(f"every session of tenant {name} would be removed; say so with --yes")
+        click.echo(f"every session and memory of tenant {name} would be removed; say so with --yes")
     else:
-        left = ", ".join(f"{count} {table}" for table, count in found.items() if table != "removed")
-        click.echo(f"{found['removed']} sessions of tenant {name} are removed; left: {left}")
+        left = ", ".join(f"{count} {table}" for table, count in found.items() if "removed" not in table)
+        gone = f"{found['removed']} sessions and {found['memories_removed']} memories"
+        click.echo(f"{gone} of tenant {name} are removed; left: {left}")
 
 
 def _named(names: tuple[str, ...]) -> list[str] | None:

@@ -13,6 +13,7 @@ from agentq.client.approvals import AsyncApprovals
 from agentq.client.dead_letters import AsyncDeadLetters
 from agentq.client.inspection import Inspection
 from agentq.client.joining import async_driver_connection
+from agentq.client.memory import AsyncClientMemory
 from agentq.client.sync import Client, Input, Session
 from agentq.client.views import Event, Feed, SessionView, async_polls
 from agentq.errors import StoreUnavailable, WaitTimeout
@@ -97,6 +98,7 @@ class AsyncClient:
         self.effects = self._client.effects
         self.dependencies = self._client.dependencies
         self.approvals = AsyncApprovals(self._client.approvals)
+        self.memory = AsyncClientMemory(self._client.memory)
         self.dead_letters = AsyncDeadLetters(self._client.dead_letters, asyncio.to_thread)
 
     @classmethod

@@ -20,6 +20,7 @@ from agentq.client.dead_letters import DeadLetters
 from agentq.client.effects import ClientDependencies, ClientEffects
 from agentq.client.inspection import Inspection
 from agentq.client.joining import driver_connection
+from agentq.client.memory import ClientMemory
 from agentq.client.rates import ClientRates
 from agentq.client.recovery import Recoveries
 from agentq.client.tenants import Tenants, operator_name
@@ -157,6 +158,7 @@ class Client:
         self.dependencies = ClientDependencies(self._store, rules_of(settings).as_json())
         self.dead_letters = DeadLetters(self._store, self.operators, self.registry)
         self.rates = ClientRates(StoredRates(self._store), self.operators)
+        self.memory = ClientMemory(self._store, self.operators, settings)
         self.budgets = ClientBudgets(Budgets(self._store), self.operators)
 
     @classmethod

@@ -39,12 +39,14 @@ class Tenants:
         agents: Sequence[str] | None = None,
         tools: Sequence[str] | None = None,
         retention_days: int | None = None,
+        memory_days: int | None = None,
         reason: str,
     ) -> None:
         """
         Change what is given: `state` is active, paused or draining; `preapprove` names the irreversible
         effects that need nobody's leave, all of them. `agents` and `tools` are those that it may use, an
-        empty list for every one; ended sessions are removed after `retention_days`, 0 for never.
+        empty list for every one; ended sessions are removed after `retention_days`, 0 for never, and memories
+        `memory_days` after they were written: 0 for never, -1 (as it begins) for as long as sessions.
 
         Raises:
             UnknownTenant, InvalidInput: there is none, or a value is out of range.
@@ -52,6 +54,8 @@ class Tenants:
         _check_limits(concurrency, weight)
         if retention_days is not None and not 0 <= retention_days <= 36_500:
             raise InvalidInput("retention_days is a whole number of days, or 0 for ever")
+        if memory_days is not None and not -1 <= memory_days <= 36_500:
+            raise InvalidInput("memory_days is a whole number of days, 0 for ever, or -1 for as long as sessions")
         if state not in (None, "active", "paused", "draining"):
             raise InvalidInput(f"a tenant is active, paused or draining, not {state!r}")
         self._operators.change_tenant(
@@ -63,13 +67,14 @@ class Tenants:
             agents=_agents(agents),
             tools=sorted({name.strip() for name in tools if name.strip()}) if tools is not None else None,
             retention_days=retention_days,
+            memory_days=memory_days,
             operator=operator_name(),
             reason=reason,
         )
 
     def erase(self, name: str, *, reason: str) -> dict[str, int]:
         """
-        Remove all sessions of a paused tenant and what they left; what is left, by table, as proof.
+        Remove all sessions of a paused tenant, what they left, and its memories; what is left, by table, as proof.
 
         Kept: its record, its budgets, and what it was charged.
 
