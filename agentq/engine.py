@@ -369,7 +369,7 @@ class Engine:
             self.watch.claimed(claim)
         probe("claimed")
         with self.in_flight.running(claim) as attempt:
-            outcome = self.act(attempt)  # returns, never raises
+            outcome = self.act(attempt) if claim.unreadable is None else _unreadable(claim)  # returns, never raises
             attempt.answered = True
             probe("ran")
             verdict, settled = self._end(attempt, outcome)
@@ -556,6 +556,11 @@ class Engine:
             self.send(self.ledger.admit(tenant, self.admit_max))
         except _AWAY as error:
             log.debug("admission is left to the relay: %s", error)
+
+
+def _unreadable(claim: Granted) -> Outcome:
+    """A payload that no attempt will ever be able to read: its step is dead at once, and nothing was run."""
+    return Broke(Failure("permanent", "PayloadUnreadable", claim.unreadable or "", final=True))
 
 
 def _checkpoint(

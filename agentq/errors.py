@@ -21,6 +21,7 @@ Errors: split by what the one who catches them must do.
     │  ├─ NoSuchMemory         no memory of that key
     │  └─ NotAnApprover        this person may not decide it, or is not known to be who they say
     ├─ StoreUnavailable        Postgres did not answer: nothing is known, try again
+    │  └─ KeyUnavailable       the key provider did not answer: nothing was read or written
     ├─ BrokerUnavailable       the broker did not answer: only time is lost
     ├─ StepFailed              this attempt ended badly
     │  ├─ Transient            try again later
@@ -29,7 +30,8 @@ Errors: split by what the one who catches them must do.
     │  │  └─ RepairsExhausted  it stayed wrong, however often it was fed back
     │  ├─ Permanent            no retry will help
     │  │  ├─ BudgetExceeded     what the call may cost is more than is left
-    │  │  └─ UnknownPrice       nobody knows what the model costs
+    │  │  ├─ UnknownPrice       nobody knows what the model costs
+    │  │  └─ PayloadUnreadable  a payload was altered or moved, or its key is gone
     │  ├─ UnknownEffect        it may have happened: reconcile first
     │  ├─ SandboxFailed        what ran in a sandbox raised, or was ended for what it used
     │  └─ ApprovalRefused      a person did not allow the call; nothing was done
@@ -256,6 +258,14 @@ class StoreUnavailable(AgentqError):
     """Postgres did not answer; whether the last statement took effect is unknown."""
 
 
+class KeyUnavailable(StoreUnavailable):
+    """A data key could not be unwrapped or made; what needs it waits, as for an absent Postgres."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+
 class BrokerUnavailable(AgentqError):
     """The broker did not answer; what was committed is published later by the relay."""
 
@@ -309,6 +319,18 @@ class RepairsExhausted(Semantic):
 
 class Permanent(StepFailed):
     """No retry will help: the step is dead at once and the caller is told."""
+
+
+class PayloadUnreadable(Permanent):
+    """An encrypted payload does not open: altered, moved from elsewhere, its key destroyed, or no provider."""
+
+    def __init__(self, tenant: str, what: str, why: str) -> None:
+        super().__init__(tenant, what, why)
+        self.tenant, self.what, self.why = tenant, what, why
+
+    def __str__(self) -> str:
+        whose = f" of tenant {self.tenant!r}" if self.tenant else ""
+        return f"{self.what}{whose} cannot be decrypted: {self.why}"
 
 
 class BudgetExceeded(Permanent):

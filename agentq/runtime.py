@@ -52,6 +52,7 @@ from agentq.store.ledger import Ledger
 from agentq.store.memory import Memories
 from agentq.store.operators import Operators
 from agentq.store.pool import Store
+from agentq.store.providers import provider_of
 from agentq.store.redrives import Redrives
 from agentq.store.traces import WEEKS_AHEAD, Traces
 from agentq.store.workers import Workers
@@ -82,7 +83,9 @@ class Runtime:
         self.settings = settings
         self.registry = registry
         sandbox.configure(settings.sandbox, settings.sandbox_image)
-        self.store = Store(settings.database_url, size=settings.database_pool, name=f"agentq {os.getpid()}")
+        self.store = Store(
+            settings.database_url, size=settings.database_pool, name=f"agentq {os.getpid()}", keys=provider_of(settings)
+        )
         self.ledger = Ledger(self.store, traced=settings.trace)
         self.workers = Workers(self.store)
         self.approvals = Approvals(self.store)
@@ -120,8 +123,14 @@ class Runtime:
         return verdict
 
     def begin(self, *, group: str, steps: bool, relay: bool, slots: int = 0) -> None:
-        """Register this process and start its heart, and its relay when it has a consumer."""
+        """
+        Register this process and start its heart, and its relay when it has a consumer.
+
+        Raises:
+            ConfigError: payloads are encrypted here, and this process could not read them.
+        """
         settings = self.settings
+        self.store.vault.require_provider()
         serves = self.registry.serves()
         self.heart = Heart(
             self.store,

@@ -34,6 +34,7 @@ SECRET_KEYS = frozenset(
         "notify_webhook_url",
         "notify_webhook_secret",
         "notify_smtp_url",
+        "encryption_keys",
     }
 )
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
@@ -160,6 +161,11 @@ class Settings(BaseModel):
         "auto", description="where foreign code runs; auto: bubblewrap, else Landlock, else it is refused"
     )
     sandbox_image: str = Field("python:3.12-slim", description="image of the docker sandbox; it needs python3")
+    encryption_key_file: str = Field(
+        "", description="payloads are encrypted in Postgres; keys that wrap the tenants' keys, one a line, mode 0600"
+    )
+    encryption_keys: str = Field("", description="the same from the environment, separated by commas")
+    encryption_provider: str = Field("", description="the same from a KMS: module:function that returns a KeyProvider")
     flower_port: int = Field(5555, ge=0, le=65535, description="0: any free port")
     flower_address: str = Field("127.0.0.1", description="the address Flower binds")
     flower_operators: tuple[str, ...] = Field(
@@ -197,6 +203,8 @@ class Settings(BaseModel):
             raise ValueError("want dependency_pause_s <= dependency_pause_max_s")
         if not self.backoff_base_s <= self.backoff_max_s:
             raise ValueError("want backoff_base_s <= backoff_max_s")
+        if sum(map(bool, (self.encryption_key_file, self.encryption_keys, self.encryption_provider))) > 1:
+            raise ValueError("want one of encryption_key_file, encryption_keys and encryption_provider")
         if self.notify_webhook_url and not self.notify_webhook_secret:
             raise ValueError("want notify_webhook_secret beside notify_webhook_url, or anybody could forge a notice")
         if self.notify_smtp_url and not self.notify_email_from:

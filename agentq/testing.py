@@ -43,6 +43,7 @@ from agentq.store.ledger import Ledger
 from agentq.store.memory import Memories
 from agentq.store.operators import Operators
 from agentq.store.pool import Store
+from agentq.store.providers import provider_of
 from agentq.store.queries import load
 from agentq.verdicts import Carried, Failure, Verdict, Wake
 
@@ -96,7 +97,7 @@ class LocalFleet:
     def __init__(self, client: Client, *, judge: Judge | None = None) -> None:
         settings = client.settings
         self.client = client
-        self.store = Store(settings.database_url, size=6, name="agentq local fleet")
+        self.store = Store(settings.database_url, size=6, name="agentq local fleet", keys=provider_of(settings))
         self.ledger = Ledger(self.store, traced=settings.trace)
         self.approvals = Approvals(self.store)
         self.clock = Clock(self.store, client._store)

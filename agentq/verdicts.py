@@ -138,6 +138,7 @@ class Granted:
     refusals: int = 0
     repair: dict[str, Any] | None = None  # the failure that this attempt is to repair
     state_version: int | None = None  # the agent's version that wrote the state
+    unreadable: str | None = None  # why what it holds cannot be decrypted
 
 
 Refusal = Literal[

@@ -222,6 +222,7 @@ def _clean(servers: Servers) -> None:
         for table in reversed([TENANT_TABLES[0], TENANT_TABLES[1], *TENANT_TABLES[2:]]):
             connection.execute(f"delete from {table.fullname} where tenant like %s", (f"{TENANTS}%",))
         connection.execute("delete from agentq.tenant where name like %s", (f"{TENANTS}%",))
+        connection.execute("delete from agentq.api_token where tenants[1] like %s", (f"{TENANTS}%",))
         connection.execute("delete from agentq.redrive_policy where name like %s", (f"{TENANTS}%",))
         for table in ("operator_action", "refused_submission"):
             connection.execute(f"delete from agentq.{table} where tenant like %s", (f"{TENANTS}%",))

@@ -130,7 +130,7 @@ class AsyncClient:
 
     async def _start_on(self, connection: Any, agent: str, *, tenant: str, input: Input, **more: Any) -> AsyncSession:
         new = self._client._door.check(agent, tenant=tenant, input=input, **more)
-        row = await start_on_async(connection, new, self._client._door.create_with)
+        row = await start_on_async(connection, new, self._client._door.create_with, self._client.sessions.sealed)
         return AsyncSession(Session(self._client, tenant, row[0], created=row[1]))
 
     async def start_many(

@@ -34,6 +34,7 @@ from agentq.store.budgets import Budgets
 from agentq.store.ledger import Ledger
 from agentq.store.operators import Operators
 from agentq.store.pool import Store
+from agentq.store.providers import provider_of
 from agentq.store.rates import StoredRates
 from agentq.store.recovery import Recovery
 from agentq.store.sessions import NewSession, OnConflict, SessionListing, Sessions, StepRow
@@ -145,7 +146,12 @@ class Client:
         settings.require_servers()
         self.settings = settings
         self.registry = load_agents(settings.agents) if registry is None else registry
-        self._store = Store(settings.database_url, size=max(4, settings.database_pool // 2), name="agentq client")
+        self._store = Store(
+            settings.database_url,
+            size=max(4, settings.database_pool // 2),
+            name="agentq client",
+            keys=provider_of(settings),
+        )
         self._door = Door(settings, self.registry)
         self._publisher = Publisher(lambda: connect(settings))
         self.ledger = Ledger(self._store)

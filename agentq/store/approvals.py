@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Literal, cast
 
 from agentq.errors import InvalidInput
 from agentq.step import StepRef
+from agentq.store import sealing
 from agentq.store.operators import record
 from agentq.store.pool import ALL_TENANTS, Row, Store, run
 from agentq.store.queries import load
+from agentq.store.vault import SQL as KEYS
+from agentq.store.vault import Place
 from agentq.verdicts import Granted
 
 SQL = load("approvals")
@@ -142,6 +145,11 @@ class Approvals:
         self, claim: Granted, key: str, *, name: str, args: bytes, args_hash: bytes, question: str, auto: bool
     ) -> Permit:
         """Whether this attempt may perform an irreversible effect; what policy grants is written down here."""
+        vault, tenant = self.store.vault, claim.ref.tenant
+
+        def place(column: str) -> Place:
+            return sealing.asked(claim.ref.session_id, name, key, args_hash, column)
+
         [row] = self.store.query(
             SQL["permit_effect"],
             {
@@ -153,18 +161,31 @@ class Approvals:
                 "key": key,
                 "hash": args_hash,
                 "name": name,
-                "args": args,
-                "question": question,
+                "args": vault.seal(tenant, place("args"), args),
+                "question": vault.seal_text(tenant, place("question"), question),
                 "auto": auto,
             },
         )
-        return Permit(*row)
+        *facts, session = row
+        permit = Permit(*facts)
+        # What is recorded may have been granted in another session that shares the key.
+        edited = sealing.asked(session or claim.ref.session_id, name, key, args_hash, "edited")
+        return replace(permit, edited=vault.open(tenant, edited, permit.edited))
 
     def answer(self, ref: StepRef) -> AnswerRow | None:
         """What people said to the question that this step follows; None when it follows none."""
         parameters = {"tenant": ref.tenant, "session": ref.session_id, "step": ref.step_id}
         rows = self.store.query_as(ref.tenant, SQL["answer"], parameters)
-        return AnswerRow(*rows[0]) if rows else None
+        if not rows:
+            return None
+        *facts, name, key, args_hash = rows[0]
+        row, vault = AnswerRow(*facts), self.store.vault
+
+        def place(column: str) -> Place:
+            return sealing.asked(ref.session_id, name, key, args_hash, column)
+
+        args = vault.open(ref.tenant, place("args"), row.args)
+        return replace(row, args=args, edited=vault.open(ref.tenant, place("edited"), row.edited))
 
     def is_answer(self, tenant: str, approval_id: uuid.UUID) -> bool:
         """Whether an approval was a step's question; else it was about a call."""
@@ -191,6 +212,7 @@ class Approvals:
         `groups` are the approver's; None: no groups are configured, so everybody may. Of two at once
         one decides, and the other is told who did.
         """
+        sealed, args = self._edits(tenant, approval_id, edited, diff)
         parameters = {
             "tenant": tenant,
             "approval": approval_id,
@@ -199,9 +221,10 @@ class Approvals:
             "via": via,
             "groups": groups,
             "comment": reason,
-            "edited": edited,
+            "edited": sealed[0],
             "edited_hash": edited_hash,
-            "diff": diff,
+            "diff": sealed[1],
+            "args": args,
         }
         with self.store.transaction(tenant) as connection:
             [row] = run(connection, SQL["decide"], parameters)
@@ -218,10 +241,42 @@ class Approvals:
                 )
             return decision
 
+    def _edits(
+        self, tenant: str, approval_id: uuid.UUID, edited: bytes | None, diff: bytes | None
+    ) -> tuple[tuple[bytes | None, bytes | None], bytes | None]:
+        """Edits and their difference as the approval keeps them, and as the step that waits gets them."""
+        vault, row = self.store.vault, self.get(tenant, approval_id) if edited is not None else None
+        if row is None or not vault.on:
+            return (edited, diff), edited
+
+        def sealed(column: str, data: bytes | None) -> bytes | None:
+            place = sealing.asked(row.session_id, row.name, row.effect_key, row.args_hash, column)
+            return vault.seal(tenant, place, data)
+
+        args = None
+        parameters = {"tenant": tenant, "approval": approval_id}
+        for session, path in self.store.query_as(tenant, KEYS["waiting_place"], parameters):
+            args = vault.seal(tenant, sealing.args_at(session, path), edited)
+        return (sealed("edited", edited), sealed("diff", diff)), args
+
     def get(self, tenant: str, approval_id: uuid.UUID) -> ApprovalRow | None:
         """The approval as it stands; None when the tenant has none of that id."""
         rows = self.store.query_as(tenant, SQL["get"], {"tenant": tenant, "approval": approval_id})
-        return ApprovalRow(*_tupled(rows[0], 8)) if rows else None
+        if not rows:
+            return None
+        row, vault = ApprovalRow(*_tupled(rows[0], 8)), self.store.vault
+
+        def place(column: str) -> Place:
+            return sealing.asked(row.session_id, row.name, row.effect_key, row.args_hash, column)
+
+        return replace(
+            row,
+            question=vault.open_text(tenant, place("question"), row.question),
+            args=vault.open(tenant, place("args"), row.args),
+            details=vault.open(tenant, place("details"), row.details),
+            edited=vault.open(tenant, place("edited"), row.edited),
+            diff=vault.open(tenant, place("diff"), row.diff),
+        )
 
     def listing(
         self,
@@ -235,7 +290,13 @@ class Approvals:
         """Approvals that match: the open ones by their deadline, then the decided ones, the latest first."""
         parameters = {"tenant": tenant, "state": state, "session": session_id, "group": group, "limit": limit}
         rows = self.store.query_as(tenant or ALL_TENANTS, SQL["list"], parameters)
-        return [ApprovalListing(*_tupled(row, 8)) for row in rows]
+        return [self._listed(row) for row in rows]
+
+    def _listed(self, row: Row) -> ApprovalListing:
+        *facts, key, args_hash = _tupled(row, 8)
+        listed = ApprovalListing(*facts)
+        place = sealing.asked(listed.session_id, listed.name, key, args_hash, "question")
+        return replace(listed, question=self.store.vault.open_text(listed.tenant, place, listed.question))
 
     def find(self, prefix: str, tenant: str | None = None) -> list[tuple[str, uuid.UUID]]:
         """Up to three approvals whose id begins so, of one tenant or of all."""
@@ -257,7 +318,17 @@ class Approvals:
     def take_notices(self, limit: int, *, lease_s: float) -> list[DueNotice]:
         """Notices to send now; one that is not settled within the lease is taken again."""
         rows = self.store.query(SQL["take_notices"], {"max": limit, "lease_s": lease_s})
-        return [DueNotice(*_tupled(row, 11)) for row in rows]
+        return [self._due(row) for row in rows]
+
+    def _due(self, row: Row) -> DueNotice:
+        *facts, key, args_hash = _tupled(row, 11)
+        due, vault = DueNotice(*facts), self.store.vault
+
+        def place(column: str) -> Place:
+            return sealing.asked(due.session_id, due.name, key, args_hash, column)
+
+        question = vault.open_text(due.tenant, place("question"), due.question)
+        return replace(due, question=question, details=vault.show(due.tenant, place("details"), due.details))
 
     def settle_notice(
         self,

@@ -7,18 +7,20 @@ import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal, get_args
 
 from psycopg.rows import tuple_row
 from psycopg.types.json import Jsonb
 
-from agentq.errors import InvalidInput
-from agentq.payload import fold, storable
+from agentq.errors import InvalidInput, PayloadUnreadable
+from agentq.payload import encode, fold, storable
 from agentq.step import valid_name
+from agentq.store import sealing
 from agentq.store.pool import ALL_TENANTS, Row, Store, run
 from agentq.store.queries import load
+from agentq.store.vault import FLEET, Place
 from agentq.verdicts import FailureKind
 
 SQL = load("dead_letters")
@@ -252,7 +254,7 @@ class DeadLetterStore:
 
     def ls(self, selection: Selection, limit: int = 50) -> list[Letter]:
         """The newest that match."""
-        return [_letter(row) for row in self._read("ls", selection, limit=limit)]
+        return [self._letter(row) for row in self._read("ls", selection, limit=limit)]
 
     def count(self, selection: Selection) -> int:
         return int(self._read("count", selection)[0][0])
@@ -285,7 +287,8 @@ class DeadLetterStore:
     def open_effects(self, letter: Letter) -> list[Row]:
         """Effects of its session that are pending or unknown: key, name, state, calls, when, failure."""
         parameters = {"tenant": letter.tenant, "session": letter.session_id}
-        return self.store.query_as(letter.tenant, SQL["effects"], parameters)
+        rows = self.store.query_as(letter.tenant, SQL["effects"], parameters)
+        return [(*row[:6], self.store.vault.open_failure(letter.tenant, row[6])) for row in rows]
 
     def state_before(self, letter: Letter, step: str | None = None) -> tuple[bytes, int]:
         """
@@ -298,7 +301,8 @@ class DeadLetterStore:
         rows = self.store.query_as(letter.tenant, SQL["state_of"], parameters)
         if not rows:
             raise InvalidInput(f"the session of letter {letter.letter_id} ran no step {step!r} before it died")
-        return fold(tuple(rows[0][0])), rows[0][1]
+        states, version, at = rows[0]
+        return fold(sealing.open_states(self.store.vault, letter.tenant, letter.session_id, states, at=at)), version
 
     def get(self, tenant: str, letter_id: uuid.UUID) -> Letter:
         """
@@ -338,7 +342,22 @@ class DeadLetterStore:
             cursor.itersize = batch
             cursor.execute(SQL["export"].encode(), parameters)
             for row in cursor:
-                yield _letter(row[:-1]), fold(tuple(row[-1])) if row[-1] is not None else None
+                letter, states = self._letter(row[:-1]), row[-1]
+                yield letter, self._folded(letter, states) if states is not None else None
+
+    def _letter(self, row: Row) -> Letter:
+        letter, opened = Letter(*row), self.store.vault.open_failure
+        attempts = [opened(letter.tenant, attempt) for attempt in letter.attempts]
+        return replace(letter, failure=opened(letter.tenant, letter.failure), attempts=attempts)
+
+    def _folded(self, letter: Letter, states: list[bytes]) -> bytes:
+        """The state in plain; one that does not open is said to be so, and does not end an export."""
+        try:
+            return fold(
+                sealing.open_states(self.store.vault, letter.tenant, letter.session_id, states, at=letter.state_from)
+            )
+        except PayloadUnreadable as error:
+            return encode(f"[encrypted: {error.why}]")
 
     # ── changing ─────────────────────────────────────────────────────────────
 
@@ -392,20 +411,24 @@ class DeadLetterStore:
         size: int | None = None,
     ) -> int:
         """Keep a message that was not understood, cut at a limit; its number. `digest`, `size`: of the whole."""
+        digest = digest or digest_of(body)
+        stored = self.store.vault.seal(tenant or FLEET, _poison(digest), body[:POISON_BODY_MAX_BYTES])
         parameters = {
             "tenant": tenant or "",
             "queue": storable(queue)[:200],
             "reason": storable(reason)[:1000],
-            "digest": digest or digest_of(body),
-            "body": body[:POISON_BODY_MAX_BYTES],
-            "size": len(body) if size is None else size,
+            "digest": digest,
+            "body": stored,
+            "size": max(len(body) if size is None else size, len(stored)),
         }
         return int(self.store.query(SQL["keep_poison"], parameters)[0][0])
 
     def poison(self, *, tenant: str | None = None, limit: int = 50) -> list[Poison]:
         """The newest of them."""
         parameters = {"tenant": tenant, "limit": limit}
-        return [Poison(*row) for row in self.store.query_as(tenant or ALL_TENANTS, SQL["poison"], parameters)]
+        rows = self.store.query_as(tenant or ALL_TENANTS, SQL["poison"], parameters)
+        show = self.store.vault.show
+        return [Poison(*(*row[:8], show(row[1] or FLEET, _poison(row[9]), row[8]))) for row in rows]
 
     def _read(self, name: str, selection: Selection, **more: Any) -> list[Row]:
         parameters = {"selection": Jsonb(selection.as_json())} | more
@@ -413,13 +436,13 @@ class DeadLetterStore:
             return run(connection, SQL[name], parameters)
 
 
+def _poison(digest: bytes) -> Place:
+    return ("poison_message.body", digest)
+
+
 def digest_of(body: bytes) -> bytes:
     """By which the same message is known again."""
     return hashlib.blake2b(body, digest_size=16).digest()
-
-
-def _letter(row: Row) -> Letter:
-    return Letter(*row)
 
 
 def _group(row: Row) -> LetterGroup:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from agentq.step import StepRef
+from agentq.store import sealing
 from agentq.store.ledger import failure_json
 from agentq.store.pool import Store
 from agentq.store.queries import load
@@ -47,7 +48,9 @@ class Effects:
             | {"token": claim.token, "name": name, "hash": args_hash, "durable": durable}
             | {"dry": claim.dry_effects},
         )
-        return EffectClaim(cast(EffectState, row[0]), row[1], row[2])
+        vault, tenant = self.store.vault, claim.ref.tenant
+        result = vault.open(tenant, sealing.effect_result(key), row[1])
+        return EffectClaim(cast(EffectState, row[0]), result, vault.open_failure(tenant, row[2]))
 
     def take_over(self, claim: Granted, key: str, *, calling: bool) -> bool:
         """Own an effect that a dead attempt left pending. False: the fence is lost, or another step was quicker."""
@@ -68,14 +71,19 @@ class Effects:
         failure: Failure | None = None,
     ) -> bool:
         """Store the call's end. False: another attempt owns the effect by now."""
-        parameters = _fenced(claim, key) | {"state": state, "result": result, "failure": failure_json(failure)}
+        vault, tenant = self.store.vault, claim.ref.tenant
+        parameters = _fenced(claim, key) | {
+            "state": state,
+            "result": vault.seal(tenant, sealing.effect_result(key), result),
+            "failure": failure_json(vault, tenant, failure),
+        }
         return bool(self.store.query(SQL["settle_effect"], parameters)[0][0])
 
     def result(self, ref: StepRef, key: str) -> bytes | None:
         """What an effect of this session came to; None: it is another's, or has no result."""
         parameters = {"tenant": ref.tenant, "session": ref.session_id, "key": key}
         rows = self.store.query_as(ref.tenant, SQL["effect_result"], parameters)
-        return rows[0][0] if rows else None
+        return self.store.vault.open(ref.tenant, sealing.effect_result(key), rows[0][0]) if rows else None
 
 
 def _fenced(claim: Granted, key: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from psycopg.types.json import Jsonb
@@ -13,10 +13,11 @@ from psycopg.types.json import Jsonb
 from agentq.errors import FenceLost
 from agentq.payload import storable
 from agentq.step import StepRef
-from agentq.store import traces
+from agentq.store import sealing, traces
 from agentq.store.memory import memory_conflicts
 from agentq.store.pool import ALL_TENANTS, Connection, Row, Store, driver_errors, run, schema_errors
 from agentq.store.queries import load
+from agentq.store.vault import Vault
 from agentq.verdicts import (
     Charge,
     Failure,
@@ -99,7 +100,7 @@ class Ledger:
         )
         if row[0] != "granted":
             return NotGranted(ref, row[0])
-        return _granted(ref, token, worker if self.traced else None, row)
+        return sealing.opened(self.store.vault, _granted(ref, token, worker if self.traced else None, row))
 
     def settle(self, claim: Granted, settlement: Settlement, *, on: Connection | None = None) -> Settled:
         """
@@ -112,7 +113,7 @@ class Ledger:
             MemoryConflict: a memory is not in the version that the step saw; nothing was written.
             StoreUnavailable: Postgres did not answer, or the connection broke.
         """
-        parameters = _settle_parameters(claim, settlement)
+        parameters = _settle_parameters(self.store.vault, claim, settlement)
         with memory_conflicts():
             if on is None:
                 rows = self.store.query(SQL["settle"], parameters)
@@ -193,12 +194,13 @@ class Ledger:
     def branches(self, ref: StepRef) -> list[BranchRow]:
         """What the branches of this join came to, in the order in which they were spawned."""
         rows = self.store.query_as(ref.tenant, SQL["branch_results"], _ids(ref))
-        return [BranchRow(*row) for row in rows]
+        return [_branch(self.store.vault, ref, BranchRow(*row)) for row in rows]
 
-    def messages(self, ref: StepRef, after: int = 0) -> list[tuple[int, bytes, str]]:
-        """The session's history after a position: position, body, writer."""
-        rows = self.store.query_as(ref.tenant, SQL["messages"], _ids(ref) | {"after": after})
-        return [(row[0], row[1], row[2]) for row in rows]
+    def messages(self, ref: StepRef) -> list[tuple[int, bytes, str]]:
+        """The session's history: position, body, writer."""
+        rows = self.store.query_as(ref.tenant, SQL["messages"], _ids(ref))
+        messages = [(row[0], row[1], row[2], row[3]) for row in rows]
+        return sealing.open_messages(self.store.vault, ref.tenant, ref.session_id, messages)
 
     def parks_resumed(self, ref: StepRef) -> int:
         """How often people let the session go on after it had parked itself."""
@@ -207,6 +209,7 @@ class Ledger:
 
     def add_event(self, ref: StepRef, kind: str, body: bytes) -> None:
         """Tell whoever watches the session; not part of the step's settlement."""
+        body = self.store.vault.seal(ref.tenant, sealing.event_of(ref.session_id, ref.step_id, kind), body)
         with self.store.transaction(ref.tenant) as connection:
             connection.execute("set local synchronous_commit = off")
             run(connection, SQL["add_event"], _ids(ref) | {"kind": kind, "body": body})
@@ -232,7 +235,15 @@ def _granted(ref: StepRef, token: int, traced_by: uuid.UUID | None, row: Row) ->
     )  # fmt: skip
 
 
-def _settle_parameters(claim: Granted, settlement: Settlement) -> dict[str, Any]:
+def _branch(vault: Vault, ref: StepRef, row: BranchRow) -> BranchRow:
+    """What a branch came to, in plain: its own result, or its child session's."""
+    of = (row.child_session, None) if row.child_session is not None else (ref.session_id, row.branch)
+    result = vault.open(ref.tenant, sealing.result_of(*of), row.result)
+    return replace(row, result=result, failure=vault.open_failure(ref.tenant, row.failure))
+
+
+def _settle_parameters(vault: Vault, claim: Granted, settlement: Settlement) -> dict[str, Any]:
+    settlement = sealing.sealed(vault, claim, settlement)
     follower = _plain_follower(settlement)
     plan = _plan(settlement, follower)
     failure = settlement.failure
@@ -250,7 +261,9 @@ def _settle_parameters(claim: Granted, settlement: Settlement) -> dict[str, Any]
         "state_from": settlement.state_from,
         "version": settlement.version or claim.agent_version,
         "result": settlement.result,
-        "failure": Jsonb(_failure(claim, settlement, failure)) if failure else None,
+        "failure": Jsonb(vault.seal_failure(claim.ref.tenant, _failure(claim, settlement, failure)))
+        if failure
+        else None,
         "next": follower.step_id if follower else None,
         "next_name": follower.name if follower else None,
         "next_attempts": follower.attempts_max if follower else None,
@@ -388,6 +401,6 @@ def _ids(ref: StepRef) -> dict[str, Any]:
     return {"tenant": ref.tenant, "session": ref.session_id, "step": ref.step_id}
 
 
-def failure_json(failure: Failure | None) -> Jsonb | None:
+def failure_json(vault: Vault, tenant: str, failure: Failure | None) -> Jsonb | None:
     """A failure as the `failure` columns hold it."""
-    return Jsonb(failure.as_json()) if failure else None
+    return Jsonb(vault.seal_failure(tenant, failure.as_json())) if failure else None

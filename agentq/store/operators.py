@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -12,10 +12,12 @@ from agentq.errors import InvalidInput, UnknownTenant
 from agentq.payload import storable
 from agentq.store.pool import ALL_TENANTS, Connection, Row, Store, run
 from agentq.store.queries import load
+from agentq.store.vault import FLEET as FLEET_KEYS
 
 SQL = load("operators")
 MEMORY = load("memory")
 
+_REFUSED = ("refused_submission.body",)
 _ERASED = ("sessions", "checkpoints", "messages", "effects", "traces", "dead_letters", "reservations", "memories")
 
 
@@ -164,7 +166,8 @@ class Operators:
     ) -> list[ActionRow]:
         """What operators did, newest first; `action` may be the first word alone."""
         parameters = {"tenant": tenant, "operator": operator, "action": action, "limit": limit}
-        return [ActionRow(*row) for row in self.store.query(SQL["actions"], parameters)]
+        rows = [ActionRow(*row) for row in self.store.query(SQL["actions"], parameters)]
+        return [replace(row, detail=self.store.vault.open_audit(row.tenant, row.detail)) for row in rows]
 
     def record_action(
         self,
@@ -190,12 +193,15 @@ class Operators:
 
     def refuse_submission(self, *, tenant: str | None, reason: str, body: bytes) -> int:
         """Keep a submission that was not understood, with the reason; its number."""
-        parameters = {"tenant": tenant, "reason": reason, "body": body}
+        # Whose it is, is not known: the tenant is what it says itself.
+        sealed = self.store.vault.seal(FLEET_KEYS, _REFUSED, body)
+        parameters = {"tenant": tenant, "reason": reason, "body": sealed}
         return int(self.store.query_as(ALL_TENANTS, SQL["refuse_submission"], parameters)[0][0])
 
     def refused_submissions(self, limit: int = 50) -> list[Row]:
         """The newest refused submissions: number, when, tenant, reason, body."""
-        return self.store.query_as(ALL_TENANTS, SQL["refused_submissions"], {"limit": limit})
+        rows = self.store.query_as(ALL_TENANTS, SQL["refused_submissions"], {"limit": limit})
+        return [(*row[:4], self.store.vault.show(FLEET_KEYS, _REFUSED, row[4])) for row in rows]
 
 
 def _names(names: list[str] | None) -> frozenset[str] | None:

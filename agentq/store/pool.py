@@ -15,6 +15,7 @@ from psycopg.rows import tuple_row
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
 from agentq.errors import SchemaMismatch, StoreUnavailable
+from agentq.store.vault import KeyProvider, Vault
 
 log = logging.getLogger("agentq.store")
 
@@ -42,8 +43,17 @@ class Store:
     Safe to share between threads; not across a fork.
     """
 
-    def __init__(self, url: str, *, size: int = 16, name: str = "agentq", statement_timeout_s: float = 30.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        size: int = 16,
+        name: str = "agentq",
+        statement_timeout_s: float = 30.0,
+        keys: KeyProvider | None = None,
+    ) -> None:
         self.url = url
+        self.vault = Vault(self, keys)
         self.connect_arguments: dict[str, Any] = {
             **_NETWORK,
             "autocommit": True,

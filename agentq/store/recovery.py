@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -13,9 +13,10 @@ from psycopg.types.json import Jsonb
 from agentq.errors import NotReopened, UnknownSession
 from agentq.payload import fold
 from agentq.step import new_id
+from agentq.store import moving, sealing
 from agentq.store.ledger import failure_json
 from agentq.store.operators import record
-from agentq.store.pool import ALL_TENANTS, Connection, Store, run
+from agentq.store.pool import ALL_TENANTS, Connection, Row, Store, run
 from agentq.store.queries import load
 from agentq.verdicts import Failure
 
@@ -189,7 +190,7 @@ class Recovery:
         Raises:
             UnknownSession: there is none.
         """
-        failure = failure_json(Failure("cancelled", "SessionKilled", by.reason))
+        failure = failure_json(self.store.vault, tenant, Failure("cancelled", "SessionKilled", by.reason))
         with self.store.transaction(tenant) as connection:
             ids = {"tenant": tenant, "session": session_id}
             [(state, changed, fenced)] = run(connection, SQL["kill"], ids | {"failure": failure})
@@ -229,7 +230,11 @@ class Recovery:
                     tenant, session_id, by, generation=generation, step_id=step_id, state=state,
                     deadline_s=deadline_s, action=action, detail=detail, on=connection,
                 )  # fmt: skip
+        vault = self.store.vault
         copy = new_id() if step_id is not None else None
+        edit = new_id() if state is not None else None
+        if edit is not None:
+            state = vault.seal(tenant, sealing.state_in(session_id), state, row=edit.bytes + bytes(16))
         [(outcome, now, sessions)] = run(
             on,
             SQL["reopen"],
@@ -240,6 +245,7 @@ class Recovery:
                 "copy": copy,
                 "generation": generation,
                 "state": state,
+                "edit": edit,
                 "deadline_s": deadline_s,
             },
         )
@@ -247,7 +253,7 @@ class Recovery:
         if outcome != "reopened":
             raise NotReopened(str(session_id), outcome)
         more = {"step": str(step_id) if step_id else None, "generation": now, "sessions": [str(s) for s in sessions]}
-        _audit(on, (tenant, session_id), action, by, more | (detail or {}))
+        _audit(on, (tenant, session_id), action, by, more | (vault.seal_audit(tenant, detail) or {}))
         return Reopened(session_id, copy, now, tuple(sessions))
 
     def fork(
@@ -270,14 +276,14 @@ class Recovery:
             UnknownSession: there is none.
             NotReopened: it has no such step, or a replay has replaced that.
         """
-        fork = new_id()
+        fork, vault = new_id(), self.store.vault
         parameters = {
             "tenant": tenant,
             "session": session_id,
             "step": step_id,
             "fork": fork,
             "copy": new_id(),
-            "input": state,
+            "input": vault.seal(tenant, sealing.input_of(fork), state),
             "hash": input_hash,
             "dry": dry,
             "deadline_s": deadline_s,
@@ -287,8 +293,10 @@ class Recovery:
             self._known(tenant, session_id, None if outcome == "missing" else outcome)
             if outcome != "forked":
                 raise NotReopened(str(session_id), outcome)
+            moving.into_fork(vault, connection, tenant=tenant, session=session_id, step=step_id, fork=fork)
             more = {"fork": str(fork), "step": str(step_id), "dry_effects": dry}
-            _audit(connection, (tenant, session_id), "session fork", by, more | (detail or {}))
+            more |= vault.seal_audit(tenant, detail) or {}
+            _audit(connection, (tenant, session_id), "session fork", by, more)
         return fork
 
     # ── looking ──────────────────────────────────────────────────────────────
@@ -321,13 +329,13 @@ class Recovery:
         rows = self.store.query_as(tenant, SQL["state_before"], parameters)
         if not rows:
             raise NotReopened(str(session_id), "no_step")
-        return fold(tuple(rows[0][0]))
+        return fold(sealing.open_states(self.store.vault, tenant, session_id, rows[0][0], at=rows[0][1]))
 
     def state_now(self, tenant: str, session_id: uuid.UUID) -> tuple[bytes, str | None]:
         """The state of the last checkpoint on the main line, and the step that wrote it; else the input."""
         rows = self.store.query_as(tenant, SQL["state_now"], {"tenant": tenant, "session": session_id})
-        states, name, _ = rows[0]
-        return fold(tuple(states)), name
+        states, name, _, at = rows[0]
+        return fold(sealing.open_states(self.store.vault, tenant, session_id, states, at=at)), name
 
     def undone_after(self, tenant: str, session_id: uuid.UUID, step_id: uuid.UUID) -> tuple[int, int, int, int]:
         """What a replay from there meets: recorded steps, running ones, effects to recall, effects left open."""
@@ -354,7 +362,16 @@ class Recovery:
     def waits(self, tenant: str, session_id: uuid.UUID) -> list[WaitRow]:
         """Each step that has not ended, with everything that may keep it."""
         rows = self.store.query_as(tenant, SQL["waits"], {"tenant": tenant, "session": session_id})
-        return [WaitRow(*row) for row in rows]
+        return [self._waiting(tenant, session_id, row) for row in rows]
+
+    def _waiting(self, tenant: str, session_id: uuid.UUID, row: Row) -> WaitRow:
+        *facts, name, key, args_hash = row
+        found, vault = WaitRow(*facts), self.store.vault
+        failure = vault.open_failure(tenant, found.failure)
+        if found.question is None:
+            return replace(found, failure=failure)
+        place = sealing.asked(session_id, name, key, args_hash, "question")
+        return replace(found, failure=failure, question=vault.open_text(tenant, place, found.question))
 
     def open_branches(
         self, tenant: str, session_id: uuid.UUID, step_id: uuid.UUID

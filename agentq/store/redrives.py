@@ -14,11 +14,13 @@ from psycopg.types.json import Jsonb
 
 from agentq.errors import InvalidInput
 from agentq.payload import storable
-from agentq.step import valid_name
+from agentq.step import new_id, valid_name
+from agentq.store import sealing
 from agentq.store.dead_letters import Selection
 from agentq.store.operators import record
 from agentq.store.pool import ALL_TENANTS, Row, Store, run
 from agentq.store.queries import load
+from agentq.store.vault import SQL as KEYS
 
 SQL = load("redrives")
 
@@ -264,7 +266,13 @@ class Redrives:
         self, job: Job, tenant: str, letter_id: uuid.UUID, state: bytes, diff: list[dict[str, Any]], *, canary: bool
     ) -> Outcome:
         """Bring one letter back with this state; what was edited, by whom and why, is kept with it."""
+        vault, edit = self.store.vault, new_id()
+        for (session,) in self.store.query_as(
+            tenant, KEYS["session_of_letter"], {"tenant": tenant, "letter": letter_id}
+        ):
+            state = vault.seal(tenant, sealing.state_in(session), state, row=edit.bytes + bytes(16))
         parameters = {"job": job.job_id, "tenant": tenant, "letter": letter_id, "state": state, "canary": canary}
+        parameters["edit"] = edit
         with self.store.transaction(ALL_TENANTS) as connection:
             outcome: Outcome = run(connection, SQL["edited"], parameters)[0][0]
             if outcome == "redriven":
@@ -275,7 +283,7 @@ class Redrives:
                     action="dlq edit",
                     target=str(letter_id),
                     reason=job.reason,
-                    detail={"job": str(job.job_id), "diff": diff},
+                    detail=vault.seal_audit(tenant, {"job": str(job.job_id), "diff": diff}),
                 )
             return outcome
 

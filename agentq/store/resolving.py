@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
 
 from psycopg.types.json import Jsonb
 
+from agentq.store import sealing
 from agentq.store.operators import record
 from agentq.store.pool import ALL_TENANTS, Row, Store, run
 from agentq.store.queries import load
+from agentq.store.vault import Vault
 
 SQL = load("effects")
 
@@ -50,12 +52,15 @@ class EffectDesk:
     ) -> list[EffectRow]:
         """The newest effects in these states, without their results."""
         parameters = {"tenant": tenant, "states": states, "session": session, "limit": limit}
-        return [_row(row) for row in self.store.query_as(tenant or ALL_TENANTS, SQL["effects"], parameters)]
+        return [
+            _row(self.store.vault, row)
+            for row in self.store.query_as(tenant or ALL_TENANTS, SQL["effects"], parameters)
+        ]
 
     def find(self, key: str, tenant: str | None = None) -> list[EffectRow]:
         """The effect of that key; two, when several tenants have one and none is named."""
         rows = self.store.query_as(tenant or ALL_TENANTS, SQL["effect"], {"key": key, "tenant": tenant})
-        return [_row(row) for row in rows]
+        return [_row(self.store.vault, row) for row in rows]
 
     def resolve(
         self, tenant: str, key: str, *, result: bytes | None, operator: str, reason: str, dry_run: bool
@@ -68,6 +73,7 @@ class EffectDesk:
         failure = None
         if result is None:
             failure = {"kind": "resolved", "type": "NotDone", "message": f"{operator} found that it did not happen"}
+        stored = self.store.vault.seal(tenant, sealing.effect_result(key), result)
         with self.store.transaction(tenant) as connection:
             [(outcome, before)] = run(
                 connection,
@@ -76,7 +82,7 @@ class EffectDesk:
                     "tenant": tenant,
                     "key": key,
                     "done": result is not None,
-                    "result": result,
+                    "result": stored,
                     "failure": Jsonb(failure) if failure else None,
                     "by": operator,
                     "dry": dry_run,
@@ -95,6 +101,10 @@ class EffectDesk:
         return outcome, before
 
 
-def _row(row: Row) -> EffectRow:
-    row = (*row[:13], bool(row[13]), row[14])  # no such step any more: not held
-    return EffectRow(*row)
+def _row(vault: Vault, row: Row) -> EffectRow:
+    found = EffectRow(*(*row[:13], bool(row[13]), row[14]))  # no such step any more: not held
+    return replace(
+        found,
+        failure=vault.open_failure(found.tenant, found.failure),
+        result=vault.show(found.tenant, sealing.effect_result(found.key), found.result),
+    )

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from psycopg.rows import tuple_row
 
-from agentq.errors import InvalidInput, KeyConflict, NotAllowed, SessionBusy, UnknownSession, UnknownTenant
+from agentq.errors import ConfigError, InvalidInput, KeyConflict, NotAllowed, SessionBusy, UnknownSession, UnknownTenant
+from agentq.store import sealing
 from agentq.store.ledger import failure_json
 from agentq.store.pool import ALL_TENANTS, Connection, Row, Store, schema_errors
 from agentq.store.queries import load
+from agentq.store.vault import Vault
 from agentq.verdicts import Failure, Wake
 
 SQL = load("sessions")
@@ -125,12 +129,18 @@ class Sessions:
         Raises:
             UnknownTenant, KeyConflict, InvalidInput: one was refused; none was started.
         """
+        sessions = [self.sealed(new) for new in sessions]
         if on is not None:
             return [
                 _started(new, row) for new, row in zip(sessions, _start_all(on, sessions, create_with), strict=True)
             ]
         with self.store.connection() as connection, schema_errors(), connection.transaction():
-            return self.start(sessions, create_with=create_with, on=connection)
+            rows = _start_all(connection, sessions, create_with)
+            return [_started(new, row) for new, row in zip(sessions, rows, strict=True)]
+
+    def sealed(self, new: NewSession) -> NewSession:
+        """The session with its input as Postgres is to keep it; before any transaction is open."""
+        return replace(new, input=self.store.vault.seal(new.tenant, sealing.input_of(new.session_id), new.input))
 
     def cancel(self, tenant: str, session_id: uuid.UUID, failure: Failure) -> tuple[str, list[Wake]]:
         """
@@ -139,7 +149,11 @@ class Sessions:
         Raises:
             UnknownSession: there is none.
         """
-        parameters = {"tenant": tenant, "session": session_id, "failure": failure_json(failure)}
+        parameters = {
+            "tenant": tenant,
+            "session": session_id,
+            "failure": failure_json(self.store.vault, tenant, failure),
+        }
         [(found, state, dispatch)] = self.store.query(SQL["cancel"], parameters)
         if not found:
             raise UnknownSession(tenant, str(session_id))
@@ -160,7 +174,13 @@ class Sessions:
         rows = self.store.query_as(tenant, SQL["get"], {"tenant": tenant, "session": session_id})
         if not rows:
             raise UnknownSession(tenant, str(session_id))
-        return SessionRow(*rows[0])
+        row, vault = SessionRow(*rows[0]), self.store.vault
+        return replace(
+            row,
+            input=vault.open(tenant, sealing.input_of(session_id), row.input),
+            result=vault.open(tenant, sealing.result_of(session_id), row.result),
+            failure=vault.open_failure(tenant, row.failure),
+        )
 
     def find(self, prefix: str, tenant: str | None = None) -> list[tuple[str, uuid.UUID]]:
         """Up to three sessions whose id begins so, of one tenant or of all."""
@@ -184,20 +204,26 @@ class Sessions:
     def steps(self, tenant: str, session_id: uuid.UUID) -> list[StepRow]:
         """Its ledger entries, in order."""
         rows = self.store.query_as(tenant, SQL["steps"], {"tenant": tenant, "session": session_id})
-        return [StepRow(*row) for row in rows]
+        return [_open(self.store.vault, tenant, StepRow(*row)) for row in rows]
 
     def settled_steps(self, tenant: str, session_id: uuid.UUID) -> list[Row]:
         """Steps that have ended: id, seq, name, state, attempt, when, failure."""
-        return self.store.query_as(tenant, SQL["settled_steps"], {"tenant": tenant, "session": session_id})
+        rows = self.store.query_as(tenant, SQL["settled_steps"], {"tenant": tenant, "session": session_id})
+        return [(*row[:6], self.store.vault.open_failure(tenant, row[6])) for row in rows]
 
     def events(self, tenant: str, session_id: uuid.UUID, after: int) -> list[Row]:
         """Progress that steps reported: id, step, kind, body, when."""
         parameters = {"tenant": tenant, "session": session_id, "after": after}
-        return self.store.query_as(tenant, SQL["events"], parameters)
+        rows = self.store.query_as(tenant, SQL["events"], parameters)
+        opened = self.store.vault.open
+        return [
+            (*row[:3], opened(tenant, sealing.event_of(session_id, row[1], row[2]), row[3]), *row[4:]) for row in rows
+        ]
 
     def effects(self, tenant: str, session_id: uuid.UUID) -> list[Row]:
         """What it did outside: key, step, name, state, calls, when claimed and settled, failure."""
-        return self.store.query_as(tenant, SQL["effects"], {"tenant": tenant, "session": session_id})
+        rows = self.store.query_as(tenant, SQL["effects"], {"tenant": tenant, "session": session_id})
+        return [(*row[:7], self.store.vault.open_failure(tenant, row[7])) for row in rows]
 
     def listing(
         self,
@@ -211,7 +237,7 @@ class Sessions:
         """The newest sessions that match."""
         parameters = {"tenant": tenant, "agent": agent, "state": state, "key": key, "limit": limit}
         rows = self.store.query_as(tenant or ALL_TENANTS, SQL["list"], parameters)
-        return [SessionListing(*row) for row in rows]
+        return [_open(self.store.vault, row[0], SessionListing(*row)) for row in rows]
 
     def page(
         self,
@@ -238,7 +264,14 @@ class Sessions:
             "limit": limit,
         }
         rows = self.store.query_as(tenant or ALL_TENANTS, SQL["page"], parameters)
-        return [SessionListing(*row) for row in rows]
+        return [_open(self.store.vault, row[0], SessionListing(*row)) for row in rows]
+
+
+Failed = TypeVar("Failed", SessionListing, StepRow)
+
+
+def _open(vault: Vault, tenant: str, row: Failed) -> Failed:
+    return row if row.failure is None else replace(row, failure=vault.open_failure(tenant, row.failure))
 
 
 def _range(prefix: str) -> tuple[uuid.UUID, uuid.UUID]:
@@ -249,8 +282,11 @@ def _range(prefix: str) -> tuple[uuid.UUID, uuid.UUID]:
     return uuid.UUID(digits.ljust(32, "0")), uuid.UUID(digits.ljust(32, "f"))
 
 
-async def start_on_async(connection: Any, new: NewSession, create_with: int | None) -> tuple[uuid.UUID, bool]:
-    """As `Sessions.start`, within the transaction of a psycopg `AsyncConnection`."""
+async def start_on_async(
+    connection: Any, new: NewSession, create_with: int | None, sealed: Callable[[NewSession], NewSession]
+) -> tuple[uuid.UUID, bool]:
+    """As `Sessions.start`, within the transaction of a psycopg `AsyncConnection`; `sealed` is `Sessions.sealed`."""
+    new = await asyncio.to_thread(sealed, new)
     async with connection.cursor(binary=True, row_factory=tuple_row) as cursor:
         await cursor.execute(SQL["start"], _start_parameters(new, create_with))
         return _started(new, await cursor.fetchone())
@@ -301,6 +337,11 @@ def _started(new: NewSession, row: Row) -> tuple[uuid.UUID, bool]:
             raise SessionBusy(new.tenant, str(new.concurrency_key), str(session_id))
         case "agent_refused":
             raise NotAllowed(new.tenant, "agent", new.agent)
+        case "unsealed":
+            raise ConfigError(
+                f"payloads of tenant {new.tenant!r} are encrypted and this process has no key provider: "
+                "set encryption_key_file, encryption_keys or encryption_provider as the fleet has it"
+            )
         case "tenant_closed":
             raise InvalidInput(f"tenant {new.tenant!r} is draining and takes no new sessions")
         case _:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import base64
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from agentq.payload import storable
+from agentq.store import sealing
 from agentq.store.pool import ALL_TENANTS, Store, run
 from agentq.store.queries import load
+from agentq.store.vault import Place, Vault
 from agentq.verdicts import Decision, Extras, TraceEvent
 
 SQL = load("traces")
@@ -213,23 +215,37 @@ class Traces:
     def of_session(self, tenant: str, session_id: uuid.UUID, since: datetime, limit: int = ROWS_MAX) -> list[TraceRow]:
         """What the session's attempts left, in the order in which it began."""
         parameters = {"tenant": tenant, "session": session_id, "since": since, "max": limit}
-        return [TraceRow(*row) for row in self.store.query_as(tenant, SQL["of_session"], parameters)]
+        rows = self.store.query_as(tenant, SQL["of_session"], parameters)
+        return [_trace_row(self.store.vault, tenant, session_id, TraceRow(*row)) for row in rows]
 
     def decisions(self, tenant: str, session_id: uuid.UUID, since: datetime) -> list[DecisionRow]:
         """The choices that the session made."""
         parameters = {"tenant": tenant, "session": session_id, "since": since, "max": ROWS_MAX}
-        return [DecisionRow(*row) for row in self.store.query_as(tenant, SQL["decisions"], parameters)]
+        rows = self.store.query_as(tenant, SQL["decisions"], parameters)
+        return [_decision_row(self.store.vault, tenant, session_id, DecisionRow(*row)) for row in rows]
 
     def checkpoints(self, tenant: str, session_id: uuid.UUID) -> list[CheckpointRow]:
         """The session's stored states as they are stored: whole, or as what changed."""
         parameters = {"tenant": tenant, "session": session_id, "max": ROWS_MAX}
-        return [CheckpointRow(*row) for row in self.store.query_as(tenant, SQL["checkpoints"], parameters)]
+        vault = self.store.vault
+        rows = []
+        for *facts, branch in self.store.query_as(tenant, SQL["checkpoints"], parameters):
+            row = CheckpointRow(*facts)
+            [state] = (
+                (None,)
+                if row.state is None
+                else sealing.open_states(vault, tenant, session_id, (row.state,), at=row.step_id)
+            )
+            result = vault.open(tenant, sealing.result_of(session_id, branch), row.result)
+            rows.append(replace(row, state=state, result=result))
+        return rows
 
     def beginnings(self, tenant: str, session_id: uuid.UUID) -> dict[uuid.UUID, tuple[uuid.UUID | None, bytes | None]]:
         """Each step's beginning: the checkpoint with its state (None: the input), and its arguments."""
         parameters = {"tenant": tenant, "session": session_id, "max": ROWS_MAX}
         rows = self.store.query_as(tenant, SQL["beginnings"], parameters)
-        return {row[0]: (row[1], row[2]) for row in rows}
+        opened = self.store.vault.open
+        return {row[0]: (row[1], opened(tenant, sealing.args_at(session_id, row[3]), row[2])) for row in rows}
 
     def family(self, tenant: str, session_id: uuid.UUID) -> tuple[uuid.UUID, list[Relative]]:
         """The trace that a session belongs to, and every session in it."""
@@ -270,6 +286,31 @@ class Traces:
                 last = {"name": name, "ended_at": ended[-1].ended_at, "session": ended[-1].session_id}
                 run(connection, SQL["export_move"], last)
             return len(ended)
+
+
+def _trace_row(vault: Vault, tenant: str, session: uuid.UUID, row: TraceRow) -> TraceRow:
+    def place(column: str) -> Place:
+        return sealing.traced(session, row.step_id, row.fence, row.ordinal, column)
+
+    return replace(
+        row,
+        failure=vault.open_failure(tenant, row.failure),
+        detail=vault.open_facts(tenant, place("detail"), row.detail),
+        input=vault.show(tenant, place("input"), row.input),
+        output=vault.show(tenant, place("output"), row.output),
+    )
+
+
+def _decision_row(vault: Vault, tenant: str, session: uuid.UUID, row: DecisionRow) -> DecisionRow:
+    def place(column: str) -> Place:
+        return sealing.decided(session, row.step_id, row.fence, row.ordinal, column)
+
+    return replace(
+        row,
+        options=vault.show(tenant, place("options"), row.options) or b"null",
+        picked=vault.open_text(tenant, place("picked"), row.picked),
+        why=vault.open_text(tenant, place("why"), row.why),
+    )
 
 
 def _rest(attempts: list[SpendRow], told: list[SpendRow]) -> SpendRow | None:

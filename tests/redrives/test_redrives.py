@@ -357,7 +357,7 @@ def test_a_session_that_went_on_otherwise(shop: Shop, local: Local, store: Any) 
     [letter] = shop.open_letters(fleet, 1)
     with store.transaction("*") as connection:
         connection.execute(
-            "select * from agentq.reopen_session(%s, %s, %s, gen_random_uuid(), 0, null, null)",
+            "select * from agentq.reopen_session(%s, %s, %s, gen_random_uuid(), 0, null, null, null)",
             (shop.tenant, letter.session_id, letter.step_id),
         )
     assert shop.redrive().job.redriven == 0

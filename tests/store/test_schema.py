@@ -303,6 +303,13 @@ IMPOSSIBLE = {
         ("learned", "learned_requests = 0"),
         ("learned", "learned_tokens = 0"),
     ],
+    "tenant_key": [
+        ("state", "state = 'lost'"),
+        ("wrapped", "wrapped = null"),
+        ("destroyed", "destroyed_at = now()"),
+        ("key_no", "key_no = 0"),
+    ],
+    "api_token": [("digest", "digest = 'short'"), ("tenants", "tenants = '{}'"), ("agents", "agents = '{}'")],
     "budget_alert": [("threshold", "threshold = 42")],
     "model_price": [("amounts", "input_micros = -1"), ("model", "model = 'nobodys'")],
     "worker": [
@@ -384,6 +391,7 @@ def fill(hands: Hands) -> None:
     """A row in every tenant table."""
     claim = hands.begin()
     Effects(hands.store).claim(claim, "k", name="pay", args_hash=b"h", durable=False)
+    fill_keys(hands)
     fill_budgets(hands, claim)
     join = step("join", fan=1)
     arm = step("arm", join_step=join.step_id, branch=0)
@@ -408,6 +416,21 @@ def fill(hands: Hands) -> None:
     hands.rows(
         "insert into agentq.redrive_policy (name, selection, quiet_s, canary, threshold, rate_per_s, max_generation,"
         " operator, reason, enabled) values (%s, '{}', 60, 1, 1, 1, 1, 'me', 'why', false) returning name",
+        hands.tenant,
+    )
+
+
+def fill_keys(hands: Hands) -> None:
+    # Not active: the other rows here are plain.
+    hands.rows(
+        "insert into agentq.tenant_key (tenant, key_no, kek, wrapped, state) values (%s, 1, 'k', 'w', 'retired')"
+        " returning key_no",
+        hands.tenant,
+    )
+    hands.rows(
+        "insert into agentq.api_token (name, digest, tenants, created_by) values"
+        " (%s, sha256('t'), array[%s], 'me') returning name",
+        hands.tenant,
         hands.tenant,
     )
 
@@ -447,6 +470,7 @@ def test_the_database_refuses_the_impossible(
         "redrive_job": f"operator = '{filled.tenant}'",
         "redrive_policy": f"name = '{filled.tenant}'",
         "budget_window": f"tenant = '{filled.tenant}' and scope = 'session'",
+        "api_token": f"name = '{filled.tenant}'",
         "model_price": f"model = 'test:{filled.tenant}'",
     }.get(table, f"tenant = '{filled.tenant}'")
     with pytest.raises(psycopg.errors.CheckViolation) as raised, admin.transaction():

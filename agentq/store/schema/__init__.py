@@ -32,6 +32,7 @@ from agentq.store.schema.dependencies import (
     dependency_window,
 )
 from agentq.store.schema.fleet import operator_action, refused_submission, slot_use, worker
+from agentq.store.schema.keys import api_token, tenant_key
 from agentq.store.schema.ledger import (
     ENTRY_ENDED,
     ENTRY_LIVE,
@@ -76,6 +77,7 @@ TENANT_TABLES: tuple[Table, ...] = (
     dependency_probe,
     dependency_change,
     memory,
+    tenant_key,
 )
 
 __all__ = [
@@ -90,6 +92,7 @@ __all__ = [
     "SESSION_LIVE",
     "TENANT_STATES",
     "TENANT_TABLES",
+    "api_token",
     "approval",
     "branch",
     "budget",
@@ -123,6 +126,7 @@ __all__ = [
     "session_event",
     "slot_use",
     "tenant",
+    "tenant_key",
     "trace",
     "worker",
 ]

@@ -7,7 +7,8 @@ select * from agentq.permit_effect(%(tenant)s, %(session)s, %(step)s, %(fence)s:
 -- name: answer
 -- Of the question, not of a call: the step may have waited for the leave of a call of its own since. A step that
 -- is replayed, and the question before it not, stands in the same place and has the same answer.
-select a.approval_id, a.state, a.decided_by, a.decided_via, a.comment, a.args, a.edited, a.decided_at
+select a.approval_id, a.state, a.decided_by, a.decided_via, a.comment, a.args, a.edited, a.decided_at,
+       a.name, a.effect_key, a.args_hash
   from agentq.ledger_entry e
   join agentq.ledger_entry same on same.tenant = e.tenant and same.session_id = e.session_id and same.path = e.path
   join agentq.approval a on a.tenant = e.tenant and a.session_id = e.session_id and a.step_id = same.step_id
@@ -20,7 +21,7 @@ select kind from agentq.approval where tenant = %(tenant)s and approval_id = %(a
 
 -- name: decide
 select * from agentq.decide_approval(%(tenant)s, %(approval)s, %(verdict)s, %(by)s, %(via)s, %(groups)s::text[],
-                                     %(comment)s, %(edited)s, %(edited_hash)s, %(diff)s);
+                                     %(comment)s, %(edited)s, %(edited_hash)s, %(diff)s, %(args)s);
 
 -- name: get
 select a.tenant, a.approval_id, a.session_id, a.step_id, s.agent, a.kind, a.name, a.question, a.groups, a.state,
@@ -32,7 +33,7 @@ select a.tenant, a.approval_id, a.session_id, a.step_id, s.agent, a.kind, a.name
 -- name: list
 -- The open ones by what is due first, the others by what was decided last.
 select a.tenant, a.approval_id, a.session_id, a.step_id, s.agent, a.kind, a.name, a.question, a.groups, a.state,
-       a.asked_at, a.deadline_at, a.decided_at, a.decided_by, a.decided_via, a.comment
+       a.asked_at, a.deadline_at, a.decided_at, a.decided_by, a.decided_via, a.comment, a.effect_key, a.args_hash
   from agentq.approval a join agentq.session s on s.tenant = a.tenant and s.session_id = a.session_id
  where (%(tenant)s::text is null or a.tenant = %(tenant)s)
    and (%(state)s::text is null or a.state = %(state)s)

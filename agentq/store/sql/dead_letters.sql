@@ -44,7 +44,8 @@ select effect_key, name, state, calls, claimed_at, settled_at, failure from agen
 select case when e.state_from is null then array[s.input] else agentq.recall(d.tenant, d.session_id, e.state_from) end,
        case when e.state_from is null then coalesce(s.input_version, s.agent_version) else (
             select c.agent_version from agentq.checkpoint c where c.tenant = d.tenant and c.session_id = d.session_id
-               and c.step_id = e.state_from) end
+               and c.step_id = e.state_from) end,
+       e.state_from
   from agentq.dead_letter d
   join agentq.session s on s.tenant = d.tenant and s.session_id = d.session_id
   join agentq.ledger_entry e on e.tenant = d.tenant and e.session_id = d.session_id
@@ -126,6 +127,6 @@ select pg_try_advisory_xact_lock(1634166382, -3);
 select agentq.keep_poison(%(tenant)s, %(queue)s, %(reason)s, %(digest)s, %(body)s, %(size)s::int);
 
 -- name: poison
-select poison_id, tenant, queue, reason, times, size_bytes, first_at, last_at, body from agentq.poison_message
+select poison_id, tenant, queue, reason, times, size_bytes, first_at, last_at, body, digest from agentq.poison_message
  where %(tenant)s::text is null or tenant = %(tenant)s
  order by last_at desc, poison_id desc limit %(limit)s;

@@ -65,8 +65,8 @@ select branch, state, result, failure, child_session from agentq.branch
 
 -- name: messages
 -- Without those of steps that a replay has replaced.
-select seq, body, written_by from agentq.message
- where tenant = %(tenant)s and session_id = %(session)s and seq > %(after)s
+select seq, body, written_by, step_id from agentq.message
+ where tenant = %(tenant)s and session_id = %(session)s
    and step_id not in (select step_id from agentq.ledger_entry
                         where tenant = %(tenant)s and session_id = %(session)s and superseded is not null)
  order by seq;

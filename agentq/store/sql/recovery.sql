@@ -11,7 +11,7 @@ select * from agentq.kill_session(%(tenant)s, %(session)s, %(failure)s);
 
 -- name: reopen
 select * from agentq.reopen_session(%(tenant)s, %(session)s, %(step)s, %(copy)s, %(generation)s::int, %(state)s,
-    %(deadline_s)s::double precision);
+    %(edit)s::uuid, %(deadline_s)s::double precision);
 
 -- name: paused_with
 -- The children that were paused together with this session.
@@ -36,13 +36,15 @@ select step_id, seq, branch, name, state, attempt
 
 -- name: state_before
 -- The state that a step begins from: the session's input, or a snapshot with its changes.
-select case when e.state_from is null then array[s.input] else agentq.recall(e.tenant, e.session_id, e.state_from) end
+select case when e.state_from is null then array[s.input] else agentq.recall(e.tenant, e.session_id, e.state_from) end,
+       e.state_from
   from agentq.ledger_entry e join agentq.session s on s.tenant = e.tenant and s.session_id = e.session_id
  where e.tenant = %(tenant)s and e.session_id = %(session)s and e.step_id = %(step)s;
 
 -- name: state_now
 -- The state of the last checkpoint on the session's main line, or its input.
-select case when c.step_id is null then array[s.input] else agentq.recall(s.tenant, s.session_id, c.at) end, c.name, c.saved_at
+select case when c.step_id is null then array[s.input] else agentq.recall(s.tenant, s.session_id, c.at) end, c.name, c.saved_at,
+       c.at
   from agentq.session s
   left join lateral (
     select k.step_id, case k.kind when 'same' then e.state_from else k.step_id end as at, e.name, k.saved_at
@@ -102,7 +104,8 @@ select e.step_id, e.seq, e.branch, e.name, e.state, e.attempt, e.attempts_max, e
             and o.due_at <= agentq.now() and (o.priority, o.due_at) < (e.priority, e.due_at)) end::int as ahead,
        (select count(*) from agentq.worker o where o.state = 'live' and o.role = 'steps'
            and s.agent || '@' || s.agent_version = any (o.serves)
-           and (o.worker_group = 'quarantine') = e.quarantine)::int as serving
+           and (o.worker_group = 'quarantine') = e.quarantine)::int as serving,
+       a.name, a.effect_key, a.args_hash
   from agentq.ledger_entry e
   join agentq.session s on s.tenant = e.tenant and s.session_id = e.session_id
   join agentq.tenant t on t.name = e.tenant

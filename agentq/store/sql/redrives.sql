@@ -52,7 +52,7 @@ select d.tenant, d.letter_id
  order by d.died_at, d.letter_id limit %(max)s;
 
 -- name: edited
-select agentq.redrive_edited(%(job)s, %(tenant)s, %(letter)s, %(state)s, %(canary)s);
+select agentq.redrive_edited(%(job)s, %(tenant)s, %(letter)s, %(state)s, %(edit)s::uuid, %(canary)s);
 
 -- name: pass_over
 update agentq.redrive_job j set cursor_at = d.died_at, cursor_letter = d.letter_id, refused = refused + 1

@@ -22,14 +22,17 @@ select step_id, fence, ordinal, decided_at, step, options, picked, why, confiden
  order by decided_at, ordinal limit %(max)s;
 
 -- name: checkpoints
-select step_id, kind, parent, state, result, agent_version, saved_at, cost_micros, tokens_in, tokens_out
-  from agentq.checkpoint
- where tenant = %(tenant)s and session_id = %(session)s
- order by saved_at limit %(max)s;
+-- The branch tells whose result it is.
+select c.step_id, c.kind, c.parent, c.state, c.result, c.agent_version, c.saved_at, c.cost_micros, c.tokens_in,
+       c.tokens_out, l.branch
+  from agentq.checkpoint c
+  left join agentq.ledger_entry l on l.tenant = c.tenant and l.session_id = c.session_id and l.step_id = c.step_id
+ where c.tenant = %(tenant)s and c.session_id = %(session)s
+ order by c.saved_at limit %(max)s;
 
 -- name: beginnings
 -- What each step began from: a checkpoint, or the session's input where there is none; and its arguments.
-select step_id, state_from, args from agentq.ledger_entry
+select step_id, state_from, args, path from agentq.ledger_entry
  where tenant = %(tenant)s and session_id = %(session)s limit %(max)s;
 
 -- name: family

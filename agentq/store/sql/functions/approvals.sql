@@ -51,7 +51,8 @@ create or replace function agentq.permit_effect(
     p_tenant text, p_session uuid, p_step uuid, p_fence int, p_token bigint, p_key text, p_hash bytea, p_name text,
     p_args bytea, p_question text, p_auto boolean
 ) returns table (
-    outcome text, approval uuid, edited bytea, edited_hash bytea, decided_by text, comment text, deadline_at timestamptz
+    outcome text, approval uuid, edited bytea, edited_hash bytea, decided_by text, comment text,
+    deadline_at timestamptz, asked_in uuid
 ) language plpgsql as $$
 #variable_conflict use_column
 declare
@@ -90,7 +91,7 @@ begin
     end if;
     outcome := case when v_recorded then 'recorded' else a.state end;
     approval := a.approval_id; edited := a.edited; edited_hash := a.edited_hash; decided_by := a.decided_by;
-    comment := a.comment; deadline_at := a.deadline_at;
+    comment := a.comment; deadline_at := a.deadline_at; asked_in := a.session_id;
     return next;
 end $$;
 
@@ -112,9 +113,10 @@ $$;
 -- a grant that comes after it finds the approval expired, whether or not the relay has noticed.
 -- outcome: decided | late | void | taken | not_allowed | unknown
 -- taken: somebody was quicker; state, decided_by and decided_at say who.
+-- `p_args`: the edits once more, as the step that waits keeps its arguments.
 create or replace function agentq.decide_approval(
     p_tenant text, p_approval uuid, p_verdict text, p_by text, p_via text, p_groups text[], p_comment text,
-    p_edited bytea, p_edited_hash bytea, p_diff bytea
+    p_edited bytea, p_edited_hash bytea, p_diff bytea, p_args bytea default null
 ) returns table (outcome text, state text, decided_by text, decided_at timestamptz) language plpgsql as $$
 #variable_conflict use_column
 declare v_session uuid; v_live boolean; v_now timestamptz; a agentq.approval;
@@ -147,7 +149,8 @@ begin
         return next; return;
     end if;
     if a.state <> 'void' then
-        perform agentq.release_waiting(p_tenant, p_approval, case when a.kind = 'ask' then a.edited end, v_now);
+        perform agentq.release_waiting(p_tenant, p_approval, case when a.kind = 'ask' then coalesce(p_args, a.edited) end,
+                                        v_now);
         perform agentq.tell(p_tenant, p_approval, 'decided', v_now);
     end if;
     outcome := case a.state when 'void' then 'void' when 'expired' then 'late' else 'decided' end;
@@ -232,7 +235,7 @@ create or replace function agentq.take_notices(p_max int, p_lease_s double preci
 returns table (
     tenant text, notice_id uuid, kind text, channel text, attempts int, approval_id uuid, session_id uuid, agent text,
     name text, question text, details bytea, groups text[], state text, asked_at timestamptz, deadline_at timestamptz,
-    decided_by text
+    decided_by text, effect_key text, args_hash bytea
 ) language plpgsql as $$
 #variable_conflict use_column
 declare v_now timestamptz := agentq.now();
@@ -247,7 +250,8 @@ begin
               from due where n.tenant = due.tenant and n.notice_id = due.notice_id
             returning n.*)
         select n.tenant, n.notice_id, n.kind, n.channel, n.attempts, a.approval_id, a.session_id, s.agent, a.name,
-               a.question, a.details, a.groups, a.state, a.asked_at, a.deadline_at, a.decided_by
+               a.question, a.details, a.groups, a.state, a.asked_at, a.deadline_at, a.decided_by,
+               a.effect_key, a.args_hash
           from taken n
           join agentq.approval a on a.tenant = n.tenant and a.approval_id = n.approval_id
           join agentq.session s on s.tenant = a.tenant and s.session_id = a.session_id;

@@ -8,7 +8,11 @@ create or replace function agentq.remember_failure(p_past jsonb, p_failure jsonb
 returns jsonb language sql stable as $$
     select case when jsonb_array_length(past) > 20 then past - 0 else past end
       from (select coalesce(p_past, '[]') || jsonb_build_array(p_failure - 'cause' - 'cause_text' - 'place'
-                   || jsonb_build_object('at', p_now, 'message', left(p_failure ->> 'message', 300)))) f (past)
+                   || jsonb_build_object('at', p_now, 'message',
+                        -- A sealed text cannot be cut: it is kept whole, or not at all.
+                        case when p_failure ->> 'message' not like 'enc:v1:%' then left(p_failure ->> 'message', 300)
+                             when length(p_failure ->> 'message') < 1500 then p_failure ->> 'message'
+                             else '(too long to be repeated here)' end))) f (past)
 $$;
 
 
@@ -181,7 +185,7 @@ end $$;
 -- unknown_effects | no_step | deadline_over | parent_ended.
 -- `taken`: somebody else has it, or has dealt with it. `moved`: the session went on without it.
 create or replace function agentq.redrive_letter(
-    p_job agentq.redrive_job, p_tenant text, p_letter uuid, p_state bytea, p_canary boolean
+    p_job agentq.redrive_job, p_tenant text, p_letter uuid, p_state bytea, p_edit uuid, p_canary boolean
 ) returns text language plpgsql as $$
 declare
     d agentq.dead_letter; r record; v_step uuid; v_copy uuid := gen_random_uuid(); v_session uuid; v_decided int;
@@ -210,7 +214,7 @@ begin
          order by l.seq desc limit 1;
         if not found then return 'no_step'; end if;
     end if;
-    select * into r from agentq.reopen_session(p_tenant, v_session, v_step, v_copy, d.generation, p_state,
+    select * into r from agentq.reopen_session(p_tenant, v_session, v_step, v_copy, d.generation, p_state, p_edit,
                                                (p_job.terms ->> 'deadline_s')::double precision);
     perform set_config('agentq.tenant', '*', true);
     if r.outcome in ('moved', 'superseded', 'live', 'missing') then
@@ -249,7 +253,7 @@ begin
            and (j.cursor_at is null or (d.died_at, d.letter_id) > (j.cursor_at, j.cursor_letter))
          order by d.died_at, d.letter_id limit p_max
     loop
-        outcome := agentq.redrive_letter(j, c.tenant, c.letter_id, null, p_canary);
+        outcome := agentq.redrive_letter(j, c.tenant, c.letter_id, null, null, p_canary);
         v_redriven := v_redriven + (outcome = 'redriven')::int;
         v_refused := v_refused + (outcome not in ('redriven', 'taken', 'moved'))::int;
         j.cursor_at := c.died_at; j.cursor_letter := c.letter_id;
@@ -262,14 +266,15 @@ end $$;
 
 
 -- One letter with an edited state, as `redrive_next` does without.
-create or replace function agentq.redrive_edited(p_job uuid, p_tenant text, p_letter uuid, p_state bytea, p_canary boolean)
+create or replace function agentq.redrive_edited(
+    p_job uuid, p_tenant text, p_letter uuid, p_state bytea, p_edit uuid, p_canary boolean)
 returns text language plpgsql as $$
 declare j agentq.redrive_job; v_outcome text;
 begin
     perform set_config('agentq.tenant', '*', true);
     select * into strict j from agentq.redrive_job where job_id = p_job for update;
     if j.ended_at is not null then return 'taken'; end if;
-    v_outcome := agentq.redrive_letter(j, p_tenant, p_letter, p_state, p_canary);
+    v_outcome := agentq.redrive_letter(j, p_tenant, p_letter, p_state, p_edit, p_canary);
     update agentq.redrive_job set (cursor_at, cursor_letter) = (
                select d.died_at, d.letter_id from agentq.dead_letter d where d.tenant = p_tenant and d.letter_id = p_letter),
            redriven = redriven + (v_outcome = 'redriven')::int,

@@ -348,18 +348,18 @@ $$;
 -- Let a session go on from a step (`p_step`; null: from where it stopped), in a new generation.
 --
 -- `p_generation` is the generation that the caller saw: of several who reopen at once, one wins.
--- `p_copy` is the id that the step gets. `p_state` replaces the state that it begins from.
+-- `p_copy` is the id that the step gets. `p_state` replaces the state that it begins from, as the checkpoint `p_edit`.
 -- `p_deadline_s`: null keeps the deadline, 0 takes it away, else that many seconds from now, children included.
 -- outcome: reopened | missing | moved | live | no_step | superseded | parent_ended | deadline_over
 -- `sessions`: all that go on, this one first. Parents that failed with it are among them.
 create or replace function agentq.reopen_session(
-    p_tenant text, p_session uuid, p_step uuid, p_copy uuid, p_generation int, p_state bytea,
+    p_tenant text, p_session uuid, p_step uuid, p_copy uuid, p_generation int, p_state bytea, p_edit uuid,
     p_deadline_s double precision
 ) returns table (outcome text, generation int, sessions uuid[]) language plpgsql as $$
 #variable_conflict use_column
 declare
     v_now timestamptz := agentq.now();
-    s agentq.session; c agentq.session; p agentq.session; e agentq.ledger_entry; b record; v_edit uuid;
+    s agentq.session; c agentq.session; p agentq.session; e agentq.ledger_entry; b record;
 begin
     perform set_config('agentq.tenant', p_tenant, true);
     -- One reopening at a time: it goes up to parents and from there down to their children.
@@ -398,13 +398,12 @@ begin
 
     outcome := 'reopened'; generation := s.generation + 1;
     if p_state is not null then
-        v_edit := gen_random_uuid();
         insert into agentq.checkpoint (tenant, session_id, step_id, kind, state, agent_version)
-        values (p_tenant, p_session, v_edit, 'full', p_state, s.agent_version);
+        values (p_tenant, p_session, p_edit, 'full', p_state, s.agent_version);
     end if;
     sessions := agentq.go_on(p_tenant, p_session, p_step, p_copy, null, null, p_deadline_s, v_now);
-    if v_edit is not null then
-        update agentq.ledger_entry l set state_from = v_edit
+    if p_state is not null then
+        update agentq.ledger_entry l set state_from = p_edit
          where l.tenant = p_tenant and l.session_id = p_session and l.step_id = p_copy;
     end if;
     c := s;

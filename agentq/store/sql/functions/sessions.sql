@@ -81,7 +81,7 @@ end $$;
 
 
 -- Start a session, or find the one that the key already started.
--- outcome: created | found | conflict | unknown_tenant | tenant_closed | agent_refused | busy
+-- outcome: created | found | conflict | unknown_tenant | tenant_closed | agent_refused | busy | unsealed
 -- Of sessions with one concurrency key only one runs; what a second start does is `p_on_conflict`: it waits for
 -- its turn (queue), is refused (reject), ends the ones before it (replace), or joins the newest of them (merge).
 create or replace function agentq.start_session(
@@ -99,6 +99,9 @@ begin
         insert into agentq.tenant (name, concurrency) values (p_tenant, p_create_with) on conflict do nothing;
     elsif v_state = 'draining' and not exists (select from agentq.session s where s.tenant = p_tenant and s.key = p_key) then
         return query select 'tenant_closed', null::uuid; return;
+    end if;
+    if get_byte(p_input, 0) <> 1 and exists (select from agentq.tenant_key where tenant = p_tenant and state = 'active') then
+        return query select 'unsealed', null::uuid; return;  -- a caller without the keys must not leave it in plain
     end if;
     if not p_agent = any (v_agents) and not exists (
         select from agentq.session s where s.tenant = p_tenant and s.key = p_key) then
