@@ -28,6 +28,7 @@ from agentq.settings import Settings
 from agentq.store import migrate
 from agentq.store.ledger import Ledger
 from agentq.store.pool import Store
+from agentq.store.providers import new_key, provider_of
 from agentq.store.schema import TENANT_TABLES
 from agentq.testing import LocalFleet
 from tests.support.fleet import Fleet
@@ -111,13 +112,15 @@ def settings(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Sett
         backoff_max_s=1.0,
         # Tests fail on purpose, and their models share a provider's name: a breaker is for those about breakers.
         dependency_volume_min=10_000,
+        # With AGENTQ_TEST_ENCRYPTED=1 the whole suite runs on encrypted payloads.
+        encryption_keys=new_key() if os.environ.get("AGENTQ_TEST_ENCRYPTED") else "",
     )
 
 
 @pytest.fixture(scope="session")
 def store(settings: Settings) -> Iterator[Store]:
     """The fleet's store, on the real clock."""
-    store = Store(settings.database_url, size=24, name="agentq tests")
+    store = Store(settings.database_url, size=24, name="agentq tests", keys=provider_of(settings))
     yield store
     store.close()
 

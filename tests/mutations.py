@@ -51,6 +51,7 @@ BURIED = "tests/store/test_dead_letters.py::test_"
 REDRIVEN = "tests/redrives/test_redrives.py::test_"
 LETTERBOX = "tests/relay/test_letterbox.py::test_"
 RECOVERY = "tests/store/test_recovery.py::test_"
+VAULT = "tests/store/test_vault.py::test_"
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,55 @@ HELD_BY_FENCE = (
 )
 
 MUTATIONS = [
+    # encryption: bound to place, row and tenant
+    Mutation(
+        "agentq/store/vault.py",
+        "*(_part(part) for part in place), ",
+        "",
+        VAULT + "a_ciphertext_that_was_moved_does_not_open",
+    ),
+    Mutation(
+        "agentq/store/vault.py",
+        'parts = [b"agentq1", tenant.encode(), ',
+        'parts = [b"agentq1", ',
+        VAULT + "the_tenant_is_bound_even_under_one_key",
+    ),
+    Mutation("agentq/store/vault.py", "row, number.to_bytes", "number.to_bytes", VAULT + "an_altered_byte_is_noticed"),
+    Mutation(
+        "agentq/store/vault.py",
+        'return f"agentq data key {number} of {tenant}".encode()',
+        'return b"agentq data key"',
+        VAULT + "another_tenant_cannot_open_it",
+    ),
+    Mutation(
+        "agentq/store/sealing.py",
+        "if expected is not None and row[:16] != expected:",
+        "if False:",
+        VAULT + "a_claim_is_read_and_a_moved_state_is_not",
+    ),
+    Mutation(
+        "agentq/store/sealing.py",
+        'return ("message.body", session, step, number)',
+        'return ("message.body", session, step)',
+        VAULT + "a_history_in_another_order_is_not_read",
+    ),
+    Mutation(
+        "agentq/store/vault.py",
+        'sealed["cause_text"] = ',
+        'facts["cause_text"] = ',
+        VAULT + "failures_keep_their_kind_and_cause_but_not_their_words",
+    ),
+    Mutation(
+        "agentq/store/providers.py",
+        "if mode & (stat.S_IRWXG | stat.S_IRWXO):",
+        "if False:",
+        VAULT + "the_key_file_is_for_its_owner_alone",
+    ),
+    sql(
+        "if get_byte(p_input, 0) <> 1 and exists (",
+        "if false and exists (",
+        VAULT + "without_a_provider_what_is_sealed_is_refused",
+    ),
     # I1: one session for a key
     sql("s.input_hash = p_hash as same", "true as same", SESSIONS + "a_key_used_with_another_input_is_refused"),
     Mutation(

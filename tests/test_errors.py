@@ -39,6 +39,7 @@ SAMPLES: dict[str, AgentqError] = {
     "NotAnApprover": errors.NotAnApprover("approval", "why"),
     "NotReopened": errors.NotReopened("session", "moved"),
     "SandboxFailed": errors.SandboxFailed("tool", "ValueError", "no", "itself"),
+    "PayloadUnreadable": errors.PayloadUnreadable("acme", "session.input", "its key was destroyed"),
     "FenceLost": errors.FenceLost("session", "step", 3),
     "SessionFailed": errors.SessionFailed("session", "failed", "no luck"),
     "UnknownSession": errors.UnknownSession("acme", "123"),

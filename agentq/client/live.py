@@ -10,6 +10,7 @@ from typing import Any
 from agentq.agents.registry import Registry
 from agentq.errors import InvalidInput, Permanent
 from agentq.payload import decode, fold
+from agentq.store import sealing
 from agentq.store.pool import ALL_TENANTS, Row, Store
 from agentq.store.queries import load
 
@@ -72,12 +73,18 @@ class LiveCheck:
             tenant, session, step = rows[-1][:3]
 
     def _step(self, row: Row) -> str | None:
-        _, _, _, name, agent_name, version, state_version, states, given, args = row
+        tenant, session, _, name, agent_name, version, state_version, states, given, args, at, path = row
+        vault = self._store.vault
         try:
             agent = self._registry.serving(agent_name, version)
             step = agent.find(agent.renamed(name, state_version))
-            agent.read(fold(tuple(states)) if states is not None else given, state_version)
-            step.bind(decode(args) if args is not None else {})
+            if states is not None:
+                state = fold(sealing.open_states(vault, tenant, session, states, at=at))
+            else:
+                state = vault.open(tenant, sealing.input_of(session), given)
+            agent.read(state, state_version)
+            given_args = vault.open(tenant, sealing.args_at(session, path), args)
+            step.bind(decode(given_args) if given_args is not None else {})
         except (Permanent, InvalidInput) as error:
             return str(error)
         return None
@@ -88,7 +95,9 @@ class LiveCheck:
         if reads is None:
             return None
         try:
-            reads(self._store.query_as(tenant, SQL["history"], {"tenant": tenant, "session": session}))
+            rows = self._store.query_as(tenant, SQL["history"], {"tenant": tenant, "session": session})
+            messages = [(seq, body, by, step) for seq, body, by, step in rows]
+            reads(sealing.open_messages(self._store.vault, tenant, session, messages))
         except Permanent as error:
             return str(error)
         return None

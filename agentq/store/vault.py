@@ -31,6 +31,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, overload
 
 from agentq.errors import ConfigError, KeyUnavailable, PayloadUnreadable
+from agentq.payload import storable
 from agentq.store.queries import load
 
 if TYPE_CHECKING:
@@ -201,7 +202,7 @@ class Vault:
         """As `seal`, for a column or a fact that is text."""
         if self.provider is None or text is None:
             return text
-        return _TEXT + base64.b64encode(self.seal(tenant, place, text.encode())).decode("ascii")
+        return _TEXT + base64.b64encode(self.seal(tenant, place, storable(text).encode())).decode("ascii")
 
     @overload
     def open_text(self, tenant: str, place: Place, text: str) -> str: ...
@@ -238,7 +239,7 @@ class Vault:
         }
         if "cause_text" in facts:
             # Shown in lists and sent in notices; made of the message, so it may quote somebody's data.
-            sealed["cause_text"] = f"{facts.get('type', '')} in {facts.get('place') or 'a step'}"
+            sealed["cause_text"] = str(facts["cause_text"]).partition(": ")[0]
         return sealed
 
     @overload

@@ -423,7 +423,7 @@ def fill(hands: Hands) -> None:
 def fill_keys(hands: Hands) -> None:
     # Not active: the other rows here are plain.
     hands.rows(
-        "insert into agentq.tenant_key (tenant, key_no, kek, wrapped, state) values (%s, 1, 'k', 'w', 'retired')"
+        "insert into agentq.tenant_key (tenant, key_no, kek, wrapped, state) values (%s, 99, 'k', 'w', 'retired')"
         " returning key_no",
         hands.tenant,
     )
