@@ -24,6 +24,7 @@ from agentq.broker.transport import BrokerConnection
 from agentq.errors import InvalidInput
 from agentq.settings import Settings, load
 from agentq.step import StepRef
+from agentq.submissions import TOKEN_HEADER
 from agentq.worker import Consumer, install
 
 
@@ -161,7 +162,10 @@ def submit(*args: Any, **submission: Any) -> None:
     """The broker-only door: starts a session, or keeps the submission with the reason why not."""
     from agentq.runtime import runtime
 
-    runtime().submissions.take(args, submission)
+    # Beside the arguments, where neither Celery's log nor its events show it.
+    request = current_task.request
+    header = getattr(request, TOKEN_HEADER, None) or (request.headers or {}).get(TOKEN_HEADER)
+    runtime().submissions.take(args, submission, token=header)
 
 
 def _give_flower_its_tabs() -> None:

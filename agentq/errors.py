@@ -17,6 +17,7 @@ Errors: split by what the one who catches them must do.
     │  ├─ SessionBusy          a session with the same concurrency key lives
     │  ├─ NotAllowed           the tenant may not use the agent or the tool
     │  ├─ UnknownApproval      no such approval
+    │  ├─ TokenRefused         a submission without a token that lets it in
     │  ├─ NoSuchEffect         no effect of that key
     │  ├─ NoSuchMemory         no memory of that key
     │  └─ NotAnApprover        this person may not decide it, or is not known to be who they say
@@ -180,6 +181,10 @@ class UnknownApproval(InvalidInput):
 
     def __str__(self) -> str:
         return f"no approval {self.approval_id}: `agentq approval ls` shows those there are"
+
+
+class TokenRefused(InvalidInput):
+    """A submission was not let in: it has no token, or none that is good for this tenant and agent."""
 
 
 class NoSuchEffect(InvalidInput):

@@ -14,6 +14,7 @@ import threading
 from agentq.broker.queues import tenant_of
 from agentq.errors import StoreUnavailable
 from agentq.store.dead_letters import DeadLetterStore, digest_of
+from agentq.store.tokens import without_tokens
 
 log = logging.getLogger("agentq.poison")
 
@@ -35,6 +36,7 @@ class PoisonKeeper:
 
     def keep(self, queue_name: str, body: bytes, reason: str) -> None:
         """Keep it soon; returns at once."""
+        body, reason = without_tokens(body), without_tokens(reason.encode("utf-8", "replace")).decode()
         log.error("poison in %s: %s (%s bytes)", queue_name, reason, len(body))
         try:
             self._waiting.put_nowait((queue_name, reason, digest_of(body), body[: self._body_max], len(body)))

@@ -137,6 +137,9 @@ class Settings(BaseModel):
         "refuse", description="what a start for a tenant that is not in the table does"
     )
     tenant_concurrency: int = Field(64, ge=1, description="concurrency cap of a tenant added without one")
+    submit_tokens: Literal["required", "optional"] = Field(
+        "optional", description="tokens of submissions; optional: only for tenants for which there is one"
+    )
     unpriced: Literal["refuse", "tokens"] = Field(
         "refuse", description="a model call whose price nobody knows: not made, or counted in tokens alone"
     )

@@ -180,8 +180,10 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
 
         def handler(message: Any) -> Any:
             self._delivered()
-            if (message.headers or {}).get("task") == SUBMIT_TASK and not self._is_readable(message):
-                return None
+            if (message.headers or {}).get("task") == SUBMIT_TASK:
+                if not self._is_readable(message):
+                    return None
+                _hide_arguments(message)
             return handle(message)
 
         return handler
@@ -226,6 +228,13 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         else:
             runtime().submissions.keep(raw, f"a message in {queue} {reason}")
         message.ack_log_error(log, self.connection_errors)
+
+
+def _hide_arguments(message: Any) -> None:
+    """What Flower and the log show of a submission is whose it is; Celery's clients put all of its arguments there."""
+    _, asked, _ = message.decode()
+    shown = (f"{name}={asked[name]}"[:80] for name in ("tenant", "agent", "key") if isinstance(asked.get(name), str))
+    message.headers |= {"argsrepr": "()", "kwargsrepr": " ".join(shown)}
 
 
 def _keep_damaged(queue: str, raw: bytes) -> None:

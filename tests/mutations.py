@@ -52,6 +52,7 @@ REDRIVEN = "tests/redrives/test_redrives.py::test_"
 LETTERBOX = "tests/relay/test_letterbox.py::test_"
 RECOVERY = "tests/store/test_recovery.py::test_"
 VAULT = "tests/store/test_vault.py::test_"
+TOKENS = "tests/broker/test_tokens.py::test_"
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,58 @@ HELD_BY_FENCE = (
 )
 
 MUTATIONS = [
+    # tokens: for their tenants and agents, while they live, and seen by nobody
+    Mutation(
+        "agentq/store/tokens.py", "if tenant not in tenants:", "if False:", TOKENS + "a_token_is_for_its_tenants_alone"
+    ),
+    Mutation(
+        "agentq/store/tokens.py",
+        "if agents is not None and agent not in agents:",
+        "if False:",
+        TOKENS + "a_token_is_for_its_agents_alone",
+    ),
+    Mutation(
+        "agentq/store/tokens.py",
+        "if not (hmac.compare_digest(_digest(token), bytes(digest)) and live):",
+        "if not live:",
+        TOKENS + "who_has_no_good_token_stays_outside",
+    ),
+    Mutation(
+        "agentq/store/tokens.py",
+        "bytes(digest)) and live):",
+        "bytes(digest))):",
+        TOKENS + "who_has_no_good_token_stays_outside",
+    ),
+    Mutation(
+        "agentq/submissions.py",
+        "elif self._required or",
+        "elif",
+        TOKENS + "a_tenant_without_tokens_needs_none_unless_they_are_required",
+    ),
+    Mutation(
+        "agentq/submissions.py",
+        "        body = without_tokens(body)\n",
+        "",
+        TOKENS + "no_trace_of_a_token_stays",
+    ),
+    Mutation(
+        "agentq/poison.py",
+        "body, reason = without_tokens(body), without_tokens(",
+        "body, reason = body, without_tokens(",
+        TOKENS + "no_trace_of_a_token_stays",
+    ),
+    Mutation(
+        "agentq/worker.py",
+        "                _hide_arguments(message)\n",
+        "",
+        "tests/broker/test_fleet.py::test_a_token_is_seen_by_nobody_but_the_door",
+    ),
+    Mutation(
+        "agentq/store/operators.py",
+        'destroyed = len(run(connection, KEYS["destroy"], {"tenant": name}))',
+        "destroyed = 1",
+        "tests/cli/test_keys.py::test_an_erased_tenant_cannot_be_decrypted",
+    ),
     # encryption: bound to place, row and tenant
     Mutation(
         "agentq/store/vault.py",

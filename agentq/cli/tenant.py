@@ -16,6 +16,8 @@ _dry_run = click.option("--dry-run", is_flag=True, help="Say what would change, 
 
 # Where nothing stands in the table, all is allowed, or kept for ever.
 _NONE_IS_ALL = frozenset({"agents", "tools", "retention_days"})
+# What an erasure says of itself, beside what is left.
+_OF_ERASURE = frozenset({"removed", "memories_removed", "keys_destroyed"})
 
 
 @click.group()
@@ -163,9 +165,17 @@ def erase(*, name: str, reason: str, yes: bool, dry_run: bool, as_json: bool) ->
     elif not yes:
         click.echo(f"every session and memory of tenant {name} would be removed; say so with --yes")
     else:
-        left = ", ".join(f"{count} {table}" for table, count in found.items() if "removed" not in table)
+        left = {table: count for table, count in found.items() if table not in _OF_ERASURE}
         gone = f"{found['removed']} sessions and {found['memories_removed']} memories"
-        click.echo(f"{gone} of tenant {name} are removed; left: {left}")
+        keys = f", {found['keys_destroyed']} data keys destroyed" if found["keys_destroyed"] else ""
+        kept = f"kept: {left.pop('reservations')} charges"
+        click.echo(f"{gone} of tenant {name} are removed{keys}; {kept}; left: {_counts(left)}")
+
+
+def _counts(left: dict[str, int]) -> str:
+    """What is left, in words: it should be nothing, and each table was looked at."""
+    some = ", ".join(f"{count} {table}" for table, count in left.items() if count)
+    return some or f"nothing ({', '.join(left)})"
 
 
 def _named(names: tuple[str, ...]) -> list[str] | None:

@@ -20,6 +20,7 @@ from agentq.client.dead_letters import DeadLetters
 from agentq.client.effects import ClientDependencies, ClientEffects
 from agentq.client.inspection import Inspection
 from agentq.client.joining import driver_connection
+from agentq.client.keys import ClientKeys, ClientTokens
 from agentq.client.memory import ClientMemory
 from agentq.client.rates import ClientRates
 from agentq.client.recovery import Recoveries
@@ -31,6 +32,7 @@ from agentq.settings import Settings, load
 from agentq.step import valid_name
 from agentq.store.approvals import Approvals as StoredApprovals
 from agentq.store.budgets import Budgets
+from agentq.store.keyring import Keyring
 from agentq.store.ledger import Ledger
 from agentq.store.operators import Operators
 from agentq.store.pool import Store
@@ -38,6 +40,7 @@ from agentq.store.providers import provider_of
 from agentq.store.rates import StoredRates
 from agentq.store.recovery import Recovery
 from agentq.store.sessions import NewSession, OnConflict, SessionListing, Sessions, StepRow
+from agentq.store.tokens import Tokens
 from agentq.verdicts import Failure
 
 Input = BaseModel | Mapping[str, Any]
@@ -163,6 +166,8 @@ class Client:
         self.effects = ClientEffects(self._store)
         self.dependencies = ClientDependencies(self._store, rules_of(settings).as_json())
         self.dead_letters = DeadLetters(self._store, self.operators, self.registry)
+        self.keys = ClientKeys(Keyring(self._store), self.operators)
+        self.tokens = ClientTokens(Tokens(self._store), self.operators)
         self.rates = ClientRates(StoredRates(self._store), self.operators)
         self.memory = ClientMemory(self._store, self.operators, settings)
         self.budgets = ClientBudgets(Budgets(self._store), self.operators)

@@ -13,12 +13,15 @@ from agentq.payload import storable
 from agentq.store.pool import ALL_TENANTS, Connection, Row, Store, run
 from agentq.store.queries import load
 from agentq.store.vault import FLEET as FLEET_KEYS
+from agentq.store.vault import SQL as KEYS
 
 SQL = load("operators")
+TOKENS = load("tokens")
 MEMORY = load("memory")
 
 _REFUSED = ("refused_submission.body",)
-_ERASED = ("sessions", "checkpoints", "messages", "effects", "traces", "dead_letters", "reservations", "memories")
+_ERASED = ("sessions", "checkpoints", "messages", "effects", "traces", "dead_letters", "reservations", "memories",
+           "steps", "branches", "events", "decisions", "approvals", "notices", "poison", "refused", "keys")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +131,9 @@ class Operators:
         """
         Remove every session of a tenant, live or ended, all they left, and its memories; what is left, by table.
 
-        Its own row, its budgets and what it was charged are kept. In batches, so a crash in the middle is
-        mended by calling it again.
+        Its data keys are destroyed first: from then on nothing of it opens, wherever a copy lies, not even with
+        the provider's key. Its own row, its budgets and what it was charged are kept. In batches, so a crash in
+        the middle is mended by calling it again.
 
         Raises:
             UnknownTenant: there is none.
@@ -140,6 +144,10 @@ class Operators:
             raise UnknownTenant(name)
         if tenant.state != "paused":
             raise InvalidInput(f"tenant {name!r} is {tenant.state}: pause it first, and let its running steps end")
+        with self.store.transaction(name) as connection:
+            destroyed = len(run(connection, KEYS["destroy"], {"tenant": name}))
+        self.store.query_as(ALL_TENANTS, TOKENS["revoke_of_tenant"], {"tenant": name})
+        self.store.vault.forget(name)
         removed = 0
         while batch := int(self.store.query(SQL["remove_all"], {"tenant": name, "max": 200})[0][0]):
             removed += batch
@@ -149,11 +157,12 @@ class Operators:
         self.store.query_as(name, SQL["forget_refused"], {"tenant": name})
         [counts] = self.store.query_as(name, SQL["left"], {"tenant": name})
         left = dict(zip(_ERASED, counts, strict=True))
-        detail = {"sessions_removed": removed, "memories_removed": memories, "left": left}
+        gone = {"memories_removed": memories, "keys_destroyed": destroyed}
+        detail = {"sessions_removed": removed, "left": left} | gone
         self.record_action(
             operator=operator, tenant=name, action="tenant erase", target=name, reason=reason, detail=detail
         )
-        return {"removed": removed, "memories_removed": memories} | left
+        return {"removed": removed} | gone | left
 
     def restricted(self) -> dict[str, tuple[frozenset[str] | None, frozenset[str] | None]]:
         """The tenants that may not use every agent or every tool: what they may."""

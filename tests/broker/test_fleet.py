@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -210,6 +212,44 @@ def test_positional_arguments_are_kept_too(
     marker = f"marker-{uuid.uuid4().hex}"
     celery.send_task("agentq.submit", args=[marker, tenant], queue=SUBMIT)
     assert "named arguments only" in until(lambda: refused(admin, marker), 15)[0]
+
+
+def test_a_token_is_seen_by_nobody_but_the_door(
+    shared_fleet: Fleet, producer: Client, celery: Celery, admin: psycopg.Connection[Any]
+) -> None:
+    """
+    Sent as a header or as an argument: what workers log and tell Flower of the task has neither it nor the input.
+    """
+    tenant = new_tenant(admin)  # its first token closes its door
+    token = producer.tokens.create("a shop", tenants=[tenant], reason="a test").token
+    told: list[Any] = []
+    marker = uuid.uuid4().hex
+    with celery.connection_for_read() as connection:
+        receiver = celery.events.Receiver(connection, handlers={"*": told.append})
+        consumer = threading.Thread(target=lambda: receiver.capture(limit=None, timeout=20, wakeup=True), daemon=True)
+        with contextlib.suppress(TimeoutError, OSError):
+            consumer.start()
+            asked = {"agent": "count", "tenant": tenant, "input": {"until": 1, "note": marker}}
+            until(
+                lambda: (
+                    celery.send_task(
+                        "agentq.submit", kwargs=asked | {"key": "1"}, queue=SUBMIT, headers={"agentq_token": token}
+                    ),
+                    submit(celery, **asked, key="2", token=token),
+                    [event for event in told if event.get("name") == "agentq.submit"],
+                )[-1],
+                15,
+                "workers tell of submissions",
+            )
+            receiver.should_stop = True
+    until(lambda: len(producer.list(tenant=tenant)) == 2, 15, "both are started")
+    for row in producer.list(tenant=tenant):
+        producer.get(tenant, str(row.session_id)).wait(timeout=15)
+    received = [event for event in told if event.get("name") == "agentq.submit"]
+    assert all(event["kwargs"].startswith(f"tenant={tenant} agent=count key=") for event in received)
+    seen = json.dumps(told, default=str) + "".join(worker.log for worker in shared_fleet)
+    assert token not in seen
+    assert marker not in seen
 
 
 # ── garbage ──────────────────────────────────────────────────────────────────

@@ -42,7 +42,16 @@ select (select count(*) from agentq.session where tenant = %(tenant)s),
        (select count(*) from agentq.trace where tenant = %(tenant)s),
        (select count(*) from agentq.dead_letter where tenant = %(tenant)s),
        (select count(*) from agentq.reservation where tenant = %(tenant)s),
-       (select count(*) from agentq.memory where tenant = %(tenant)s);
+       (select count(*) from agentq.memory where tenant = %(tenant)s),
+       (select count(*) from agentq.ledger_entry where tenant = %(tenant)s),
+       (select count(*) from agentq.branch where tenant = %(tenant)s),
+       (select count(*) from agentq.session_event where tenant = %(tenant)s),
+       (select count(*) from agentq.decision where tenant = %(tenant)s),
+       (select count(*) from agentq.approval where tenant = %(tenant)s),
+       (select count(*) from agentq.notice where tenant = %(tenant)s),
+       (select count(*) from agentq.poison_message where tenant = %(tenant)s),
+       (select count(*) from agentq.refused_submission where tenant = %(tenant)s),
+       (select count(*) from agentq.tenant_key where tenant = %(tenant)s and wrapped is not null);
 
 -- name: forget_refused
 -- What never became a session, and may hold what its people wrote.
