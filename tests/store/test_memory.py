@@ -340,7 +340,7 @@ def test_a_search_finds_nothing_of_another_tenant(
     assert search(memories, tenant, "oolong", meaning=meaning) == ["tea"]
     assert search(memories, other_tenant, "oolong", meaning=meaning) == []
     with store.transaction(other_tenant) as connection:
-        words = "select * from agentq.matching_memories('', array['oolong'], array[1]::real[], array[false], 9)"
+        words = "select * from agentq.matching_memories('', array['oolong'], array[1]::real[], array[false], true, 9)"
         assert connection.execute(words).fetchall() == []
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             connection.execute("select * from agentq.memory_words")

@@ -39,48 +39,81 @@ language sql security definer set search_path = pg_catalog, pg_temp as $$
 $$;
 
 
--- The words of a question, and what each says: one that is in every other memory says little. Counted up to a
--- bound, within the namespace of the tenant that the transaction has named.
+-- How much of the index a word stands in, as Postgres has sampled it: the most frequent words alone are known, and
+-- every other is at most as frequent as the least of them.
+create or replace function agentq.memory_frequencies(p_words text[]) returns real[]
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+    with known as materialized (
+        select most_common_elems::text::text[] as words, most_common_elem_freqs as freqs from pg_stats
+         where schemaname = 'agentq' and tablename = 'memory_words' and attname = 'words'
+    )
+    select array_agg(coalesce(k.freqs[array_position(k.words, w)], k.freqs[cardinality(k.words)], 0.001) order by n)
+      from unnest(p_words) with ordinality x (w, n) left join known k on true $$;
+
+
+-- The words of a question, and what each says: a rare one much, one that is in every other memory next to nothing.
+-- `usual`: too frequent to be looked for, unless there is no other. `few`: the namespace has up to 500 memories,
+-- which are counted; of more, the words are taken from the rarest on, until some 1,000 memories are to be expected.
 create or replace function agentq.memory_terms(p_namespace text, p_query text, p_language text)
-returns table (word text, weight real, common boolean)
-language plpgsql security definer set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan as $$
+returns table (word text, weight real, usual boolean, few boolean)
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_custom_plan as $$
 declare
-    v_scope tsquery := agentq.word_query(agentq.memory_scope(current_setting('agentq.tenant'), p_namespace));
-    v_query tsquery; v_all int; v_found int;
+    v_name text := agentq.memory_scope(current_setting('agentq.tenant'), p_namespace);
+    v_words text[]; v_queries tsquery[]; v_all tsvector[]; v_freqs real[]; v_scope real; v_half int;
 begin
-    select count(*) into v_all from (select from agentq.memory_words w where w.words @@ v_scope limit 1000) x;
-    for word in
+    select array_agg(t), array_agg(agentq.word_query(t)) into v_words, v_queries from (
         select t from unnest(tsvector_to_array(to_tsvector(p_language::regconfig, left(p_query, 4000)))) t
-         order by length(t) desc, t limit 24
-    loop
-        v_query := v_scope && agentq.word_query(word);
-        select count(*) into v_found from (select from agentq.memory_words w where w.words @@ v_query limit 1000) x;
-        common := v_found > greatest(v_all / 2, 3);
-        weight := case when common then 0.05 else ln(1 + v_all / greatest(v_found, 1)::real) end;
-        return next;
-    end loop;
+         order by length(t) desc, t limit 24) longest;
+    if v_words is null then return; end if;
+    v_freqs := agentq.memory_frequencies(v_name || v_words);
+    select greatest(reltuples, 1) * v_freqs[1] into v_scope from pg_class where oid = 'agentq.memory_words'::regclass;
+    if v_scope < 5000 then
+        select array_agg(w.words) into v_all
+          from (select w.words from agentq.memory_words w where w.words @@ agentq.word_query(v_name) limit 501) w;
+        if coalesce(cardinality(v_all), 0) <= 500 then
+            v_half := greatest(cardinality(v_all) / 2, 3);
+            return query
+                select t.w, (case when t.n > v_half then 0.05 else ln(1 + cardinality(v_all)::real / greatest(t.n, 1)) end)::real,
+                       t.n > v_half, true
+                  from (select w, (select count(*) from unnest(v_all) d where d @@ q) as n
+                          from unnest(v_words, v_queries) x (w, q)) t;
+            return;
+        end if;
+    end if;
+    return query
+        select f.w, ln(1 + 1 / f.freq)::real,
+               sum(f.freq) over (order by f.freq, f.w rows unbounded preceding) * v_scope > 1000
+               and row_number() over (order by f.freq, f.w) > 1, false
+          from unnest(v_words, v_freqs[2:]) f (w, freq);
 end $$;
 
 
 -- The memories that have one of the words, best first; ids alone, to be read under row security.
-create or replace function agentq.matching_memories(p_namespace text, p_words text[], p_weights real[], p_common boolean[], p_max int)
-returns table (memory_id bigint, weight real)
-language plpgsql stable security definer set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan as $$
+create or replace function agentq.matching_memories(
+    p_namespace text, p_words text[], p_weights real[], p_usual boolean[], p_few boolean, p_max int
+) returns table (memory_id bigint, weight real)
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_custom_plan as $$
 #variable_conflict use_column
 declare
     v_scope tsquery := agentq.word_query(agentq.memory_scope(current_setting('agentq.tenant'), p_namespace));
-    v_any tsquery; v_query tsquery;
+    v_any tsquery; v_queries tsquery[];
 begin
-    -- Words that are in every other memory find nothing, unless there are no others.
-    select string_agg(agentq.word_query(t.word)::text, ' | ')::tsquery into v_any
-      from unnest(p_words, p_common) t (word, common) where not t.common or true = all (p_common);
+    select string_agg(agentq.word_query(t.word)::text, ' | ') filter (where not t.usual or true = all (p_usual))::tsquery,
+           array_agg(agentq.word_query(t.word)) into v_any, v_queries
+      from unnest(p_words, p_usual) t (word, usual);
     if v_any is null then return; end if;
-    v_query := v_scope && v_any;
     return query
-        select h.memory_id,
-               (select sum(t.weight) from unnest(p_words, p_weights) t (word, weight)
-                 where h.words @@ agentq.word_query(t.word))::real
-          from (select w.memory_id, w.words from agentq.memory_words w where w.words @@ v_query limit 5000) h
+        select h.memory_id, (select sum(t.weight) from unnest(v_queries, p_weights) t (q, weight) where h.words @@ t.q)::real
+          from (
+            -- Of few memories all are looked at, which is quicker than looking each word up.
+            select f.memory_id, f.words
+              from (select w.memory_id, w.words from agentq.memory_words w where p_few and w.words @@ v_scope limit 501) f
+             where f.words @@ v_any
+            union all
+            (select w.memory_id, w.words from agentq.memory_words w
+              where not p_few and w.words @@ (v_scope && v_any) limit 5000)) h
          order by 2 desc, 1 desc limit p_max;
 end $$;
 
@@ -125,15 +158,16 @@ create or replace function agentq.search_memories(
     namespace text, key text, version int, value bytea, written_at timestamptz, expires_at timestamptz,
     session_id uuid, step_id uuid, agent text, attempt int, written_by text, pending int, score double precision,
     found_by text
-) language plpgsql set plan_cache_mode = force_custom_plan as $$
+) language plpgsql set plan_cache_mode = force_generic_plan as $$
 #variable_conflict use_column
 declare
     v_now timestamptz := agentq.now();
-    v_words text[]; v_weights real[]; v_common boolean[];
+    v_words text[]; v_weights real[]; v_usual boolean[]; v_few boolean;
     v_most int := greatest(p_limit + p_offset, 100) + coalesce(jsonb_array_length(p_pending), 0);
 begin
     perform set_config('agentq.tenant', p_tenant, true);
-    select array_agg(t.word), array_agg(t.weight), array_agg(t.common) into v_words, v_weights, v_common
+    select array_agg(t.word), array_agg(t.weight), array_agg(t.usual), bool_and(t.few)
+      into v_words, v_weights, v_usual, v_few
       from agentq.memory_terms(p_namespace, p_query, p_language) t;
     return query
     with pending as (
@@ -151,7 +185,7 @@ begin
            and (p_namespace = '' or p.ns = p_namespace or starts_with(p.ns, p_namespace || '/'))
     ), texts as (
         select m.memory_id as id, null::int as n, t.weight::double precision as score
-          from agentq.matching_memories(p_namespace, v_words, v_weights, v_common, v_most) t
+          from agentq.matching_memories(p_namespace, v_words, v_weights, v_usual, v_few, v_most) t
           join agentq.memory m on m.memory_id = t.memory_id
          where m.tenant = p_tenant and m.gone_at is null and (m.expires_at is null or m.expires_at > v_now)
            and not exists (select from pending p where (p.ns, p.key) = (m.namespace, m.key))
