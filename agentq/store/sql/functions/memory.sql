@@ -60,7 +60,8 @@ language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_custom_plan as $$
 declare
     v_name text := agentq.memory_scope(current_setting('agentq.tenant'), p_namespace);
-    v_words text[]; v_queries tsquery[]; v_all tsvector[]; v_freqs real[]; v_scope real; v_half int;
+    v_words text[]; v_queries tsquery[]; v_all tsvector[]; v_freqs real[]; v_scope real; v_count int;
+    v_half int;
 begin
     select array_agg(t), array_agg(agentq.word_query(t)) into v_words, v_queries from (
         select t from unnest(tsvector_to_array(to_tsvector(p_language::regconfig, left(p_query, 4000)))) t
@@ -71,10 +72,11 @@ begin
     if v_scope < 5000 then
         select array_agg(w.words) into v_all
           from (select w.words from agentq.memory_words w where w.words @@ agentq.word_query(v_name) limit 501) w;
-        if coalesce(cardinality(v_all), 0) <= 500 then
-            v_half := greatest(cardinality(v_all) / 2, 3);
+        v_count := coalesce(cardinality(v_all), 0);
+        if v_count <= 500 then
+            v_half := greatest(v_count / 2, 3);
             return query
-                select t.w, (case when t.n > v_half then 0.05 else ln(1 + cardinality(v_all)::real / greatest(t.n, 1)) end)::real,
+                select t.w, (case when t.n > v_half then 0.05 else ln(1 + greatest(v_count, 1)::real / greatest(t.n, 1)) end)::real,
                        t.n > v_half, true
                   from (select w, (select count(*) from unnest(v_all) d where d @@ q) as n
                           from unnest(v_words, v_queries) x (w, q)) t;
