@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from agentq.agents.effects import effect, idempotency_key
     from agentq.agents.embedding import Embedder
     from agentq.agents.memory import AsyncStepMemory, StepMemory, chunks, memory_tools
-    from agentq.agents.model import ModelAgent
+    from agentq.agents.model import Compaction, ModelAgent, drop_old_tool_results, sliding_window
     from agentq.agents.returns import Answer, Ask, Branch, BranchResult, Child, Done, Fail, Next, Sleep, Spawn
     from agentq.agents.tools import ToolContext, tool
     from agentq.client import AsyncClient, AsyncSession, Client, Event, Session, SessionView
@@ -63,6 +63,9 @@ __all__ = [
     "Limits",
     "Breaker",
     "Price",
+    "Compaction",
+    "drop_old_tool_results",
+    "sliding_window",
     # What a step returns
     "Next",
     "Done",
@@ -124,6 +127,9 @@ _HOMES = {
     "classify_as": "agentq.policies.kinds",
     "Agent": "agentq.agents.agent",
     "ModelAgent": "agentq.agents.model",
+    "Compaction": "agentq.agents.model",
+    "drop_old_tool_results": "agentq.agents.model",
+    "sliding_window": "agentq.agents.model",
     "tool": "agentq.agents.tools",
     "ToolContext": "agentq.agents.tools",
     "Limits": "agentq.policies.limits",

@@ -12,6 +12,7 @@ except ModuleNotFoundError as error:
     raise ConfigError("model agents need Pydantic AI: install agentq[model]") from error
 
 from agentq.agents.model.agent import ModelAgent
+from agentq.agents.model.compaction import Compaction
 from agentq.agents.model.history import drop_old_tool_results, sliding_window
 
-__all__ = ["ModelAgent", "drop_old_tool_results", "pydantic_ai", "sliding_window"]
+__all__ = ["Compaction", "ModelAgent", "drop_old_tool_results", "pydantic_ai", "sliding_window"]

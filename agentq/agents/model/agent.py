@@ -16,6 +16,7 @@ from agentq.agents.context import AsyncContext, Context
 from agentq.agents.model import history as histories
 from agentq.agents.model.answer import Output
 from agentq.agents.model.calling import call_async, call_sync
+from agentq.agents.model.compaction import Compaction, Shortening
 from agentq.agents.model.conversation import Call, Conversation, Prompt
 from agentq.agents.model.history import View
 from agentq.agents.model.request import ModelLike
@@ -51,6 +52,7 @@ class ModelAgent(Agent[Conversation]):
 
     An answer that does not fit is fed back to the model, `repairs` times in a row, then the next of
     `fallbacks` gets its turn, then the session ends as a dead letter. `limits` and `breaker` bound the session.
+    `compaction` says when its history is made short for the model, and how; all of it stays stored.
     `price` is what its limit of cost reckons with, where the operator's price or the public list is not to count.
     `needs` names the dependency whose outage holds its requests back; by default the model's provider.
 
@@ -80,6 +82,7 @@ class ModelAgent(Agent[Conversation]):
         retries: int = 5,
         stream: bool = False,
         view: View | None = None,
+        compaction: Compaction | None = None,
         needs: str | None = None,
         price: Price | None = None,
         result_max_chars: int = 16_000,
@@ -104,6 +107,7 @@ class ModelAgent(Agent[Conversation]):
         self.timeout_s = seconds(timeout)
         self.stream = stream
         self.view = view
+        self.compaction = compaction
         self.needs = valid_name("dependency", needs) if needs is not None else None
         self.price = price
         self.result_max_chars = result_max_chars
@@ -171,7 +175,13 @@ class ModelAgent(Agent[Conversation]):
         async def model(state: Conversation, ctx: AsyncContext, asked: str = "") -> Returned:
             return await Turn(self, state, ctx).take(asked)
 
-        self.steps["model"] = Step(self.name, model, start=True, retries=retries, timeout_s=self.timeout_s + _SLACK_S)
+        async def compact(state: Conversation, ctx: AsyncContext, force: bool = False) -> Returned:
+            return await Shortening(self, state, ctx).take(force)
+
+        timeout_s = self.timeout_s + _SLACK_S
+        self.steps["model"] = Step(self.name, model, start=True, retries=retries, timeout_s=timeout_s)
+        # Also where there is none: a session may be at it when the next release leaves compaction out.
+        self.steps["compact"] = Step(self.name, compact, start=False, retries=retries, timeout_s=timeout_s)
 
     def _add_tool_step(self, entry: Entry) -> None:
         if entry.is_async:

@@ -42,6 +42,7 @@ class Conversation(BaseModel):
     model: int = 0
     repairs: int = 0
     squeezes: int = 0
+    compacted: int = 0
     grants: int = 0
     resumed: int = 0
     calls: list[str] = Field(default_factory=list)

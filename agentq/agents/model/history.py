@@ -20,10 +20,15 @@ from pydantic_ai.messages import (
 from agentq.errors import Permanent
 from agentq.payload import decode
 
+# The writer of records that say what is shown of the messages before them; see `agentq.agents.model.compaction`.
+COMPACTION = "agentq/compaction-1"
 WRITER = f"pydantic-ai/{pydantic_ai.__version__}"
 
 History = list[ModelMessage]
 View = Callable[[History], History]
+
+# A stored row by its number, or what a compaction put in the place of some.
+Source = int | dict[str, Any]
 
 _ONE: TypeAdapter[ModelMessage] = TypeAdapter(ModelMessage)
 
@@ -37,26 +42,99 @@ def to_store(message: ModelMessage) -> dict[str, Any]:
     return _set(facts)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Shown:
+    """A history as a model is shown it, what each message of it is made of, and how the provider counted it."""
+
+    history: History
+    sources: list[tuple[Source, ...]]
+    counted: bool  # the latest answer was given to this history, and not to one that was longer
+    summary: str | None = None
+
+    def sources_of(self, messages: History) -> list[tuple[Source, ...]]:
+        """What messages are made of: those of this history of their rows, others of themselves."""
+        found: list[tuple[Source, ...]] = []
+        begin = 0
+        for message in messages:
+            places = (n for n in range(begin, len(self.history)) if self.history[n] == message)
+            place = next(places, None)
+            if place is None:
+                found.append(({"message": to_store(message)},))
+            else:
+                found.append(self.sources[place])
+                begin = place + 1
+        return found
+
+
 def read(stored: Iterable[tuple[int, bytes, str]]) -> History:
     """
-    The history, requests that follow one another merged into one, tool returns in the order of the calls.
+    The history as it is shown now, requests that follow one another merged into one, tool returns in the order of
+    the calls.
 
     Raises:
         Permanent: a message cannot be read by this code. No retry and no repair would help.
     """
+    return read_shown(stored).history
+
+
+def read_whole(stored: Iterable[tuple[int, bytes, str]]) -> History:
+    """As `read`, with everything that a compaction no longer shows."""
+    return read_shown(row for row in stored if row[2] != COMPACTION).history
+
+
+def read_shown(stored: Iterable[tuple[int, bytes, str]]) -> Shown:
+    """As `read`, with what the history is made of."""
     rows = list(stored)
+    messages = [row for row in rows if row[2] != COMPACTION]
+    latest = next((row for row in reversed(rows) if row[2] == COMPACTION), None)
+    items: list[tuple[Source, Any]]
+    summary = None
     try:
-        messages = ModelMessagesTypeAdapter.validate_python([decode(body) for _, body, _ in rows])
-    except (ValidationError, ValueError):
+        by_number = {number: decode(body) for number, body, _ in messages}
+        items = list(by_number.items())
+        if latest is not None:
+            shows = _unpacked(decode(latest[1])["compaction"]["shows"], sorted(by_number))
+            items = [(s, by_number[s] if isinstance(s, int) else s["message"]) for s in shows]
+            items += [(number, body) for number, body in by_number.items() if number > latest[0]]
+            summary = next((str(s["summary"]) for s in shows if isinstance(s, dict) and "summary" in s), None)
+        read = ModelMessagesTypeAdapter.validate_python([message for _, message in items])
+    except (ValidationError, ValueError, KeyError, TypeError):
         raise Permanent(_unreadable(rows)) from None
     merged: History = []
-    for message in messages:
+    sources: list[tuple[Source, ...]] = []
+    for (source, _), message in zip(items, read, strict=True):
         last = merged[-1] if merged else None
         if isinstance(message, ModelRequest) and isinstance(last, ModelRequest):
             merged[-1] = dataclasses.replace(last, parts=[*last.parts, *message.parts])
+            sources[-1] = (*sources[-1], source)
         else:
             merged.append(message)
-    return [_in_order(merged, number) for number in range(len(merged))]
+            sources.append((source,))
+    answers = [number for (number, _), message in zip(items, read, strict=True) if isinstance(message, ModelResponse)]
+    counted = latest is None or any(isinstance(number, int) and number > latest[0] for number in answers)
+    return Shown([_in_order(merged, number) for number in range(len(merged))], sources, counted, summary)
+
+
+def packed(sources: Iterable[tuple[Source, ...]]) -> list[Any]:
+    """Sources as a record keeps them: rows that follow one another as their first and last."""
+    shows: list[Any] = []
+    for source in (source for of_message in sources for source in of_message):
+        if isinstance(source, int) and shows and isinstance(shows[-1], list) and shows[-1][1] == source - 1:
+            shows[-1][1] = source
+        else:
+            shows.append([source, source] if isinstance(source, int) else source)
+    return shows
+
+
+def _unpacked(shows: Sequence[Any], numbers: Sequence[int]) -> list[Source]:
+    sources: list[Source] = []
+    for show in shows:
+        if isinstance(show, list):
+            first, last = show
+            sources += [number for number in numbers if first <= number <= last]
+        else:
+            sources.append(show)
+    return sources
 
 
 def tool_returns(history: History) -> dict[str, ToolReturnPart]:
@@ -90,7 +168,11 @@ def last_response(history: History) -> ModelResponse | None:
 
 
 def drop_old_tool_results(keep: int = 10) -> View:
-    """A view that shows the latest tool results whole, and of the older ones only that there were some."""
+    """
+    Shows the latest tool results whole, and of the older ones only that there were some.
+
+    A view of an agent (`view=`), asked before each request, or a hook of its compaction.
+    """
 
     def view(history: History) -> History:
         returns = [
@@ -111,11 +193,12 @@ def drop_old_tool_results(keep: int = 10) -> View:
             for number, message in enumerate(history)
         ]
 
+    view.__name__ = f"drop_old_tool_results({keep})"
     return view
 
 
 def sliding_window(keep: int = 40) -> View:
-    """A view of the first request and the latest messages; no call is shown without its return."""
+    """Shows the first request and the latest messages; no call without its return. A view, or a hook."""
 
     def view(history: History) -> History:
         if len(history) <= keep + 1:
@@ -123,8 +206,9 @@ def sliding_window(keep: int = 40) -> View:
         tail = history[-keep:]
         while tail and not _may_begin(tail[0]):
             tail = tail[1:]
-        return [history[0], *tail]
+        return [history[0], *tail] if tail else list(history)
 
+    view.__name__ = f"sliding_window({keep})"
     return view
 
 
@@ -160,6 +244,8 @@ def _set(facts: dict[str, Any]) -> dict[str, Any]:
 
 def _unreadable(rows: Sequence[tuple[int, bytes, str]]) -> str:
     for seq, body, writer in rows:
+        if writer == COMPACTION:
+            continue
         try:
             ModelMessagesTypeAdapter.validate_python([decode(body)])
         except (ValidationError, ValueError):

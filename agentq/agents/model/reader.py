@@ -18,7 +18,7 @@ def read_result(ctx: ToolContext, call: str, offset: int = 0) -> str:
         call: the id that the shortened result names
         offset: the character to begin at
     """
-    key = histories.stored_results(histories.read(ctx.messages())).get(call)
+    key = histories.stored_results(histories.read_whole(ctx.messages())).get(call)
     if key is None:
         raise Semantic(f"no result of a call {call!r} was cut off")
     found = ctx.effect_result(key)

@@ -71,13 +71,14 @@ def name_of(model: ModelLike) -> str:
     return f"{model.system}:{model.model_name}" if isinstance(model, Model) else model.__qualname__
 
 
-def estimate(history: History, instructions: str, parameters: ModelRequestParameters) -> int:
+def estimate(history: History, instructions: str, parameters: ModelRequestParameters, *, counted: bool = True) -> int:
     """
     How many tokens the request will have.
 
-    The provider's own count of the latest exchange, and a guess for what was added since.
+    The provider's own count of the latest exchange, and a guess for what was added since. Not `counted`: the
+    provider was asked with a longer history, so all of it is guessed.
     """
-    latest = last_response(history)
+    latest = last_response(history) if counted else None
     if latest is not None and latest.usage.input_tokens:
         after = history[history.index(latest) + 1 :]
         return latest.usage.input_tokens + latest.usage.output_tokens + sum(map(_guess_message, after))

@@ -20,7 +20,7 @@ from agentq.agents.model import history as histories
 from agentq.agents.model.answer import Calls, Final, Flaw
 from agentq.agents.model.conversation import Conversation
 from agentq.agents.model.history import WRITER, History, to_store
-from agentq.agents.model.request import ask, dependency, estimate, name_of, resolve
+from agentq.agents.model.request import ask, dependency, estimate, estimate_messages, name_of, resolve
 from agentq.agents.returns import Ask, Branch, Done, Fail, Next, Returned, Spawn
 from agentq.agents.tracing import Span
 from agentq.errors import BudgetExceeded, Park, RepairsExhausted, Stopped, UnknownPrice
@@ -43,6 +43,7 @@ class Turn:
         self.state = state
         self.ctx = ctx
         self._cost = 0
+        self._guess = 0
 
     async def take(self, asked: str) -> Returned:
         """
@@ -59,7 +60,8 @@ class Turn:
             if self.ctx.answer.outcome != "granted":
                 return Fail(f"nobody granted more of {asked}", kind="limit", type="LimitReached")
             state.grants += 1
-        history = histories.read(await asyncio.to_thread(self.ctx.messages.rows))
+        stored = histories.read_shown(await asyncio.to_thread(self.ctx.messages.rows))
+        history = stored.history
         await self._weigh(history)
         if not history:
             self._add(history, self._first())
@@ -68,7 +70,10 @@ class Turn:
         parameters = self._parameters(history)
         model = resolve(self.agent.models[state.model])
         shown = self._shown(history, instructions)
-        tokens = estimate(shown, instructions, parameters)
+        tokens = estimate(shown, instructions, parameters, counted=stored.counted)
+        self._guess = estimate_messages(history)
+        if self._too_long(tokens):
+            return Next(self.agent.steps["compact"], state)
         room = self._room(model, tokens)
         while isinstance(room, Reached):
             if stop := await self._reached(room):
@@ -129,6 +134,15 @@ class Turn:
         last = shown[-1]
         assert isinstance(last, ModelRequest), "a turn begins with something to answer"
         return [*shown[:-1], replace(last, instructions=instructions or None)]
+
+    def _too_long(self, tokens: int) -> bool:
+        """
+        Whether the history is made short first: above its limit, and a quarter longer than when that was last done,
+        so that a history that cannot be made short is not tried at each turn.
+        """
+        compaction = self.agent.compaction
+        due = compaction is not None and tokens > compaction.above_tokens
+        return due and self._guess > self.state.compacted * 1.25
 
     def _room(self, model: Model, tokens: int) -> Room | Reached:
         limits = self.agent.limits
@@ -268,6 +282,8 @@ class Turn:
         """
         failure = self.ctx.classify(error)
         too_long = failure.type.endswith("ContextWindowExceededError")
+        if too_long and self.agent.compaction is not None and self._guess > self.state.compacted:
+            return Next(self.agent.steps["compact"], self.state, {"force": True})
         if too_long and self.state.squeezes < len(_KEPT_RESULTS):
             self.state.squeezes += 1
             return Next(self.agent.steps["model"], self.state)
