@@ -156,8 +156,8 @@ def test_no_trace_of_a_token_stays(
     keeper.keep(f"agentq.t.{tenant}", f"garbage {token}".encode(), f"cannot be decoded: {token}")
     keeper.close()
 
-    rows = admin.execute("select reason, convert_from(body, 'utf8') from agentq.refused_submission").fetchall()
-    rows += admin.execute("select reason, convert_from(body, 'utf8') from agentq.poison_message").fetchall()
+    rows = admin.execute("select reason, encode(body, 'escape') from agentq.refused_submission").fetchall()
+    rows += admin.execute("select reason, encode(body, 'escape') from agentq.poison_message").fetchall()
     everything = json.dumps([rows, door.published], default=str) + caplog.text
     assert len([facts for facts in door.published if facts[0] == SUBMIT_DEAD]) >= 5
     assert "[token]" in everything
