@@ -27,8 +27,9 @@ class Publisher:
     """
     Hands committed steps to the broker.
 
-    `send` returns at once. Whatever cannot be sent is dropped here, because the ledger still holds
-    it as queued and the relay will find it missing. Not shared across a fork.
+    `send` returns at once, or after one command to a broker that answered before. Whatever cannot be
+    sent is dropped here, because the ledger still holds it as queued and the relay will find it
+    missing. Not shared across a fork.
     """
 
     def __init__(self, connect: Callable[[], Connection]) -> None:
@@ -37,12 +38,16 @@ class Publisher:
         self._connection: Connection | None = None
         self._producer: Producer | None = None
         self._complained_at = float("-inf")
+        self._busy = False
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="agentq-publisher", daemon=True)
         self._thread.start()
 
     def send(self, wakes: Iterable[Wake]) -> None:
         """Publish soon, or leave it to the relay."""
+        wakes = tuple(wakes)
+        if len(wakes) == 1 and self._send_here(wakes[0]):
+            return
         for wake in wakes:
             self._waiting.put(wake)
 
@@ -120,21 +125,41 @@ class Publisher:
                 self._disconnect()
                 raise BrokerUnavailable(f"the broker did not take the message: {error}") from error
 
+    def _send_here(self, wake: Wake) -> bool:
+        """
+        Publish in the caller's thread where nothing is before it: waking another thread takes longer than the command.
+
+        Of a broker that no longer answers one caller at a time learns, the others leave it to the publisher's thread.
+        """
+        if self._producer is None or self._busy or not self._waiting.empty() or not self._lock.acquire(blocking=False):
+            return False
+        try:
+            if self._producer is None:
+                return False
+            self._try_batch([wake])
+            return True
+        finally:
+            self._lock.release()
+
     def _run(self) -> None:
         while (batch := self._next_batch()) is not None:
+            self._busy = True  # or callers could keep taking the lock before it
             wakes = [item for item in batch if isinstance(item, Wake)]
             if wakes:
-                try:
-                    with self._lock:
-                        self._publish_batch(wakes)
-                except Exception:
-                    # Whatever it was, the next batch deserves a fresh connection and a living thread.
-                    log.exception("%s steps could not be published, the relay will send them", len(wakes))
-                    with self._lock:
-                        self._disconnect()
+                with self._lock:
+                    self._try_batch(wakes)
+            self._busy = False
             for item in batch:
                 if isinstance(item, threading.Event):
                     item.set()
+
+    def _try_batch(self, wakes: list[Wake]) -> None:
+        try:
+            self._publish_batch(wakes)
+        except Exception:
+            # Whatever it was, the next batch deserves a fresh connection and a living thread.
+            log.exception("%s steps could not be published, the relay will send them", len(wakes))
+            self._disconnect()
 
     def _next_batch(self) -> list[Wake | threading.Event] | None:
         """Whatever waits now, so that a busy process batches by itself and an idle one does not wait."""
