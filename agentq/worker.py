@@ -44,6 +44,19 @@ def group_of(app: Celery) -> str:
     return "quarantine" if QUARANTINE in app.amqp.queues.consume_from else "default"
 
 
+def headroom(slots: int) -> int:
+    """
+    Threads beside the slots, so that a tenant below its share need not wait for another's step to end.
+
+    None for a handful of slots: who asks for one thread wants one step at a time.
+    """
+    return slots // 4
+
+
+def _is_threads(worker: Any) -> bool:
+    return bool(worker.pool_cls.__module__.endswith("thread"))
+
+
 class RuntimeStep(bootsteps.StartStopStep):  # type: ignore[misc]
     """Starts the runtime after the pool has forked, and ends it before the pool goes."""
 
@@ -51,6 +64,11 @@ class RuntimeStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def __init__(self, worker: Any, **_: Any) -> None:
         self.group = "default"
+        self.slots = worker.concurrency or 0
+        if _is_threads(worker) and worker.min_concurrency:
+            # Before the pool is made. The slots that are divided among tenants stay what was asked for: these
+            # threads are for whoever comes while all of those are held, and idle otherwise.
+            worker.min_concurrency += headroom(self.slots)
 
     def start(self, worker: Any) -> None:
         from agentq.runtime import begin, runtime
@@ -59,7 +77,7 @@ class RuntimeStep(bootsteps.StartStopStep):  # type: ignore[misc]
         forks = worker.pool_cls.__module__.endswith("prefork")
         if self.group == "quarantine" and not forks:
             log.warning("quarantine wants prefork, which survives its steps: `agentq worker --group quarantine`")
-        begin(group=self.group, steps=not forks, relay=True, slots=0 if forks else worker.concurrency or 0)
+        begin(group=self.group, steps=not forks, relay=True, slots=0 if forks else self.slots)
         if forks:
             runtime().children = lambda: list(worker.pool.info.get("processes", ()))
 
