@@ -220,6 +220,7 @@ class InFlight:
         self.consumer_restarted: float | None = None  # when it last did, on the monotonic clock
         self._attempts: dict[uuid.UUID, Attempt] = {}
         self._stranded: set[Attempt] = set()
+        self._held: dict[str, tuple[int, float]] = {}
         self._uncertain: list[Uncertain] = []
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
@@ -236,9 +237,13 @@ class InFlight:
             attempt.end()
             with self._idle:
                 self._stranded.discard(attempt)
-                if self._attempts.get(claim.ref.step_id) is attempt:
-                    del self._attempts[claim.ref.step_id]
-                self._idle.notify_all()
+                self._leave(attempt)
+
+    def held(self) -> dict[str, tuple[int, float]]:
+        """How many attempts ended since the last call, and for how many seconds they had held slots, by tenant."""
+        with self._lock:
+            held, self._held = self._held, {}
+            return held
 
     @property
     def stranded(self) -> int:
@@ -257,12 +262,21 @@ class InFlight:
             return attempt is not None and attempt.claim.token == token
 
     def forget(self, attempt: Attempt) -> None:
-        """Stop counting an attempt that was settled over its head."""
+        """Stop counting an attempt that was settled over its head; its thread is stranded until it returns."""
         with self._idle:
-            if self._attempts.get(attempt.claim.ref.step_id) is attempt:
-                del self._attempts[attempt.claim.ref.step_id]
+            if self._leave(attempt):
                 self._stranded.add(attempt)
-            self._idle.notify_all()
+
+    def _leave(self, attempt: Attempt) -> bool:
+        """With the lock held: the attempt no longer counts as running; whether it did."""
+        self._idle.notify_all()
+        ref = attempt.claim.ref
+        if self._attempts.get(ref.step_id) is not attempt:
+            return False
+        del self._attempts[ref.step_id]
+        steps, seconds = self._held.get(ref.tenant, (0, 0.0))
+        self._held[ref.tenant] = (steps + 1, seconds + time.monotonic() - attempt.began)
+        return True
 
     def fence_all(self) -> None:
         """This process was taken for dead: nothing it runs will be written."""

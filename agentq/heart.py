@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Callable
 
 from agentq.engine import Engine, InFlight
 from agentq.errors import StoreUnavailable
@@ -42,7 +43,9 @@ class Heart:
         slots: int = 0,
         heartbeat_s: float,
         lease_s: float,
+        also: Callable[[], object] = lambda: None,
     ) -> None:
+        self._also = also
         self._store = store
         self._workers = Workers(store)
         self._in_flight = in_flight
@@ -148,6 +151,7 @@ class Heart:
         self._disown_doubts()
         self._disown_strangers()
         self._stop_ended()
+        self._also()
 
     def _disown_doubts(self) -> None:
         if self._engine is None:

@@ -89,6 +89,7 @@ class Runtime:
         self.ledger = Ledger(self.store, traced=settings.trace)
         self.workers = Workers(self.store)
         self.approvals = Approvals(self.store)
+        self.fairness = Fairness(self.store, divide)
         self.publisher = Publisher(connect)
         self.in_flight = InFlight()
         self.dependencies = Dependencies(
@@ -142,6 +143,7 @@ class Runtime:
             slots=slots,
             heartbeat_s=settings.heartbeat_s,
             lease_s=settings.lease_s,
+            also=self._tell_held if steps and not relay and settings.fair_shares else lambda: None,
         )
         if steps:
             self.engine = self._engine(self.heart, serves, quarantine=group == "quarantine")
@@ -295,7 +297,7 @@ class Runtime:
     def _relay(self) -> Relay:
         settings = self.settings
         return Relay(
-            fair_shares=Fairness(self.store, divide).share if settings.fair_shares else lambda: None,
+            fair_shares=self._share_slots if settings.fair_shares else lambda _: None,
             ledger=self.ledger,
             workers=self.workers,
             approvals=self.approvals,
@@ -311,6 +313,17 @@ class Runtime:
             lost=self.reports.lost if self.reports is not None else None,
             dead_letters=Letterbox(DeadLetterStore(self.store), Redrives(self.store), self.publisher).round,
         )
+
+    def _share_slots(self, backlogged: bool) -> None:
+        """Tell what steps held here, and divide anew; what was held while there was enough for all does not count."""
+        held = self.in_flight.held()
+        if backlogged:
+            self.fairness.tell(held)
+            self.fairness.share()
+
+    def _tell_held(self) -> None:
+        """A process without a relay tells it with its heartbeat."""
+        self.fairness.tell(self.in_flight.held())
 
     def _keep_house(self) -> None:
         """What is due every few minutes."""

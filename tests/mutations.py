@@ -268,20 +268,24 @@ MUTATIONS = [
         "",
         ADMISSION + "two_admissions_never_share_a_slot",
     ),
-    sql("limit least(greatest(v_cap - v_admitted, 0), p_max)", "limit p_max", ADMISSION + "the_cap_is_exact"),
+    sql(
+        "v_room := least(greatest(v_cap - v_admitted, 0), p_max);",
+        "v_room := p_max;",
+        ADMISSION + "the_cap_is_exact",
+    ),
     sql(
         "state <> 'paused' and not shedding) then",
         "state <> 'paused') then",
         ADMISSION + "a_lowered_cap_sheds_and_recovers",
     ),
     sql(
-        "select te.state <> 'paused' and not te.shedding, te.allowance",
-        "select te.state <> 'paused', te.allowance",
+        "select te.state <> 'paused' and not te.shedding into",
+        "select te.state <> 'paused' into",
         ADMISSION + "a_chain_above_a_lowered_cap_waits_its_turn",
     ),
     sql(
-        "select te.state <> 'paused' and not te.shedding, te.allowance",
-        "select te.state = 'active' and not te.shedding, te.allowance",
+        "select te.state <> 'paused' and not te.shedding into",
+        "select te.state = 'active' and not te.shedding into",
         ADMISSION + "a_draining_tenant_finishes_what_it_has",
     ),
     sql(
@@ -290,8 +294,8 @@ MUTATIONS = [
         ADMISSION + "a_lowered_cap_sheds_and_recovers",
     ),
     sql(
-        "        v_wake := agentq.hand_on_slot(p_tenant, v_now);\n    end if;\n    if p_verdict <> 'next' then",
-        "        null;\n    end if;\n    if p_verdict <> 'next' then",
+        "        v_wake := agentq.hand_on_slot(p_tenant, v_now);\n    end if;\n    if p_plan",
+        "        null;\n    end if;\n    if p_plan",
         ADMISSION + "a_step_that_ends_hands_its_slot_on",
     ),
     sql("order by priority, due_at limit 1", "order by due_at limit 1", ADMISSION + "priority_first_then_age"),
@@ -842,8 +846,8 @@ MUTATIONS = [
     ),
     # I8: shares of the slots
     sql(
-        "select least(concurrency, case when shared_at > v_now - interval '5 s' then allowance end) into v_cap",
-        "select concurrency into v_cap",
+        "    v_cap := least(v_cap, v_allowance);\n",
+        "",
         "tests/store/test_fairness.py::test_weights_divide_what_is_too_little",
     ),
     sql(

@@ -14,9 +14,10 @@ from collections.abc import Sequence
 
 from agentq.store.fairness import Demand, Share
 
-# No more is admitted than can run: where steps queued with the broker, workers would take them in turn, by
-# count, and tenants of short steps would come off badly. A slot is handed on in the settlement, so none idles.
-_AHEAD = 1.0
+# At most so many steps are admitted for each slot, however long they are on their way.
+_ADMITTED_MAX = 4.0
+# What waits while every slot is taken is not on its way; but one that is comes as the next falls free.
+_ON_ITS_WAY_MAX = 0.1
 # What one is behind is made good within so many seconds.
 _CATCH_UP_S = 2.0
 # About how long an allowance stands.
@@ -25,9 +26,9 @@ _ROUND_S = 0.25
 
 def divide(slots: int, demands: Sequence[Demand]) -> Sequence[Share]:
     """The allowances; none when nobody says how many slots there are, or there are enough."""
-    capacity = slots * _AHEAD
-    if not slots or len(demands) < 2 or sum(demand.wants for demand in demands) <= capacity:
+    if not slots or sum(demand.wants for demand in demands) <= slots:
         return ()
+    capacity = admissible(slots, demands)
     used = _time_used(demands)
     so_far = {demand.name: used[demand.name] + demand.running_s / demand.weight for demand in demands}
     weights = sum(demand.weight for demand in demands)
@@ -44,6 +45,24 @@ def divide(slots: int, demands: Sequence[Demand]) -> Sequence[Share]:
         Share(demand.name, allowance, used[demand.name], demand.admitted > allowance)
         for demand, allowance in ((demand, allowances[demand.name]) for demand in demands)
     ]
+
+
+def admissible(slots: int, demands: Sequence[Demand]) -> float:
+    """
+    How many steps may be with the broker or run: as many as fill the slots, and no more.
+
+    Where steps queued with the broker, workers would take them in turn, by count, and tenants of short steps would
+    come off badly. But a step is on its way for some milliseconds, between the settlement that handed its slot on
+    and its claim: were only as many admitted as can run, a tenth of the slots would stand idle under short steps.
+    While slots are free, what is admitted and does not run yet is on its way. No more is added than ended since the
+    last division, so that whatever does wait is gone by the next.
+    """
+    running = sum(demand.running for demand in demands)
+    on_its_way = sum(demand.admitted for demand in demands) - running
+    more = on_its_way * slots / max(running, 1)
+    if running >= slots:
+        more = min(more, slots * _ON_ITS_WAY_MAX)
+    return slots + min(more, float(sum(demand.ended for demand in demands)), slots * (_ADMITTED_MAX - 1))
 
 
 def _time_used(demands: Sequence[Demand]) -> dict[str, float]:

@@ -67,7 +67,7 @@ class Relay:
         housekeeping: Callable[[], None] = lambda: None,
         lost: Callable[[TakenBack], None] | None = None,
         dead_letters: Callable[[], None] = lambda: None,
-        fair_shares: Callable[[], object] = lambda: None,
+        fair_shares: Callable[[bool], object] = lambda _: None,
     ) -> None:
         self._fair_shares = fair_shares
         self._backlogged = True
@@ -147,8 +147,8 @@ class Relay:
 
     def share_slots(self) -> None:
         """Divide the fleet's slots among the tenants, where more is wanted than can run."""
-        if self._backlogged:  # as the latest admission found it: asking again would be a round trip for nothing
-            self._fair_shares()
+        # As the latest admission found it: asking again would be a round trip for nothing.
+        self._fair_shares(self._backlogged)
 
     def offer_served(self) -> None:
         """Let steps go on that waited for a worker of their agent's version."""

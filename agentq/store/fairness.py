@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from psycopg.types.json import Jsonb
@@ -12,6 +12,9 @@ from agentq.store.queries import load
 
 SQL = load("fairness")
 
+# So many steps held slots for so many seconds.
+Held = tuple[int, float]
+
 
 @dataclass(frozen=True, slots=True)
 class Demand:
@@ -19,17 +22,19 @@ class Demand:
     What a tenant has and wants now, in steps.
 
     `time_used` is the time for which its steps held slots while these were shared, over its weight; `ended_s`
-    what has been added since by steps that ended, `running_s` by those that run. Not `sharing`: it took no
+    what has been added since by `ended` steps, `running_s` by those that run. Not `sharing`: it took no
     part in the last division.
     """
 
     name: str
     weight: float
+    running: int
     running_s: float
     admitted: int
     wants: int
     time_used: float | None
     sharing: bool
+    ended: int = 0
     ended_s: float = 0.0
 
 
@@ -53,6 +58,15 @@ class Fairness:
         self.store = store
         self._divide = divide
 
+    def tell(self, held: Mapping[str, Held]) -> None:
+        """What held slots here and ended, by tenant, since this was last told."""
+        if held:
+            steps, seconds = zip(*held.values(), strict=True)
+            parameters = {"holders": list(held), "steps": list(steps), "seconds": list(seconds)}
+            with self.store.transaction(ALL_TENANTS) as connection:
+                connection.execute("set local synchronous_commit = off")
+                run(connection, SQL["tell"], parameters)
+
     def share(self) -> int:
         """How many tenants have an allowance now; 0 also when another relay is at it."""
         with self.store.transaction(ALL_TENANTS) as connection:
@@ -60,13 +74,16 @@ class Fairness:
                 return 0
             connection.execute("set local synchronous_commit = off")
             slots = int(run(connection, SQL["slots"], {})[0][0])
-            used: dict[str, float] = dict(run(connection, SQL["used"], {}))
+            used = {holder: (steps, seconds) for holder, steps, seconds in run(connection, SQL["used"], {})}
             demands = [
-                Demand(name, weight, running_s, admitted, wants, time_used, bool(sharing), used.get(name, 0.0))
-                for name, weight, running_s, admitted, wants, time_used, sharing in run(
+                Demand(
+                    name, weight, running, running_s, admitted, wants, time_used, bool(sharing),
+                    *used.get(name, (0, 0.0)),
+                )
+                for name, weight, running, running_s, admitted, wants, time_used, sharing in run(
                     connection, SQL["demands"], {"most": 4 * slots + 1}
                 )
-            ]
+            ]  # fmt: skip
             shares = self._divide(slots, demands)
             if shares:
                 run(connection, SQL["write"], {"shares": Jsonb([asdict(share) for share in shares])})

@@ -13,7 +13,7 @@ from agentq.store.fairness import Demand
 
 
 def demand(name: str, *, weight: float = 1.0, wants: int = 1000, **more: Any) -> Demand:
-    facts = {"running_s": 0.0, "admitted": 0, "time_used": 0.0, "sharing": True}
+    facts = {"running": 0, "running_s": 0.0, "admitted": 0, "time_used": 0.0, "sharing": True}
     return Demand(name, weight, wants=wants, **facts | more)
 
 
@@ -23,11 +23,31 @@ def shares(slots: int, *demands: Demand) -> dict[str, int]:
 
 def test_while_there_is_enough_nobody_is_held_back() -> None:
     """
-    Work-conserving: an allowance exists only while more is wanted than there is, by more than one.
+    Work-conserving: an allowance exists only while more is wanted than there is.
     """
     assert shares(20, demand("a", wants=10), demand("b", wants=10)) == {}
-    assert shares(10, demand("a")) == {}
+    assert shares(10, demand("a", wants=10)) == {}
     assert shares(0, demand("a"), demand("b")) == {}
+
+
+def test_a_flood_alone_gets_what_can_run() -> None:
+    """
+    And not more, or whoever comes next would find the broker full of it.
+    """
+    assert shares(10, demand("a")) == {"a": 10}
+
+
+def test_steps_on_their_way_fill_no_slot() -> None:
+    """
+    Where a fifth of what is admitted travels while slots are free, a fifth more is admitted; never more than four
+    times the slots, nor than ends from one division to the next. What waits because all slots are taken is no
+    reason for more.
+    """
+    assert shares(10, demand("a", running=8, admitted=10, ended=50)) == {"a": 12}
+    assert shares(10, demand("a", running=1, admitted=100, ended=50)) == {"a": 40}
+    assert shares(10, demand("a", running=0, admitted=10)) == {"a": 10}
+    assert shares(10, demand("a", running=5, admitted=10, ended=1)) == {"a": 11}
+    assert shares(10, demand("a", running=10, admitted=64, ended=50)) == {"a": 11}
 
 
 def test_slots_are_divided_by_weight() -> None:
@@ -66,6 +86,7 @@ class Tenant:
     queued: int = 0
     running: list[tuple[float, float]] = field(default_factory=list)  # since when, until when
     used_s: float = 0.0
+    ended: int = 0
     ended_s: float = 0.0
     time_used: float | None = None
     allowance: int = 64
@@ -91,11 +112,12 @@ def test_a_hundred_tenants_get_what_their_weights_say(seed: int) -> None:
                 tenant.used_s, tenant.longest_wait_s, tenant.last_start = 0.0, 0.0, now
         if step % 62 == 0:
             _admit(tenants, slots, now)
-        free = slots - sum(len(tenant.running) for tenant in tenants.values())
+        free = slots + slots // 4 - sum(len(tenant.running) for tenant in tenants.values())
         for name in list(turn):
             tenant = tenants[name]
             ended = [step for step in tenant.running if step[1] <= now]
             tenant.running = [step for step in tenant.running if step[1] > now]
+            tenant.ended += len(ended)
             tenant.ended_s += sum(end - begin for begin, end in ended)
             free += len(ended)
             # A step that ends hands its slot on, while its tenant holds no more than it may.
@@ -129,13 +151,15 @@ def test_a_hundred_tenants_get_what_their_weights_say(seed: int) -> None:
 def _admit(tenants: dict[str, Tenant], slots: int, now: float) -> None:
     demands = [
         demand(
-            name, weight=tenant.weight, wants=64, running_s=sum(now - begin for begin, _ in tenant.running),
+            name, weight=tenant.weight, wants=64, running=len(tenant.running),
+            running_s=sum(now - begin for begin, _ in tenant.running),
             admitted=len(tenant.running) + tenant.queued, time_used=tenant.time_used,
-            sharing=tenant.time_used is not None, ended_s=tenant.ended_s,
+            sharing=tenant.time_used is not None, ended=tenant.ended, ended_s=tenant.ended_s,
         )
         for name, tenant in tenants.items()
     ]  # fmt: skip
     for share in divide(slots, demands):
         tenant = tenants[share.name]
-        tenant.time_used, tenant.allowance, tenant.ended_s = share.time_used, share.allowance, 0.0
+        tenant.time_used, tenant.allowance = share.time_used, share.allowance
+        tenant.ended, tenant.ended_s = 0, 0.0
         tenant.queued += max(share.allowance - len(tenant.running) - tenant.queued, 0)

@@ -31,15 +31,26 @@ def share(hands: Hands, rival: Hands, admin: psycopg.Connection) -> Iterator[Fai
         return divide(SLOTS, [demand for demand in demands if demand.name in (hands.tenant, rival.tenant)])
 
     admin.execute("update agentq.tenant set shared_at = null")
-    admin.execute("update agentq.worker set slots = %s where worker_id = %s", (SLOTS, hands.worker))
+    set_slots(admin, hands, SLOTS)
     yield Fairness(hands.store, ours)
     admin.execute("update agentq.tenant set shared_at = null, allowance = null, shedding = false")
+
+
+def set_slots(admin: psycopg.Connection, hands: Hands, slots: int) -> None:
+    """The fleet has so many slots that are not held by what other tests have left."""
+    held = admin.execute("select count(*) from agentq.ledger_entry where state in ('queued', 'running')").fetchone()
+    admin.execute("update agentq.worker set slots = 0")
+    admin.execute("update agentq.worker set slots = %s where worker_id = %s", (slots + held[0], hands.worker))
 
 
 def again(admin: psycopg.Connection, share: Fairness) -> int:
     """Divide once more, as the relay does a quarter of a second later."""
     admin.execute("update agentq.tenant set shared_at = shared_at - interval '0.3 s'")
     return share.share()
+
+
+def allowances(admin: psycopg.Connection) -> dict[str, int]:
+    return dict(admin.execute("select name, allowance from agentq.tenant where allowance is not null").fetchall())
 
 
 def admitted(hands: Hands) -> int:
@@ -95,31 +106,36 @@ def test_the_time_that_steps_held_slots_counts(
     for one in (hands, rival):
         one.sessions.start([one.new_session() for _ in range(40)], create_with=None)
     share.share()
-    claims = [hands.claim(hands.ref(wake)) for wake in hands.admit()]
-    rival.admit()
+    for one in (hands, rival):
+        for wake in one.admit():
+            one.claim(one.ref(wake))
     admin.execute(
         "update agentq.ledger_entry set started_at = started_at - interval '4 s'"
         " where tenant = %s and state = 'running'",
         (hands.tenant,),
     )
-    hands.settle(claims[0], "end")
     again(admin, share)
-    allowances = dict(admin.execute("select name, allowance from agentq.tenant where allowance is not null").fetchall())
-    assert allowances[hands.tenant] < allowances[rival.tenant]
-    assert sum(allowances.values()) == SLOTS
+    by_what_runs = allowances(admin)
+    assert by_what_runs[hands.tenant] < by_what_runs[rival.tenant]
+    assert sum(by_what_runs.values()) == SLOTS
+    share.tell({rival.tenant: (10, 60.0)})
+    again(admin, share)
+    by_what_ended = allowances(admin)
+    assert by_what_ended[hands.tenant] > by_what_ended[rival.tenant]
+    assert sum(by_what_ended.values()) == SLOTS
 
 
 def test_an_allowance_that_nobody_renews_binds_nobody(
     hands: Hands, rival: Hands, share: Fairness, admin: psycopg.Connection
 ) -> None:
     """
-    I7: the relays may all be gone, and admission goes on by the caps.
+    I7: the relays may all be gone, and admission goes on by the caps and the slots that are free.
     """
     for one in (hands, rival):
         one.sessions.start([one.new_session() for _ in range(30)], create_with=None)
     share.share()
     admin.execute("update agentq.tenant set shared_at = shared_at - interval '6 s' where name = %s", (hands.tenant,))
-    assert len(hands.admit()) == 30
+    assert len(hands.admit()) == SLOTS
 
 
 def test_two_relays_do_not_divide_at_once(hands: Hands, rival: Hands, share: Fairness) -> None:
@@ -127,3 +143,38 @@ def test_two_relays_do_not_divide_at_once(hands: Hands, rival: Hands, share: Fai
         one.sessions.start([one.new_session() for _ in range(30)], create_with=None)
     assert share.share() == 2
     assert share.share() == 0
+
+
+def test_a_flood_before_the_first_division_takes_what_is_free(
+    hands: Hands, rival: Hands, share: Fairness, admin: psycopg.Connection
+) -> None:
+    """
+    I8: the broker never holds more of a flood than can run, so who comes next waits for one step, not for many.
+    """
+    hands.sessions.start([hands.new_session() for _ in range(30)], create_with=None)
+    assert len(hands.admit()) == SLOTS
+    rival.sessions.start([rival.new_session() for _ in range(3)], create_with=None)
+    assert len(rival.admit()) == 1
+    assert rival.admit() == []
+
+
+def test_what_nobody_takes_holds_nobody_back(
+    hands: Hands, rival: Hands, share: Fairness, admin: psycopg.Connection
+) -> None:
+    """
+    Work-conserving: steps that lie in a queue to which nobody listens neither hold slots nor get a share.
+    """
+    hands.sessions.start([hands.new_session() for _ in range(30)], create_with=None)
+    hands.admit()
+    rival.sessions.start([rival.new_session() for _ in range(30)], create_with=None)
+    share.share()
+    assert hands.tenant in allowances(admin)
+    admin.execute(
+        "update agentq.ledger_entry set queued_at = queued_at - interval '31 s' where tenant = %s and state = 'queued'",
+        (hands.tenant,),
+    )
+    admin.execute(
+        "update agentq.ledger_entry set state = 'held' where tenant = %s and state = 'ready'", (hands.tenant,)
+    )
+    again(admin, share)
+    assert set(allowances(admin)) == {rival.tenant}

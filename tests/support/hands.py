@@ -31,6 +31,8 @@ from agentq.verdicts import (
 )
 
 PIN = "robot@1"
+# So many that what other tests have left holds none of them.
+SLOTS = 100_000
 BROKEN = Failure("transient", "RuntimeError", "it broke")
 
 
@@ -54,7 +56,9 @@ class Hands:
         return self.registration(lease_s).worker_id
 
     def registration(self, lease_s: float = 3600.0) -> Registration:
-        made = Registration(self.store, group="default", role="steps", host="test", pid=1, release="0", serves=[PIN])
+        made = Registration(
+            self.store, group="default", role="steps", host="test", pid=1, release="0", serves=[PIN], slots=SLOTS
+        )
         made.beat(lease_s)
         self._registrations.append(made)
         return made

@@ -52,6 +52,7 @@ slot_use = Table(
     metadata,
     Column("use_id", BigInteger, Identity(always=True), primary_key=True),
     Column("holder", Text, nullable=False),
+    Column("steps", Integer, nullable=False),
     Column("seconds", DOUBLE_PRECISION, nullable=False),
     prefixes=["UNLOGGED"],
 )

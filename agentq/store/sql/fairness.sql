@@ -8,19 +8,28 @@ select pg_try_advisory_xact_lock(1634166385, 0)
 -- name: slots
 select coalesce(sum(slots), 0)::int from agentq.worker where state = 'live' and worker_group <> 'quarantine';
 
+-- name: tell
+-- What steps held since they were last told of, by tenant.
+insert into agentq.slot_use (holder, steps, seconds)
+select * from unnest(%(holders)s::text[], %(steps)s::int[], %(seconds)s::float8[]);
+
 -- name: used
 -- What the steps that ended since the last division took, by tenant.
-with gone as (delete from agentq.slot_use returning holder, seconds)
-select holder, sum(seconds)::float8 from gone group by holder;
+with gone as (delete from agentq.slot_use returning holder, steps, seconds)
+select holder, sum(steps)::int, sum(seconds)::float8 from gone group by holder;
 
 -- name: demands
 -- The tenants that have work: their weight, what runs, what is admitted, and what is due besides, as far as it matters.
-select t.name, t.weight::float8, coalesce(a.running_s, 0)::float8, coalesce(a.admitted, 0),
+-- What has been with the broker for half a minute is taken by nobody: a share for it would lie idle.
+select t.name, t.weight::float8, coalesce(a.running, 0), coalesce(a.running_s, 0)::float8, coalesce(a.admitted, 0),
        least(t.concurrency, coalesce(a.admitted, 0) + coalesce(b.waiting, 0)), t.time_used,
        t.shared_at > agentq.now() - interval '5 s'
   from agentq.tenant t
-  left join (select tenant, count(*)::int as admitted, sum(extract(epoch from agentq.now() - started_at)) filter (where state = 'running') as running_s
-               from agentq.ledger_entry where state in ('queued', 'running') and not quarantine group by tenant) a
+  left join (select tenant, count(*)::int as admitted, (count(*) filter (where state = 'running'))::int as running,
+                    sum(extract(epoch from agentq.now() - started_at)) filter (where state = 'running') as running_s
+               from agentq.ledger_entry
+              where (state = 'running' or state = 'queued' and queued_at > agentq.now() - interval '30 s')
+                and not quarantine group by tenant) a
     on a.tenant = t.name
   left join (select n.tenant, (select count(*)::int from (
                     select from agentq.ledger_entry e where e.tenant = n.tenant and e.state = 'ready'

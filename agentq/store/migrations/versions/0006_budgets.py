@@ -233,6 +233,7 @@ def _tenants() -> None:
         "slot_use",
         sa.Column("use_id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
         sa.Column("holder", sa.Text(), nullable=False),
+        sa.Column("steps", sa.Integer(), nullable=False),
         sa.Column("seconds", postgresql.DOUBLE_PRECISION(), nullable=False),
         sa.PrimaryKeyConstraint("use_id", name=op.f("slot_use_pk")),
         schema="agentq",

@@ -9,15 +9,16 @@ create or replace function agentq.admit(p_tenant text, p_max int)
 returns setof jsonb language plpgsql as $$
 declare
     v_now timestamptz := agentq.now();
-    v_cap int; v_admitted int; v_waiting boolean;
+    v_cap int; v_allowance int; v_admitted int; v_room int;
 begin
     perform set_config('agentq.tenant', p_tenant, true), set_config('synchronous_commit', 'off', true);
     perform pg_advisory_xact_lock(1634166382, hashtext(p_tenant));
     -- A draining tenant takes no new sessions, but goes on with those it has.
     -- An allowance that no relay has renewed for a while binds nobody (see agentq/policies/fairness.py).
-    select least(concurrency, case when shared_at > v_now - interval '5 s' then allowance end) into v_cap
+    select concurrency, case when shared_at > v_now - interval '5 s' then allowance end into v_cap, v_allowance
       from agentq.tenant where name = p_tenant and state <> 'paused';
     if not found then return; end if;
+    v_cap := least(v_cap, v_allowance);
     -- Priorities cannot starve: what has been due for half a minute for each step of its priority goes
     -- before all that comes later, and so do the steps that follow it.
     update agentq.ledger_entry e set priority = 0
@@ -31,6 +32,12 @@ begin
     if v_admitted <= v_cap then
         update agentq.tenant set shedding = false where name = p_tenant and shedding;
     end if;
+    v_room := least(greatest(v_cap - v_admitted, 0), p_max);
+    if v_allowance is null and v_room > 0 then
+        -- Nobody has divided the slots yet: a flood takes those that are free and no more, so that whoever
+        -- comes next does not find the broker full of it. Who has nothing gets one step in, whatever is free.
+        v_room := least(v_room, greatest(agentq.free_slots(p_tenant), (v_admitted = 0)::int));
+    end if;
     return query
         -- Materialized: as a plain subquery the planner may run it once for each row of `e`, and each
         -- time it locks the next rows, past the limit.
@@ -38,11 +45,29 @@ begin
             select session_id, step_id from agentq.ledger_entry
              where tenant = p_tenant and state = 'ready' and due_at <= v_now
              order by priority, due_at
-             limit least(greatest(v_cap - v_admitted, 0), p_max)
+             limit v_room
                for update skip locked)
         update agentq.ledger_entry e set state = 'queued', queued_at = v_now, dispatches = 0
           from due where e.tenant = p_tenant and e.session_id = due.session_id and e.step_id = due.step_id
         returning agentq.wake(e.session_id, e.step_id, e.name, e.quarantine, e.fence);
+end $$;
+
+
+-- How many of the fleet's slots nobody holds; null when no worker says how many it has.
+-- Not exact while others admit, and need not be: the cap is what is exact. What has been with the broker for
+-- half a minute is taken by nobody, and holds nothing back.
+create or replace function agentq.free_slots(p_tenant text) returns int language plpgsql as $$
+declare v_slots int; v_free int;
+begin
+    select sum(slots) into v_slots from agentq.worker where state = 'live' and worker_group <> 'quarantine';
+    if coalesce(v_slots, 0) = 0 then return null; end if;
+    perform set_config('agentq.tenant', '*', true);
+    select v_slots - count(*) into v_free
+      from (select from agentq.ledger_entry
+             where (state = 'running' or state = 'queued' and queued_at > agentq.now() - interval '30 s')
+               and not quarantine limit v_slots) held;
+    perform set_config('agentq.tenant', p_tenant, true);
+    return v_free;
 end $$;
 
 

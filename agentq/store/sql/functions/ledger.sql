@@ -255,7 +255,7 @@ language plpgsql as $$
 #variable_conflict use_column
 declare
     v_now timestamptz := agentq.now();
-    v_session text; v_agent text; v_pinned int; v_flowing boolean; v_shared boolean; e agentq.ledger_entry; v_wake jsonb;
+    v_session text; v_agent text; v_pinned int; v_flowing boolean; e agentq.ledger_entry; v_wake jsonb;
 begin
     perform set_config('agentq.tenant', p_tenant, true);
 
@@ -342,7 +342,7 @@ begin
     closed := true; session_state := v_session; next_queued := false; more := false;
     case p_verdict
     when 'next' then
-        select te.state <> 'paused' and not te.shedding, te.allowance is not null into v_flowing, v_shared
+        select te.state <> 'paused' and not te.shedding into v_flowing
           from agentq.tenant te where te.name = p_tenant;
         if e.join_step is not null and not exists (
             select from agentq.ledger_entry j where j.tenant = p_tenant and j.session_id = p_session
@@ -400,13 +400,6 @@ begin
 
     if v_wake is null and not next_queued then
         v_wake := agentq.hand_on_slot(p_tenant, v_now);
-    end if;
-    if p_verdict <> 'next' then
-        select te.allowance is not null into v_shared from agentq.tenant te where te.name = p_tenant;
-    end if;
-    if v_shared then
-        -- While slots are shared, the time that one was held counts (see agentq/policies/fairness.py).
-        insert into agentq.slot_use (holder, seconds) values (p_tenant, extract(epoch from v_now - e.started_at));
     end if;
     if p_plan ? 'memories' and p_verdict in ('next', 'end', 'fail') then
         perform agentq.write_memories(p_tenant, p_plan -> 'memories', p_session, p_step, v_agent, e.attempt, e.name, v_now);
