@@ -78,6 +78,19 @@ HELD_BY_FENCE = (
 )
 
 MUTATIONS = [
+    # rates: what was not used, and no more, is given back
+    Mutation(
+        "agentq/agents/spending.py",
+        "        call.give_back(charge)\n",
+        "",
+        RATES + "a_step_that_used_less_lets_the_next_one_go",
+    ),
+    Mutation(
+        "agentq/policies/rates.py",
+        "min(part.took_s * unused, part.left_s - elapsed)",
+        "part.took_s * unused",
+        RATES + "a_call_gives_back_what_it_did_not_use",
+    ),
     # tokens: for their tenants and agents, while they live, and seen by nobody
     Mutation(
         "agentq/store/tokens.py", "if tenant not in tenants:", "if False:", TOKENS + "a_token_is_for_its_tenants_alone"

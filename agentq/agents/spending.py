@@ -18,7 +18,7 @@ from agentq.errors import BudgetExceeded, FenceLost, InvalidInput, NotNow, Unkno
 from agentq.policies.budgets import estimate_tokens, fate_of, refuse
 from agentq.policies.kinds import headers_of
 from agentq.policies.prices import Prices, Quote, split
-from agentq.policies.rates import Counter, Gate
+from agentq.policies.rates import Admission, Counter, Gate
 from agentq.store.budgets import Budgets, Reserved, Wanted
 from agentq.store.pool import Store, persist
 from agentq.store.rates import StoredRates
@@ -73,6 +73,7 @@ class ModelCall:
         self._prices = prices
         self._gate = gate
         self._charge: Charge | None = None
+        self.admission = Admission(0.0)
         self.reservation_id = wanted.reservation_id
         self.max_tokens = wanted.max_tokens
 
@@ -127,6 +128,12 @@ class ModelCall:
         if headers := headers_of(error):
             self.answered(headers)
         return Charge(self.reservation_id, fate_of(error), note=type(error).__name__)
+
+    def give_back(self, charge: Charge) -> None:
+        """Return to the provider's rates what the call held and did not use; what is uncertain counts as used."""
+        if self.admission.parts and charge.state != "uncertain":
+            used = None if charge.state == "released" else charge.input_tokens + charge.output_tokens
+            self._gate.give_back(self.admission, used)
 
     def usage_of(self, charge: Charge) -> Usage:
         """The charge as it is added to the step's usage."""
@@ -227,8 +234,8 @@ class Spending:
         call = ModelCall(wanted, self._with.prices, self._with.gate)
         try:
             tokens = wanted.input_tokens + wanted.max_tokens
-            wait_s = self._with.gate.wait_s(self._attempt.claim.ref.tenant, wanted.provider, tokens)
-            if wait_s > 0:
+            call.admission = self._with.gate.admit(self._attempt.claim.ref.tenant, wanted.provider, tokens)
+            if (wait_s := call.admission.wait_s) > 0:
                 message = f"{wanted.provider} takes no more calls of {self._attempt.claim.ref.tenant} now"
                 # Those who wait for the same bucket do not all come back at once.
                 raise NotNow(message, delay_s=wait_s + random.random() * min(wait_s + 0.1, 5.0))
@@ -261,6 +268,7 @@ class Spending:
     def close(self, call: ModelCall, error: BaseException | None) -> None:
         """Note what the call came to."""
         charge = call.close(error)
+        call.give_back(charge)
         self._note(charge, call.usage_of(charge))
         self._leave(charge, turn=True)
 

@@ -1,4 +1,5 @@
--- Take from every bucket, or from none; seconds to wait, 0 when all gave. See agentq/store/sql/functions/rates.sql.
+-- Take from every bucket, or from none: the seconds to wait, 0 when all gave; then for each bucket how many seconds
+-- of it were taken, and how long until they have come back by themselves. See agentq/store/sql/functions/rates.sql.
 -- KEYS: epoch, callers (a sorted set), their weights (a hash), closed times ..., buckets ...
 -- ARGV: caller, weight, how many closed, then for each bucket: each_s, burst, cost, share (0 or 1)
 local time = redis.call('TIME')
@@ -36,9 +37,9 @@ for i = 1, closed do
     local till = tonumber(redis.call('GET', KEYS[3 + i]) or '0')
     if till > now then wait = math.max(wait, till - now) end
 end
-if wait > 0 then return string.format('%.6f', wait) end
+if wait > 0 then return { string.format('%.6f', wait) } end
 
-local crowded, full = false, {}
+local crowded, full, taken = false, {}, { '0' }
 for i = 1, #KEYS - 3 - closed do
     local at = 3 + (i - 1) * 4
     local each, burst = tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
@@ -56,9 +57,11 @@ for i = 1, #KEYS - 3 - closed do
     local ahead = used + cost - most
     if ahead > 0 and (not share or crowded) then wait = math.max(wait, ahead) end
     full[i] = used + cost
+    taken[2 * i] = string.format('%.6f', cost)
+    taken[2 * i + 1] = string.format('%.6f', full[i])
 end
-if wait > 0 then return string.format('%.6f', wait) end
+if wait > 0 then return { string.format('%.6f', wait) } end
 for i, left in ipairs(full) do
     redis.call('SET', KEYS[3 + closed + i], string.format('%.6f', now + left), 'PX', math.ceil(left * 1000) + 1000)
 end
-return '0'
+return taken

@@ -10,7 +10,7 @@ import redis
 from agentq.broker.connection import is_redis
 from agentq.errors import BrokerUnavailable
 from agentq.settings import Settings
-from agentq.store.rates import Take
+from agentq.store.rates import Take, Taken, taken_of
 
 _TIMEOUT_S = 1.0
 
@@ -23,11 +23,13 @@ class RedisRates:
             settings.broker_url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S
         )
         self._prefix = f"{settings.key_prefix}rate:"
-        self._script = self._client.register_script(files("agentq.broker").joinpath("rates.lua").read_text("utf-8"))
+        lua = files("agentq.broker").joinpath
+        self._back = self._client.register_script(lua("rates_back.lua").read_text("utf-8"))
+        self._script = self._client.register_script(lua("rates.lua").read_text("utf-8"))
 
-    def take(self, take: Take) -> float:
+    def take(self, take: Take) -> Taken:
         """
-        Take from every bucket, or from none: 0, or the seconds after which to ask again.
+        Take from every bucket, or from none.
 
         Raises:
             BrokerUnavailable: it does not answer.
@@ -38,9 +40,22 @@ class RedisRates:
             keys.append(bucket.bucket)
             facts += [repr(bucket.each_s), repr(bucket.burst), repr(bucket.cost), int(bucket.share)]
         try:
-            return float(self._script(keys=[self._prefix + key for key in keys], args=facts))
+            said = self._script(keys=[self._prefix + key for key in keys], args=facts)
         except redis.RedisError as error:
             raise BrokerUnavailable(f"rates cannot be counted: {type(error).__name__}") from error
+        return taken_of(take, [float(number) for number in said])
+
+    def give_back(self, parts: dict[str, float]) -> None:
+        """
+        Seconds of each bucket that were taken and not used.
+
+        Raises:
+            BrokerUnavailable: it does not answer.
+        """
+        try:
+            self._back(keys=[self._prefix + bucket for bucket in parts], args=[repr(part) for part in parts.values()])
+        except redis.RedisError as error:
+            raise BrokerUnavailable(f"rates cannot be given back: {type(error).__name__}") from error
 
     def close(self, bucket: str, seconds: float) -> None:
         """

@@ -13,7 +13,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Protocol
 
 from agentq.errors import BrokerUnavailable, StoreUnavailable
-from agentq.store.rates import FLEET, Bucket, RateRow, StoredRates, Take, buckets_of
+from agentq.store.rates import FLEET, Bucket, Part, RateRow, StoredRates, Take, Taken, buckets_of
 
 log = logging.getLogger("agentq.rates")
 
@@ -26,11 +26,25 @@ _CLOSED_MAX_S = 3600.0
 class Counter(Protocol):
     """Where buckets are kept."""
 
-    def take(self, take: Take) -> float:
-        """Take from every bucket, or from none; seconds to wait."""
+    def take(self, take: Take) -> Taken:
+        """Take from every bucket, or from none."""
+
+    def give_back(self, parts: dict[str, float]) -> None:
+        """Seconds of each bucket that were taken and not used."""
 
     def close(self, bucket: str, seconds: float) -> None:
         """Let nobody call before that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """Whether a call may go out: 0, or the seconds after which to ask again; and what it holds, of which counter."""
+
+    wait_s: float
+    tokens: int = 0
+    parts: tuple[Part, ...] = ()
+    counter: Counter | None = None
+    at: float = 0.0
 
 
 class Gate:
@@ -47,6 +61,10 @@ class Gate:
 
     def wait_s(self, tenant: str, provider: str, tokens: int) -> float:
         """0 when the call may go out now, and is counted; else the seconds after which to ask again."""
+        return self.admit(tenant, provider, tokens).wait_s
+
+    def admit(self, tenant: str, provider: str, tokens: int) -> Admission:
+        """Whether the call may go out now; if so, it is counted, as so many tokens."""
         self._refresh()
         take = Take(
             provider=provider,
@@ -57,10 +75,31 @@ class Gate:
         )
         if self._counter is not None and time.monotonic() >= self._away_until:
             try:
-                return self._counter.take(take)
+                return _admission(self._counter.take(take), tokens, self._counter)
             except BrokerUnavailable as error:
                 self._leave_alone(error)
-        return self._stored.take(take)
+        return _admission(self._stored.take(take), tokens, self._stored)
+
+    def give_back(self, admission: Admission, used_tokens: int | None) -> None:
+        """
+        Return what the call held and did not use; None: it never went out. Never raises.
+
+        Only what time has not given back yet: who took long gets less, so no limit is passed for it.
+        """
+        elapsed = time.monotonic() - admission.at
+        unused = 1.0 if used_tokens is None else 1.0 - used_tokens / max(admission.tokens, 1)
+        parts = {
+            part.bucket: round(min(part.took_s * unused, part.left_s - elapsed), 6)
+            for part in admission.parts
+            if used_tokens is None or ":tokens" in part.bucket
+        }
+        parts = {bucket: seconds for bucket, seconds in parts.items() if seconds > 0}
+        if not parts or admission.counter is None:
+            return
+        try:
+            admission.counter.give_back(parts)
+        except (BrokerUnavailable, StoreUnavailable) as error:
+            log.debug("unused rates come back by themselves: %s", error)
 
     def learn(self, provider: str, headers: Mapping[str, Any]) -> None:
         """Take a provider at its word: its limits, and until when it wants no calls. Never raises."""
@@ -115,6 +154,10 @@ class Gate:
                     for bucket in buckets_of(prefix, per_min, cost, share=share):
                         found.append(_owned(bucket, tenant))
         return found
+
+
+def _admission(taken: Taken, tokens: int, counter: Counter) -> Admission:
+    return Admission(taken.wait_s, tokens, taken.parts, counter, time.monotonic())
 
 
 def _owned(bucket: Bucket, tenant: str) -> Bucket:

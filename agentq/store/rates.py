@@ -54,6 +54,30 @@ class Take:
     buckets: tuple[Bucket, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a call holds of a bucket: so many seconds, which come back by themselves until `left_s` from then."""
+
+    bucket: str
+    took_s: float
+    left_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Whether a call may go: 0, or the seconds after which to ask again; and what it then holds."""
+
+    wait_s: float
+    parts: tuple[Part, ...] = ()
+
+
+def taken_of(take: Take, said: Sequence[float]) -> Taken:
+    """The answer of a counter: the wait, then two numbers for each bucket."""
+    wait_s, *numbers = said
+    pairs = zip(numbers[::2], numbers[1::2], strict=True)
+    return Taken(wait_s, tuple(Part(b.bucket, *pair) for b, pair in zip(take.buckets, pairs, strict=False)))
+
+
 class StoredRates:
     """Limits and buckets in Postgres."""
 
@@ -68,8 +92,8 @@ class StoredRates:
         """Each tenant's share beside the others."""
         return dict(self.store.query(SQL["weights"], {}))
 
-    def take(self, take: Take) -> float:
-        """Take from every bucket, or from none: 0, or the seconds after which to ask again."""
+    def take(self, take: Take) -> Taken:
+        """Take from every bucket, or from none."""
         parameters = {
             "provider": take.provider,
             "caller": take.caller,
@@ -77,7 +101,11 @@ class StoredRates:
             "closed": list(take.closed),
             "buckets": Jsonb([asdict(bucket) for bucket in take.buckets]),
         }
-        return float(self.store.query(SQL["take"], parameters)[0][0])
+        return taken_of(take, self.store.query(SQL["take"], parameters)[0][0])
+
+    def give_back(self, parts: dict[str, float]) -> None:
+        """Seconds of each bucket that were taken and not used."""
+        self.store.query(SQL["give_back"], {"buckets": list(parts), "seconds": list(parts.values())})
 
     def close(self, bucket: str, seconds: float) -> None:
         """Let nobody call before that."""

@@ -16,7 +16,7 @@ import redis
 from psycopg.types.json import Jsonb
 
 from agentq.broker.rates import RedisRates
-from agentq.policies.rates import Gate, Said, read_headers
+from agentq.policies.rates import Admission, Gate, Said, read_headers
 from agentq.settings import Settings
 from agentq.store.pool import Store
 from agentq.store.rates import FLEET, Bucket, StoredRates, Take
@@ -25,10 +25,27 @@ from tests.support.hands import at_once
 WHO = {"operator": "test", "reason": "a test"}
 
 
+class Waits:
+    """A counter of which only the wait is asked."""
+
+    def __init__(self, counter: Any) -> None:
+        self.counter = counter
+        self.close = counter.close
+
+    def take(self, take: Take) -> float:
+        return float(self.counter.take(take).wait_s)
+
+
 @pytest.fixture(params=["redis", "postgres"])
-def counter(request: pytest.FixtureRequest, settings: Settings, store: Store) -> Any:
+def rates(request: pytest.FixtureRequest, settings: Settings, store: Store) -> Any:
     """Both places where buckets are kept."""
     return RedisRates(settings) if request.param == "redis" else StoredRates(store)
+
+
+@pytest.fixture
+def counter(rates: Any) -> Waits:
+    """The same, for those who only ask how long to wait."""
+    return Waits(rates)
 
 
 @pytest.fixture
@@ -77,7 +94,7 @@ def test_a_take_waits_for_another_that_has_not_committed(store: Store, provider:
     with store.connection() as connection, connection.transaction():
         facts = Jsonb([asdict(one)])
         connection.execute("select agentq.take_rate(%s, 'a', 1, '{}', %s)", (provider, facts))
-        thread = threading.Thread(target=lambda: waits.append(stored.take(take(provider, one, caller="b"))))
+        thread = threading.Thread(target=lambda: waits.append(stored.take(take(provider, one, caller="b")).wait_s))
         thread.start()
         thread.join(0.3)
         assert not waits
@@ -147,11 +164,86 @@ def test_a_wiped_broker_does_not_give_a_second_burst(settings: Settings, broker:
     """
     I4: what was used is forgotten with it, so for a minute nothing is assumed to be left.
     """
-    counter = RedisRates(settings)
+    counter = Waits(RedisRates(settings))
     for key in broker.scan_iter(f"{settings.key_prefix}rate:*"):
         broker.delete(key)
     waits = [counter.take(take(provider, bucket(provider))) for _ in range(3)]
     assert [wait > 0 for wait in waits] == [False, True, True]
+
+
+@pytest.mark.usefixtures("fresh")
+def test_what_was_not_used_comes_back(rates: Any, provider: str) -> None:
+    """
+    The rest of a reservation is there for the next call at once; no bucket is ever more than empty.
+    """
+    one = take(provider, bucket(f"{provider}:tokens", burst=100, each_s=1.0, cost=80))
+    first = rates.take(one)
+    [part] = first.parts
+    assert (first.wait_s, part.took_s) == (0.0, 80.0)
+    assert 79 < part.left_s <= 80
+    assert rates.take(one).wait_s > 50
+    rates.give_back({part.bucket: 70.0})
+    assert rates.take(one).wait_s == 0
+    rates.give_back({part.bucket: 1_000_000.0})
+    assert rates.take(one).wait_s == 0
+    assert rates.take(one).wait_s > 50
+    rates.give_back({"nobodys": 1.0})
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_call_gives_back_what_it_did_not_use(
+    rates: Any, store: Store, provider: str, tenant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Its tokens when it has answered, its request too when it never went out; what took long has come back by itself.
+    """
+    stored = StoredRates(store)
+    stored.set(tenant, provider, requests=600, tokens=6000, **WHO)  # 1000 tokens at once, 100 a second
+    stored.set(FLEET, provider, requests=None, tokens=60_000, **WHO)
+    gate = Gate(stored, rates if rates is not stored else None)
+    first = gate.admit(tenant, provider, 900)
+    assert first.wait_s == 0
+    assert gate.wait_s(tenant, provider, 900) > 1
+    gate.give_back(first, used_tokens=100)
+    second = gate.admit(tenant, provider, 850)
+    assert second.wait_s == 0
+    gate.give_back(second, None)
+    third = gate.admit(tenant, provider, 850)
+    assert third.wait_s == 0
+    gate.give_back(third, used_tokens=2000)  # more than was held: nothing to give
+    assert gate.wait_s(tenant, provider, 850) > 1
+    late = Admission(third.wait_s, third.tokens, third.parts, third.counter, third.at - 3600)
+    gate.give_back(late, used_tokens=0)
+    assert gate.wait_s(tenant, provider, 850) > 1
+
+
+def test_a_step_that_used_less_lets_the_next_one_go(
+    client: Any, registry: Any, local: Callable[..., Any], tenant: str, store: Store
+) -> None:
+    """
+    Reserved for its longest answer, a call answers shortly: the others do not wait for what it did not say.
+    """
+    from pydantic import BaseModel
+
+    from agentq import Agent, Context, Done
+
+    StoredRates(store).set(tenant, "test", requests=None, tokens=6000, **WHO)
+
+    class Empty(BaseModel):
+        pass
+
+    agent = Agent("caller", state=Empty, registry=registry)
+
+    @agent.step(start=True)
+    def call(state: Empty, ctx: Context) -> Done:
+        with ctx.spend(model="test:robot", input_tokens=1, max_tokens=900) as one:
+            one.used(input_tokens=1, output_tokens=1)
+        return Done(ctx.attempt)
+
+    fleet = local()
+    sessions = [client.start("caller", tenant=tenant, input={}) for _ in range(5)]
+    assert [fleet.drain(session).state for session in sessions] == ["done"] * 5
+    assert fleet.clock.offset_s == 0.0
 
 
 # ── the gate ─────────────────────────────────────────────────────────────────
@@ -163,7 +255,7 @@ class Away:
     def __init__(self) -> None:
         self.asked = 0
 
-    def take(self, take: Take) -> float:
+    def take(self, take: Take) -> Any:
         from agentq.errors import BrokerUnavailable
 
         self.asked += 1

@@ -23,6 +23,9 @@ on conflict (tenant, provider) do update
 -- name: take
 select agentq.take_rate(%(provider)s, %(caller)s, %(weight)s::real, %(closed)s::text[], %(buckets)s);
 
+-- name: give_back
+select agentq.give_back_rate(%(buckets)s::text[], %(seconds)s::double precision[]);
+
 -- name: close
 insert into agentq.rate_bucket as b (bucket, full_at) values (%(bucket)s, agentq.now() + make_interval(secs => %(seconds)s))
 on conflict (bucket) do update set full_at = greatest(b.full_at, excluded.full_at);
