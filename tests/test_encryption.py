@@ -85,6 +85,7 @@ def everything(registry: Registry) -> None:
         assert MARK in hint
         assert len(ctx.messages) == 2
         state.notes.append(f"more {hint}")
+        ctx.memory.put("notes", "first", {"said": hint})
         branches = [Branch(arm, args={"part": hint}), Branch(arm, args={"part": hint + "!"})]
         return Spawn([*branches, Child("child", {"text": hint})], then=join, state=state, args={"kept": hint})
 
@@ -105,6 +106,8 @@ def everything(registry: Registry) -> None:
 
     @agent.step(retries=0)
     def finish(state: Case, ctx: Context) -> Done:
+        assert ctx.memory.get("notes", "first").value == {"said": state.text}
+        assert [found.key for found in ctx.memory.search("notes", MARK)] == ["first"]
         paid = ctx.call(pay, state.text, 100)
         if state.broken:
             raise Permanent(f"{state.text} is broken")

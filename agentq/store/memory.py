@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
 
@@ -15,9 +16,11 @@ from psycopg.types.json import Jsonb
 
 from agentq.errors import FenceLost, MemoryConflict
 from agentq.payload import decode
+from agentq.store import sealing
 from agentq.store.operators import record
 from agentq.store.pool import Connection, Row, Store, run
 from agentq.store.queries import load
+from agentq.store.vault import Vault
 from agentq.verdicts import Granted, MemoryWrite
 
 SQL = load("memory")
@@ -105,17 +108,18 @@ class Memories:
     def get(self, tenant: str, namespace: str, key: str) -> Memory | None:
         """The live version of a key."""
         rows = self.store.query(SQL["get"], {"tenant": tenant, "namespace": namespace, "key": key})
-        return _memory(rows[0]) if rows else None
+        return _memory(self.store.vault, tenant, rows[0]) if rows else None
 
     def below(self, tenant: str, namespace: str, *, limit: int, offset: int = 0) -> list[Memory]:
         """What lies in a namespace and below it, newest first."""
         parameters = {"tenant": tenant, "namespace": namespace, "limit": limit, "offset": offset}
-        return [_memory(row) for row in self.store.query(SQL["list"], parameters)]
+        return [_memory(self.store.vault, tenant, row) for row in self.store.query(SQL["list"], parameters)]
 
     def versions(self, tenant: str, namespace: str, key: str) -> list[Memory]:
         """Every version of a key that is kept, newest first."""
         parameters = {"tenant": tenant, "namespace": namespace, "key": key}
-        return [_memory(row) for row in self.store.query_as(tenant, SQL["versions"], parameters)]
+        rows = self.store.query_as(tenant, SQL["versions"], parameters)
+        return [_memory(self.store.vault, tenant, row) for row in rows]
 
     def namespaces(self, tenant: str, namespace: str, *, limit: int) -> list[tuple[str, int]]:
         """The namespaces at and below one, and how much each holds."""
@@ -134,7 +138,12 @@ class Memories:
         offset: int = 0,
         pending: Sequence[MemoryWrite] = (),
     ) -> list[Found]:
-        """What answers a question best, of a namespace and below it, and of what is not committed yet."""
+        """
+        What answers a question best, of a namespace and below it, and of what is not committed yet.
+
+        Where memories are encrypted no index has their words: then the newest 500 are opened and looked through,
+        word by word as they are written, and what is older is found by meaning alone.
+        """
         parameters = {
             "tenant": tenant,
             "namespace": namespace,
@@ -149,9 +158,31 @@ class Memories:
         found = []
         for row in self.store.query(SQL["search"], parameters):
             number, score, by = row[11:]
-            memory = None if number is not None else _memory(row[:11], score=score, found_by=by)
+            memory = _memory(self.store.vault, tenant, row[:11], score=score, found_by=by) if number is None else None
             found.append(Found(memory, number, score, by))
+        if self.store.vault.on:
+            known = {(hit.memory.namespace, hit.memory.key) for hit in found if hit.memory is not None}
+            known |= {(write.namespace, write.key) for write in pending}
+            found += self._by_words(tenant, namespace, query, known)[offset : offset + limit]
+            found = sorted(found, key=lambda hit: -hit.score)[:limit]
         return found
+
+    def _by_words(self, tenant: str, namespace: str, query: str, known: set[tuple[str, str]]) -> list[Found]:
+        """Memories that no index knows and that have some of the words, the ones with most of them first."""
+        wanted = _words(query)
+        hits = []
+        rows = self.store.query_as(tenant, SQL["unindexed"], {"tenant": tenant, "namespace": namespace, "max": 500})
+        for *row, fields in rows:
+            memory = _memory(self.store.vault, tenant, tuple(row))
+            if (memory.namespace, memory.key) in known or not wanted:
+                continue
+            value = memory.value
+            if fields is not None and isinstance(value, dict):
+                value = [value.get(name) for name in fields]
+            share = len(wanted & _words(f"{memory.key} {json.dumps(value, ensure_ascii=False)}")) / len(wanted)
+            if share:
+                hits.append(Found(replace(memory, score=share, found_by="words"), None, share, "words"))
+        return sorted(hits, key=lambda hit: -hit.score)
 
     def before(self, tenant: str, write: MemoryWrite) -> Before:
         """What the write will meet."""
@@ -170,7 +201,8 @@ class Memories:
         """
         parameters = {
             "tenant": claim.ref.tenant, "session": claim.ref.session_id, "step": claim.ref.step_id,
-            "fence": claim.fence, "token": claim.token, "agent": claim.agent, "writes": Jsonb([write.as_json()]),
+            "fence": claim.fence, "token": claim.token, "agent": claim.agent,
+            "writes": Jsonb([sealing.memory_sealed(self.store.vault, claim.ref.tenant, write).as_json()]),
         }  # fmt: skip
         with memory_conflicts():
             rows = self.store.query(SQL["put_in_effect"], parameters)
@@ -185,6 +217,7 @@ class Memories:
         Raises:
             MemoryConflict: it is not in the version that the write names.
         """
+        write = sealing.memory_sealed(self.store.vault, tenant, write)
         with self.store.transaction(tenant) as connection:
             version, written = self._put(connection, tenant, write, by)
             if reason is not None and written:
@@ -215,8 +248,15 @@ class Memories:
         return bool(self.store.query(SQL["has_vectors"], {})[0][0])
 
 
-def _memory(row: Row, *, score: float | None = None, found_by: FoundBy | None = None) -> Memory:
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text.casefold()))
+
+
+def _memory(
+    vault: Vault, tenant: str, row: Row, *, score: float | None = None, found_by: FoundBy | None = None
+) -> Memory:
     namespace, key, version, value, written_at, expires_at, session, step, agent, attempt, by = row[:11]
+    value = vault.open(tenant, sealing.memory_at(namespace, key), value)
     return Memory(
         namespace, key, version, decode(value) if value is not None else None, written_at, expires_at, session, step,
         agent, attempt, by, row[11] if len(row) > 11 else None, score, found_by,

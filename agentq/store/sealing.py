@@ -21,6 +21,7 @@ from agentq.verdicts import (
     Extras,
     Failure,
     Granted,
+    MemoryWrite,
     NewApproval,
     NewChild,
     NewStep,
@@ -74,6 +75,10 @@ def decided(session: uuid.UUID, step: uuid.UUID, fence: int, ordinal: int, colum
 
 def event_of(session: uuid.UUID, step: uuid.UUID | None, kind: str) -> Place:
     return ("session_event.body", session, step or "", kind)
+
+
+def memory_at(namespace: str, key: str) -> Place:
+    return ("memory.value", namespace, key)
 
 
 # ── a claim ──────────────────────────────────────────────────────────────────
@@ -196,6 +201,7 @@ def _extras(vault: Vault, claim: Granted, extras: Extras) -> Extras:
         messages=messages,
         trace=tuple(_event(vault, claim, number, event) for number, event in enumerate(extras.trace, 1)),
         decisions=tuple(_decision(vault, claim, number, made) for number, made in enumerate(extras.decisions, 1)),
+        memories=tuple(memory_sealed(vault, tenant, write) for write in extras.memories),
     )
 
 
@@ -226,6 +232,14 @@ def _decision(vault: Vault, claim: Granted, number: int, made: Decision) -> Deci
         picked=vault.seal_text(tenant, place("picked"), made.picked),
         why=vault.seal_text(tenant, place("why"), made.why),
     )
+
+
+def memory_sealed(vault: Vault, tenant: str, write: MemoryWrite) -> MemoryWrite:
+    """A memory without the words that an index would keep in plain; its embedding stays, and is numbers."""
+    if not vault.on:
+        return write
+    place = memory_at(write.namespace, write.key)
+    return replace(write, value=vault.seal(tenant, place, write.value), text=None)
 
 
 def failure_sealed(vault: Vault, tenant: str, failure: Failure | None) -> Failure | None:

@@ -24,6 +24,15 @@ select namespace, count(*) from agentq.memory
 select * from agentq.search_memories(%(tenant)s, %(namespace)s, %(query)s, %(language)s, %(vector)s::real[],
                                      %(embedded_by)s, %(limit)s::int, %(offset)s::int, %(pending)s);
 
+-- name: unindexed
+-- The newest of those that are to be searched: their words stand nowhere.
+select namespace, key, version, value, written_at, expires_at, session_id, step_id, agent, attempt, written_by, fields
+  from agentq.memory
+ where tenant = %(tenant)s and gone_at is null and (expires_at is null or expires_at > agentq.now())
+   and (%(namespace)s = '' or namespace = %(namespace)s or starts_with(namespace, %(namespace)s || '/'))
+   and fields is distinct from '{}'
+ order by written_at desc limit %(max)s;
+
 -- name: before
 select * from agentq.before_memory(%(tenant)s, %(namespace)s, %(key)s, %(op)s, %(digest)s);
 
