@@ -896,6 +896,11 @@ MUTATIONS = [
         "",
         PERMISSIONS + "a_tool_that_is_not_allowed_is_not_called",
     ),
+    sql(
+        "p_dispatches < 2 and p_queued_at",
+        "p_queued_at",
+        "tests/store/test_fairness.py::test_what_nobody_takes_holds_nobody_back",
+    ),
     sql("and due_at <= v_now - interval '30 s' * priority", "and false", ADMISSION + "a_low_priority_does_not_starve"),
     # I8: rates
     Mutation(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import LiteralString
 
 import psycopg
 import pytest
@@ -158,11 +159,13 @@ def test_a_flood_before_the_first_division_takes_what_is_free(
     assert rival.admit() == []
 
 
+@pytest.mark.parametrize("sign", ["queued_at = queued_at - interval '31 s'", "dispatches = 2"])
 def test_what_nobody_takes_holds_nobody_back(
-    hands: Hands, rival: Hands, share: Fairness, admin: psycopg.Connection
+    hands: Hands, rival: Hands, share: Fairness, admin: psycopg.Connection, sign: LiteralString
 ) -> None:
     """
-    Work-conserving: steps that lie in a queue to which nobody listens neither hold slots nor get a share.
+    Work-conserving: steps that lie in a queue to which nobody listens neither hold slots nor get a share, however
+    often their messages are sent again.
     """
     hands.sessions.start([hands.new_session() for _ in range(30)], create_with=None)
     hands.admit()
@@ -170,7 +173,7 @@ def test_what_nobody_takes_holds_nobody_back(
     share.share()
     assert hands.tenant in allowances(admin)
     admin.execute(
-        "update agentq.ledger_entry set queued_at = queued_at - interval '31 s' where tenant = %s and state = 'queued'",
+        f"update agentq.ledger_entry set {sign} where tenant = %s and state = 'queued'",
         (hands.tenant,),
     )
     admin.execute(

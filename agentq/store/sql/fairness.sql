@@ -20,7 +20,7 @@ select holder, sum(steps)::int, sum(seconds)::float8 from gone group by holder;
 
 -- name: demands
 -- The tenants that have work: their weight, what runs, what is admitted, and what is due besides, as far as it matters.
--- What has been with the broker for half a minute is taken by nobody: a share for it would lie idle.
+-- What nobody takes from the broker gets no share, which would lie idle: see agentq.is_under_way().
 select t.name, t.weight::float8, coalesce(a.running, 0), coalesce(a.running_s, 0)::float8, coalesce(a.admitted, 0),
        least(t.concurrency, coalesce(a.admitted, 0) + coalesce(b.waiting, 0)), t.time_used,
        t.shared_at > agentq.now() - interval '5 s'
@@ -28,7 +28,7 @@ select t.name, t.weight::float8, coalesce(a.running, 0), coalesce(a.running_s, 0
   left join (select tenant, count(*)::int as admitted, (count(*) filter (where state = 'running'))::int as running,
                     sum(extract(epoch from agentq.now() - started_at)) filter (where state = 'running') as running_s
                from agentq.ledger_entry
-              where (state = 'running' or state = 'queued' and queued_at > agentq.now() - interval '30 s')
+              where state in ('queued', 'running') and agentq.is_under_way(state, queued_at, dispatches)
                 and not quarantine group by tenant) a
     on a.tenant = t.name
   left join (select n.tenant, (select count(*)::int from (

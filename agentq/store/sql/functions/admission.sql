@@ -53,9 +53,15 @@ begin
 end $$;
 
 
+-- Whether a step that was admitted holds a slot, or will in a moment. What has been with the broker for half a
+-- minute, or was sent twice again, is taken by nobody: its worker has gone, or its message goes astray.
+create or replace function agentq.is_under_way(p_state text, p_queued_at timestamptz, p_dispatches int)
+returns boolean language sql stable as
+$$ select p_state = 'running' or p_dispatches < 2 and p_queued_at > agentq.now() - interval '30 s' $$;
+
+
 -- How many of the fleet's slots nobody holds; null when no worker says how many it has.
--- Not exact while others admit, and need not be: the cap is what is exact. What has been with the broker for
--- half a minute is taken by nobody, and holds nothing back.
+-- Not exact while others admit, and need not be: the cap is what is exact.
 create or replace function agentq.free_slots(p_tenant text) returns int language plpgsql as $$
 declare v_slots int; v_free int;
 begin
@@ -64,7 +70,7 @@ begin
     perform set_config('agentq.tenant', '*', true);
     select v_slots - count(*) into v_free
       from (select from agentq.ledger_entry
-             where (state = 'running' or state = 'queued' and queued_at > agentq.now() - interval '30 s')
+             where state in ('queued', 'running') and agentq.is_under_way(state, queued_at, dispatches)
                and not quarantine limit v_slots) held;
     perform set_config('agentq.tenant', p_tenant, true);
     return v_free;
