@@ -81,16 +81,24 @@ class Calls:
         self.permits: list[Permit] = []  # of calls to dependencies, for what runs out of time
         self.last_key = ""
 
-    def perform(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Perform one effect, or recall its result; see `Context.call`."""
-        call = self._permitted(self._prepare(function, args, kwargs))
+    def perform(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, place: str | None = None
+    ) -> Any:
+        """
+        Perform one effect, or recall its result; see `Context.call`.
+
+        `place` stands for the step and the call's ordinal in it.
+        """
+        call = self._permitted(self._prepare(function, args, kwargs, place))
         with self._span(call) as span:
             span.output = self._carry(call, span)
         return span.output
 
-    async def perform_async(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    async def perform_async(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, place: str | None = None
+    ) -> Any:
         """As `perform`, without holding up the loop."""
-        call = self._prepare(function, args, kwargs)
+        call = self._prepare(function, args, kwargs, place)
         # One key asked for twice side by side: the second waits, and recalls what the first was told.
         async with self._turns.setdefault(call.key, asyncio.Lock()):
             call = await asyncio.to_thread(self._permitted, call)
@@ -155,13 +163,15 @@ class Calls:
         given = {"args": call.args, "kwargs": call.kwargs} if call.kwargs else call.args
         return self._recording.span("tool", call.name, input=given, effect_key=call.key)
 
-    def _prepare(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    def _prepare(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], place: str | None = None
+    ) -> Call:
         self._count += 1
         declared, name = declaration_of(function), name_of(function)
         self._means.permissions.require_tool(self._tenant, name)
         arguments = bounded(f"the arguments of {name}", canonical([args, kwargs]), self._means.payload_max_bytes)
         # The ordinal, not the arguments: prose that a model words anew must not make a new payment.
-        key = f"s:{self._attempt.claim.path}:{self._count}"
+        key = f"s:{place or f'{self._attempt.claim.path}:{self._count}'}"
         if declared.repairable and self._attempt.claim.repairs:
             key += f":r{self._attempt.claim.repairs}"  # the recorded answer is the one that was wrong
         if declared.key is not None:

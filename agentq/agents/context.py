@@ -387,10 +387,24 @@ class AsyncContext(_ContextBase):
         self, function: Callable[P, Awaitable[R]] | Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
     ) -> R:
         """As `Context.call`. A plain function runs in a thread, so that it does not hold up the loop."""
+        return cast(R, await self.call_at(None, function, args, kwargs))
+
+    async def call_at(
+        self, place: str | None, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """As `call`, for a caller that counts its calls itself: `place` stands for the step and the ordinal."""
         self.check()
         if self._attempt.claim.approval is not None:
             await asyncio.to_thread(self.heed_answer)
-        return cast(R, await self._calls.perform_async(function, args, kwargs))
+        return await self._calls.perform_async(function, args, kwargs, place=place)
+
+    def call_in_thread(
+        self, place: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """As `call_at`, in the thread that asks: it needs no other one, so that threads cannot wait for each other."""
+        self.check()
+        self.heed_answer()
+        return self._calls.perform(function, args, kwargs, place=place)
 
     def spend(
         self,

@@ -11,6 +11,10 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+# Threads for what blocks in `async def` steps. Python's own default, a few more than there are cores, would let
+# some steps of a process wait for all the others; they are started as they are needed.
+_THREADS_MAX = 256
+
 _lock = threading.Lock()
 _loops: dict[int, asyncio.AbstractEventLoop] = {}
 
@@ -21,6 +25,7 @@ def process_loop() -> asyncio.AbstractEventLoop:
         loop = _loops.get(os.getpid())
         if loop is None:
             loop = asyncio.new_event_loop()
+            loop.set_default_executor(concurrent.futures.ThreadPoolExecutor(_THREADS_MAX, "agentq-blocking"))
             _loops[os.getpid()] = loop
             threading.Thread(target=loop.run_forever, name="agentq-loop", daemon=True).start()
         return loop

@@ -312,7 +312,7 @@ class Spend:
 
 
 class AsyncSpend:
-    """`async with ctx.spend(…) as call`: see `AsyncContext.spend`."""
+    """`async with ctx.spend(…) as call`: see `AsyncContext.spend`. In a thread of its own, a plain `with` does."""
 
     def __init__(self, spending: Spending, request: SpendRequest) -> None:
         self._spending = spending
@@ -325,6 +325,16 @@ class AsyncSpend:
         return self._call
 
     async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._call is not None:
+            self._spending.close(self._call, error)
+
+    def __enter__(self) -> ModelCall:
+        self._call = self._spending.reserve(self._spending.wanted(self._request), beside_others=True)
+        return self._call
+
+    def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._call is not None:
