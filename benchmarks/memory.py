@@ -120,7 +120,11 @@ def fill(store: Store, tenant: str, count: int, with_vector: int) -> None:
             writes.append(facts)
         with store.transaction(tenant) as connection:
             name_tenant(connection, tenant)
-            run(connection, load("memory")["put"], {"tenant": tenant, "by": "bench", "writes": Jsonb(writes)})
+            run(
+                connection,
+                load("memory")["put"],
+                {"tenant": tenant, "by": "bench", "writes": Jsonb(writes), "sealed": False},
+            )
 
 
 def sentence() -> str:

@@ -86,8 +86,12 @@ class Remembering:
         )
 
     def compares_meaning(self) -> bool:
-        """Whether memories are found by meaning: there is an embedder, and Postgres has pgvector."""
-        return self.embedder is not None and _has_vectors(self.memories)
+        """
+        Whether memories are found by meaning: there is an embedder, and Postgres has pgvector. Not where payloads are
+        encrypted: a vector tells nearly what its text does.
+        """
+        sealed = self.memories.store.vault.on
+        return self.embedder is not None and not sealed and _has_vectors(self.memories)
 
     def embedded(self, write: MemoryWrite, reserve: Reserve | None = None) -> MemoryWrite:
         """The write with its vector, where meaning is compared."""

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import json
-import re
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
 import psycopg
 from psycopg.types.json import Jsonb
 
-from agentq.errors import FenceLost, MemoryConflict
+from agentq.errors import ConfigError, FenceLost, MemoryConflict
 from agentq.payload import decode
 from agentq.store import sealing
 from agentq.store.operators import record
 from agentq.store.pool import Connection, Row, Store, run
 from agentq.store.queries import load
-from agentq.store.vault import Vault
 from agentq.verdicts import Granted, MemoryWrite
 
 SQL = load("memory")
@@ -108,18 +106,17 @@ class Memories:
     def get(self, tenant: str, namespace: str, key: str) -> Memory | None:
         """The live version of a key."""
         rows = self.store.query(SQL["get"], {"tenant": tenant, "namespace": namespace, "key": key})
-        return _memory(self.store.vault, tenant, rows[0]) if rows else None
+        return self._memory(tenant, rows[0]) if rows else None
 
     def below(self, tenant: str, namespace: str, *, limit: int, offset: int = 0) -> list[Memory]:
         """What lies in a namespace and below it, newest first."""
         parameters = {"tenant": tenant, "namespace": namespace, "limit": limit, "offset": offset}
-        return [_memory(self.store.vault, tenant, row) for row in self.store.query(SQL["list"], parameters)]
+        return [self._memory(tenant, row) for row in self.store.query(SQL["list"], parameters)]
 
     def versions(self, tenant: str, namespace: str, key: str) -> list[Memory]:
         """Every version of a key that is kept, newest first."""
         parameters = {"tenant": tenant, "namespace": namespace, "key": key}
-        rows = self.store.query_as(tenant, SQL["versions"], parameters)
-        return [_memory(self.store.vault, tenant, row) for row in rows]
+        return [self._memory(tenant, row) for row in self.store.query_as(tenant, SQL["versions"], parameters)]
 
     def namespaces(self, tenant: str, namespace: str, *, limit: int) -> list[tuple[str, int]]:
         """The namespaces at and below one, and how much each holds."""
@@ -138,12 +135,11 @@ class Memories:
         offset: int = 0,
         pending: Sequence[MemoryWrite] = (),
     ) -> list[Found]:
-        """
-        What answers a question best, of a namespace and below it, and of what is not committed yet.
-
-        Where memories are encrypted no index has their words: then the newest 500 are opened and looked through,
-        word by word as they are written, and what is older is found by meaning alone.
-        """
+        """What answers a question best, of a namespace and below it, and of what is not committed yet."""
+        vault = self.store.vault
+        if vault.on:
+            query, language, meaning = sealing.blind_text(vault, tenant, query), "simple", None
+        pending = [sealing.memory_sealed(vault, tenant, write) for write in pending]
         parameters = {
             "tenant": tenant,
             "namespace": namespace,
@@ -157,32 +153,10 @@ class Memories:
         }
         found = []
         for row in self.store.query(SQL["search"], parameters):
-            number, score, by = row[11:]
-            memory = _memory(self.store.vault, tenant, row[:11], score=score, found_by=by) if number is None else None
+            number, score, by = row[12:]
+            memory = None if number is not None else self._memory(tenant, row[:12], score=score, found_by=by)
             found.append(Found(memory, number, score, by))
-        if self.store.vault.on:
-            known = {(hit.memory.namespace, hit.memory.key) for hit in found if hit.memory is not None}
-            known |= {(write.namespace, write.key) for write in pending}
-            found += self._by_words(tenant, namespace, query, known)[offset : offset + limit]
-            found = sorted(found, key=lambda hit: -hit.score)[:limit]
         return found
-
-    def _by_words(self, tenant: str, namespace: str, query: str, known: set[tuple[str, str]]) -> list[Found]:
-        """Memories that no index knows and that have some of the words, the ones with most of them first."""
-        wanted = _words(query)
-        hits = []
-        rows = self.store.query_as(tenant, SQL["unindexed"], {"tenant": tenant, "namespace": namespace, "max": 500})
-        for *row, fields in rows:
-            memory = _memory(self.store.vault, tenant, tuple(row))
-            if (memory.namespace, memory.key) in known or not wanted:
-                continue
-            value = memory.value
-            if fields is not None and isinstance(value, dict):
-                value = [value.get(name) for name in fields]
-            share = len(wanted & _words(f"{memory.key} {json.dumps(value, ensure_ascii=False)}")) / len(wanted)
-            if share:
-                hits.append(Found(replace(memory, score=share, found_by="words"), None, share, "words"))
-        return sorted(hits, key=lambda hit: -hit.score)
 
     def before(self, tenant: str, write: MemoryWrite) -> Before:
         """What the write will meet."""
@@ -216,6 +190,7 @@ class Memories:
 
         Raises:
             MemoryConflict: it is not in the version that the write names.
+            ConfigError: the tenant's payloads are encrypted, and this process has not the keys.
         """
         write = sealing.memory_sealed(self.store.vault, tenant, write)
         with self.store.transaction(tenant) as connection:
@@ -232,12 +207,17 @@ class Memories:
                 )
         return version, written
 
-    @staticmethod
-    def _put(connection: Connection, tenant: str, write: MemoryWrite, by: str) -> tuple[int, bool]:
-        parameters = {"tenant": tenant, "by": by, "writes": Jsonb([write.as_json()])}
+    def _put(self, connection: Connection, tenant: str, write: MemoryWrite, by: str) -> tuple[int, bool]:
+        writes = Jsonb([write.as_json()])
+        parameters = {"tenant": tenant, "by": by, "writes": writes, "sealed": self.store.vault.on}
         with memory_conflicts():
-            [(_, version, written)] = run(connection, SQL["put"], parameters)
-        return version, written
+            rows = run(connection, SQL["put"], parameters)
+        if not rows:
+            raise ConfigError(
+                f"payloads of tenant {tenant!r} are encrypted and this process has no key provider: "
+                "set encryption_key_file, encryption_keys or encryption_provider as the fleet has it"
+            )
+        return rows[0][1], rows[0][2]
 
     def expire(self, limit: int, keep_days: int) -> int:
         """Take the content of what is over, a small batch of each kind; how many lost it."""
@@ -247,17 +227,10 @@ class Memories:
         """Whether this server compares meanings: it has pgvector."""
         return bool(self.store.query(SQL["has_vectors"], {})[0][0])
 
-
-def _words(text: str) -> set[str]:
-    return set(re.findall(r"\w+", text.casefold()))
-
-
-def _memory(
-    vault: Vault, tenant: str, row: Row, *, score: float | None = None, found_by: FoundBy | None = None
-) -> Memory:
-    namespace, key, version, value, written_at, expires_at, session, step, agent, attempt, by = row[:11]
-    value = vault.open(tenant, sealing.memory_at(namespace, key), value)
-    return Memory(
-        namespace, key, version, decode(value) if value is not None else None, written_at, expires_at, session, step,
-        agent, attempt, by, row[11] if len(row) > 11 else None, score, found_by,
-    )  # fmt: skip
+    def _memory(self, tenant: str, row: Row, *, score: float | None = None, found_by: FoundBy | None = None) -> Memory:
+        namespace, key, version, value, written_at, expires_at, session, step, agent, attempt, by, digest = row[:12]
+        plain = self.store.vault.open(tenant, sealing.memory_value(namespace, key, digest), value)
+        return Memory(
+            namespace, key, version, decode(plain) if plain is not None else None, written_at, expires_at, session,
+            step, agent, attempt, by, row[12] if len(row) > 12 else None, score, found_by,
+        )  # fmt: skip

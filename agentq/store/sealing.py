@@ -9,6 +9,7 @@ and the digest of its arguments.
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections import Counter
 from collections.abc import Sequence
@@ -73,12 +74,13 @@ def decided(session: uuid.UUID, step: uuid.UUID, fence: int, ordinal: int, colum
     return (f"decision.{column}", session, step, fence, ordinal)
 
 
+def memory_value(namespace: str, key: str, digest: bytes) -> Place:
+    """A memory's value; the digest is that of its content, so that one version is not another."""
+    return ("memory.value", namespace, key, digest)
+
+
 def event_of(session: uuid.UUID, step: uuid.UUID | None, kind: str) -> Place:
     return ("session_event.body", session, step or "", kind)
-
-
-def memory_at(namespace: str, key: str) -> Place:
-    return ("memory.value", namespace, key)
 
 
 # ── a claim ──────────────────────────────────────────────────────────────────
@@ -199,9 +201,9 @@ def _extras(vault: Vault, claim: Granted, extras: Extras) -> Extras:
     return replace(
         extras,
         messages=messages,
+        memories=tuple(memory_sealed(vault, tenant, write) for write in extras.memories),
         trace=tuple(_event(vault, claim, number, event) for number, event in enumerate(extras.trace, 1)),
         decisions=tuple(_decision(vault, claim, number, made) for number, made in enumerate(extras.decisions, 1)),
-        memories=tuple(memory_sealed(vault, tenant, write) for write in extras.memories),
     )
 
 
@@ -234,14 +236,6 @@ def _decision(vault: Vault, claim: Granted, number: int, made: Decision) -> Deci
     )
 
 
-def memory_sealed(vault: Vault, tenant: str, write: MemoryWrite) -> MemoryWrite:
-    """A memory without the words that an index would keep in plain; its embedding stays, and is numbers."""
-    if not vault.on:
-        return write
-    place = memory_at(write.namespace, write.key)
-    return replace(write, value=vault.seal(tenant, place, write.value), text=None)
-
-
 def failure_sealed(vault: Vault, tenant: str, failure: Failure | None) -> Failure | None:
     """A failure whose words are sealed, for a column of its own; never for what asks its cause."""
     if failure is None or not vault.on:
@@ -251,6 +245,32 @@ def failure_sealed(vault: Vault, tenant: str, failure: Failure | None) -> Failur
         message=vault.seal_text(tenant, ("failure", "message"), failure.message),
         feedback=vault.seal_text(tenant, ("failure", "feedback"), failure.feedback),
     )
+
+
+# ── a memory ─────────────────────────────────────────────────────────────────
+
+
+def memory_sealed(vault: Vault, tenant: str, write: MemoryWrite) -> MemoryWrite:
+    """
+    A memory with its value sealed. The words that it is found by become keyed digests, whole words in small letters;
+    a vector, which tells nearly what its text does, is not kept.
+    """
+    if not vault.on:
+        return write
+    place = memory_value(write.namespace, write.key, write.digest)
+    return replace(
+        write,
+        value=vault.seal(tenant, place, write.value),
+        text=blind_text(vault, tenant, write.text) if write.text is not None else None,
+        language="simple",
+        embedding=None,
+        embedded_by=None,
+    )
+
+
+def blind_text(vault: Vault, tenant: str, text: str) -> str:
+    """The words of a text, or of a question, as the index holds them."""
+    return " ".join(vault.blind(tenant, dict.fromkeys(re.findall(r"\w+", text.casefold()))))
 
 
 # ── a history ────────────────────────────────────────────────────────────────

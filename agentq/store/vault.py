@@ -26,7 +26,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, overload
 
@@ -305,6 +305,16 @@ class Vault:
             else value
             for name, value in detail.items()
         }
+
+    def blind(self, tenant: str, words: Iterable[str]) -> list[str]:
+        """
+        Words as an index may hold them: the same word gives the same digest for a tenant, and nobody without its
+        key learns which. Of the tenant's first key, so that a rotation changes none.
+        """
+        self._writing(tenant)
+        keys = self._rings[tenant].keys
+        secret = hmac.digest(keys[min(keys)].nonces, b"agentq words", "sha256")
+        return ["w" + hmac.digest(secret, word.encode("utf-8", "replace"), "sha256").hex()[:20] for word in words]
 
     # ── keys ─────────────────────────────────────────────────────────────────
 

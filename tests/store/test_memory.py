@@ -9,7 +9,7 @@ import pytest
 
 from agentq.agents.embedding import Embedder
 from agentq.agents.memory import Remembering
-from agentq.errors import FenceLost, MemoryConflict
+from agentq.errors import ConfigError, FenceLost, MemoryConflict
 from agentq.store.memory import Meaning, Memories, Memory
 from agentq.store.operators import Operators
 from agentq.store.pool import Store
@@ -453,3 +453,55 @@ def test_a_server_without_pgvector_finds_by_words(
         " where relnamespace = 'agentq'::regnamespace)"
     ).fetchall()
     assert columns == []
+
+
+# ── encrypted ────────────────────────────────────────────────────────────────
+
+
+def test_encrypted_memories_are_found_by_whole_words(
+    settings: Any, hands: Hands, admin: psycopg.Connection[Any]
+) -> None:
+    """
+    With data keys, neither the value nor a word of it is in the database, and no vector; a settlement's memories are
+    sealed as well, a key that is rotated finds what the one before it hid, and another tenant's words look otherwise.
+    """
+    from agentq.store.keyring import Keyring
+    from agentq.store.ledger import Ledger
+    from agentq.store.providers import LocalKeys
+    from agentq.verdicts import Settlement
+
+    claim = hands.begin()
+    store = Store(settings.database_url, size=4, name="agentq test keys", keys=LocalKeys([bytes(range(32))]))
+    try:
+        memories = Memories(store)
+        made = made_by_meaning(memories)
+        assert made.meaning("oolong") is None
+        memories.put(hands.tenant, made.embedded(made.write("c", "tea", "Prefers Oolong")), by="ada")
+        told = Extras(memories=(made.write("c", "cake", "likes walnuts"),))
+        end = Settlement("end", kind="full", state=b'{"n":1}', state_from=claim.ref.step_id, result=b"1", extras=told)
+        Ledger(store).settle(claim, end)
+        Keyring(store).rotate(hands.tenant, operator="test", reason="a test")
+        memories.put(hands.tenant, made.write("c", "more", "oolong again"), by="ada")
+        assert sorted(search(memories, hands.tenant, "oolong")) == ["more", "tea"]
+        assert search(memories, hands.tenant, "walnuts?") == ["cake"]
+        assert memories.get(hands.tenant, "c", "cake").value == "likes walnuts"  # type: ignore[union-attr]
+        assert {row.value for row in memories.below(hands.tenant, "c", limit=9)} == {
+            "Prefers Oolong",
+            "likes walnuts",
+            "oolong again",
+        }
+        pending = [made.write("c", "new", "rooibos now")]
+        [hit] = memories.search(hands.tenant, "", "rooibos", language="simple", limit=9, pending=pending)
+        assert hit.pending == 1
+        kept = hands.rows("select memory_id, value, embedding from agentq.memory")
+        assert all(bytes(row["value"])[0] == 1 and row["embedding"] is None for row in kept)
+        words = admin.execute(
+            "select words::text from agentq.memory_words where memory_id = any (%s)",
+            ([row["memory_id"] for row in kept],),
+        ).fetchall()
+        assert len(words) == 3
+        assert not any(word in text for (text,) in words for word in ("oolong", "walnut", "prefers"))
+        with pytest.raises(ConfigError, match="no key provider"):
+            Memories(hands.store).put(hands.tenant, made.write("c", "plain", "in the clear"), by="ada")
+    finally:
+        store.close()

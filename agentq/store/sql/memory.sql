@@ -1,16 +1,19 @@
 -- Memories as Python asks for them. What each function does, and why, stands with it.
 
 -- name: get
-select namespace, key, version, value, written_at, expires_at, session_id, step_id, agent, attempt, written_by
+select namespace, key, version, value, written_at, expires_at, session_id, step_id, agent, attempt, written_by,
+       digest
   from agentq.get_memory(%(tenant)s, %(namespace)s, %(key)s);
 
 -- name: list
-select namespace, key, version, value, written_at, expires_at, session_id, step_id, agent, attempt, written_by
+select namespace, key, version, value, written_at, expires_at, session_id, step_id, agent, attempt, written_by,
+       digest
   from agentq.list_memories(%(tenant)s, %(namespace)s, %(limit)s::int, %(offset)s::int);
 
 -- name: versions
 -- Every version of a key that is kept, newest first, and since when it is read no more.
-select namespace, key, version, value, written_at, expires_at, session_id, step_id, agent, attempt, written_by, gone_at
+select namespace, key, version, value, written_at, expires_at, session_id, step_id, agent, attempt, written_by,
+       digest, gone_at
   from agentq.memory
  where tenant = %(tenant)s and namespace = %(namespace)s and key = %(key)s order by version desc;
 
@@ -24,20 +27,11 @@ select namespace, count(*) from agentq.memory
 select * from agentq.search_memories(%(tenant)s, %(namespace)s, %(query)s, %(language)s, %(vector)s::real[],
                                      %(embedded_by)s, %(limit)s::int, %(offset)s::int, %(pending)s);
 
--- name: unindexed
--- The newest of those that are to be searched: their words stand nowhere.
-select namespace, key, version, value, written_at, expires_at, session_id, step_id, agent, attempt, written_by, fields
-  from agentq.memory
- where tenant = %(tenant)s and gone_at is null and (expires_at is null or expires_at > agentq.now())
-   and (%(namespace)s = '' or namespace = %(namespace)s or starts_with(namespace, %(namespace)s || '/'))
-   and fields is distinct from '{}'
- order by written_at desc limit %(max)s;
-
 -- name: before
 select * from agentq.before_memory(%(tenant)s, %(namespace)s, %(key)s, %(op)s, %(digest)s);
 
 -- name: put
-select * from agentq.put_memories(%(tenant)s, %(by)s, %(writes)s);
+select * from agentq.put_memories(%(tenant)s, %(by)s, %(writes)s, %(sealed)s);
 
 -- name: put_in_effect
 select * from agentq.effect_memories(%(tenant)s, %(session)s, %(step)s, %(fence)s::int, %(token)s::bigint, %(agent)s,

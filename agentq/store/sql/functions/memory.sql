@@ -158,7 +158,7 @@ create or replace function agentq.search_memories(
     p_limit int, p_offset int, p_pending jsonb
 ) returns table (
     namespace text, key text, version int, value bytea, written_at timestamptz, expires_at timestamptz,
-    session_id uuid, step_id uuid, agent text, attempt int, written_by text, pending int, score double precision,
+    session_id uuid, step_id uuid, agent text, attempt int, written_by text, digest bytea, pending int, score double precision,
     found_by text
 ) language plpgsql set plan_cache_mode = force_generic_plan as $$
 #variable_conflict use_column
@@ -214,7 +214,7 @@ begin
           from ranked r group by r.id, r.n
     )
     select coalesce(m.namespace, p.ns), coalesce(m.key, p.key), m.version, m.value, m.written_at, m.expires_at,
-           m.session_id, m.step_id, m.agent, m.attempt, m.written_by, b.n, b.score, b.by
+           m.session_id, m.step_id, m.agent, m.attempt, m.written_by, m.digest, b.n, b.score, b.by
       from best b
       left join agentq.memory m on m.memory_id = b.id and m.tenant = p_tenant
       left join pending p on p.n = b.n
@@ -347,12 +347,15 @@ begin
 end $$;
 
 
--- Write memories by hand.
-create or replace function agentq.put_memories(p_tenant text, p_by text, p_writes jsonb)
+-- Write memories by hand. No row: the tenant's payloads are encrypted, and the caller has not the keys.
+create or replace function agentq.put_memories(p_tenant text, p_by text, p_writes jsonb, p_sealed boolean)
 returns table (n int, version int, written boolean) language plpgsql as $$
 #variable_conflict use_column
 begin
     perform set_config('agentq.tenant', p_tenant, true);
+    if not p_sealed and exists (select from agentq.tenant_key k where k.tenant = p_tenant and k.state = 'active') then
+        return;
+    end if;
     return query select * from agentq.write_memories(p_tenant, p_writes, null, null, null, null, p_by, agentq.now());
 end $$;
 
