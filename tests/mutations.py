@@ -50,6 +50,8 @@ TABS = "tests/flower/test_tabs.py::test_"
 BURIED = "tests/store/test_dead_letters.py::test_"
 REDRIVEN = "tests/redrives/test_redrives.py::test_"
 LETTERBOX = "tests/relay/test_letterbox.py::test_"
+MEMORY = "tests/store/test_memory.py::test_"
+REMEMBERING = "tests/agents/test_memory.py::test_"
 RECOVERY = "tests/store/test_recovery.py::test_"
 VAULT = "tests/store/test_vault.py::test_"
 TOKENS = "tests/broker/test_tokens.py::test_"
@@ -1300,6 +1302,97 @@ MUTATIONS = [
         "where e.due_at <= agentq.now() and (e.state in ('ready', 'queued') or e.unserved is not null)",
         "where e.state in ('ready', 'queued') or e.unserved is not null",
         "tests/cli/test_looking.py::test_the_doctor_finds_steps_that_nobody_serves",
+    ),
+    # memories
+    Mutation(
+        f"{FUNCTIONS}/ledger.sql",
+        "if p_plan ? 'memories' and p_verdict in ('next', 'end', 'fail') then",
+        "if p_plan ? 'memories' then",
+        f"{MEMORY}what_a_step_wrote_is_committed_with_its_settlement",
+    ),
+    Mutation(
+        f"{FUNCTIONS}/memory.sql",
+        "and l.state = 'running' and l.fence = p_fence and l.fence_token = p_token for share;",
+        "for share;",
+        f"{MEMORY}a_superseded_attempt_writes_nothing",
+    ),
+    Mutation(
+        f"{FUNCTIONS}/memory.sql",
+        "if w.if_version <> coalesce(v_live, 0) then",
+        "if false then",
+        f"{MEMORY}of_many_who_saw_one_version_one_writes",
+    ),
+    Mutation(
+        f"{FUNCTIONS}/memory.sql",
+        "perform pg_advisory_xact_lock(v_lock);",
+        "null;",
+        f"{MEMORY}writers_of_a_new_key_take_turns",
+    ),
+    Mutation(
+        f"{FUNCTIONS}/memory.sql",
+        "if found then return next; continue; end if;",
+        "",
+        f"{MEMORY}a_write_from_the_same_place_is_made_once",
+    ),
+    Mutation(
+        f"{FUNCTIONS}/memory.sql",
+        "m.key = p_key and m.gone_at is null\n       and (m.expires_at is null or m.expires_at > agentq.now());",
+        "m.key = p_key and m.gone_at is null;",
+        f"{MEMORY}a_memory_past_its_time_is_not_read_and_then_gone",
+    ),
+    Mutation(
+        f"{FUNCTIONS}/memory.sql",
+        "if w.kind = 'delete' then\n            delete from agentq.memory m",
+        "if w.kind = 'delete' and false then\n            delete from agentq.memory m",
+        f"{MEMORY}a_deletion_takes_the_content_of_every_version",
+    ),
+    Mutation(
+        f"{FUNCTIONS}/memory.sql",
+        "if not p_sealed and exists (",
+        "if false and exists (",
+        f"{MEMORY}encrypted_memories_are_found_by_words",
+    ),
+    Mutation(
+        "agentq/store/sealing.py",
+        "value=vault.seal(tenant, place, write.value)",
+        "value=write.value",
+        f"{MEMORY}encrypted_memories_are_found_by_words",
+    ),
+    Mutation(
+        "agentq/store/migrate.py",
+        'f"revoke all on {SCHEMA}.memory_words from {quoted}",',
+        "",
+        f"{MEMORY}the_fleet_cannot_read_the_index_of_words",
+    ),
+    Mutation(
+        "agentq/engine.py",
+        'failure = Failure("transient", "MemoryConflict", str(error))',
+        'failure = Failure("permanent", "MemoryConflict", str(error))',
+        f"{REMEMBERING}who_acted_on_an_old_memory_runs_again",
+    ),
+    Mutation(
+        "agentq/agents/memory.py",
+        "        if self._attempt.claim.dry_effects:\n            return ()\n",
+        "",
+        f"{REMEMBERING}a_dry_run_writes_nothing",
+    ),
+    Mutation(
+        "agentq/agents/memory.py",
+        'return f"{base}:m{number}", effect is not None',
+        'return f"{base}:m{number}", False',
+        f"{REMEMBERING}an_effects_memory_is_written_with_the_effect",
+    ),
+    Mutation(
+        "agentq/agents/model/compaction.py",
+        "if wrong := parted(made):",
+        "if wrong := None:",
+        "tests/agents/test_compaction.py::test_a_hook_that_parts_a_call_from_its_return_is_refused",
+    ),
+    Mutation(
+        "agentq/agents/model/turn.py",
+        "return due and self._guess > self.state.compacted * 1.25",
+        "return due",
+        "tests/agents/test_compaction.py::test_what_cannot_be_made_short_is_not_tried_for_ever",
     ),
     # the sandbox
     Mutation(

@@ -7,10 +7,13 @@ import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from agentq.agents import loop
 from agentq.errors import ConfigError, Permanent
+
+if TYPE_CHECKING:
+    from pydantic_ai.embeddings import EmbeddingModel
 
 Kind = Literal["document", "query"]
 Vectors = Sequence[Sequence[float]]
@@ -36,9 +39,9 @@ class Embedder:
     model: str | None = None
 
     @classmethod
-    def of(cls, model: str, *, dimensions: int | None = None) -> Embedder:
+    def of(cls, model: str | EmbeddingModel, *, dimensions: int | None = None) -> Embedder:
         """
-        An embedding model that Pydantic AI knows, such as `openai:text-embedding-3-small`.
+        An embedding model of Pydantic AI, or its name, such as `openai:text-embedding-3-small`.
 
         Raises:
             ConfigError: agentq[model] is not installed.
@@ -52,7 +55,8 @@ class Embedder:
         async def function(texts: Sequence[str], kind: Kind) -> Vectors:
             return (await known.embed(list(texts), input_type=kind)).embeddings
 
-        return cls(f"{model}/{dimensions}" if dimensions else model, function, model)
+        name = model if isinstance(model, str) else f"{model.system}:{model.model_name}"
+        return cls(f"{name}/{dimensions}" if dimensions else name, function, name)
 
     def embed(self, text: str, kind: Kind) -> tuple[float, ...]:
         """

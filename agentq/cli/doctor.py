@@ -146,8 +146,34 @@ def _fleet(settings: Settings) -> Iterator[Finding]:
     try:
         for look in (_workers, _unserved, _watchdog, _dependencies):
             yield from look(store)
+        yield from _memory(settings, store)
     finally:
         store.close()
+
+
+def _memory(settings: Settings, store: Store) -> Iterator[Finding]:
+    """How memories are found, where the settings want more than words as they stand."""
+    from agentq.agents.embedding import load_embedder
+    from agentq.store.memory import Memories
+
+    memories = Memories(store)
+    if not memories.has_language(settings.memory_language):
+        yield Finding(
+            "memory words",
+            False,
+            f"Postgres has no text search configuration {settings.memory_language!r}",
+            "set memory_language to one of pg_ts_config in pg_catalog, such as simple or english",
+        )
+    if not settings.memory_embedder:
+        return
+    try:
+        load_embedder(settings.memory_embedder)
+    except ConfigError as error:
+        yield Finding("memory embedder", False, str(error), "mend memory_embedder")
+        return
+    there = memories.has_vectors()
+    found = "pgvector is there" if there else "Postgres has no pgvector, so memories are found by words alone"
+    yield Finding("memory embedder", there, found, "create extension vector, as a superuser", warning=True)
 
 
 def _workers(store: Store) -> Iterator[Finding]:

@@ -223,6 +223,10 @@ class Memories:
         """Take the content of what is over, a small batch of each kind; how many lost it."""
         return int(self.store.query(SQL["expire"], {"max": limit, "keep_days": keep_days})[0][0])
 
+    def has_language(self, name: str) -> bool:
+        """Whether Postgres knows how words of it are told apart."""
+        return bool(self.store.query(SQL["has_language"], {"language": name})[0][0])
+
     def has_vectors(self) -> bool:
         """Whether this server compares meanings: it has pgvector."""
         return bool(self.store.query(SQL["has_vectors"], {})[0][0])

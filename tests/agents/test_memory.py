@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -14,21 +16,27 @@ from agentq import (
     AsyncContext,
     Context,
     Done,
+    Embedder,
     InvalidInput,
     MemoryConflict,
     MemoryTooLarge,
     ModelAgent,
     Next,
+    Permanent,
     ToolContext,
     Transient,
+    UnknownPrice,
     chunks,
     effect,
     memory_tools,
     tool,
 )
+from agentq.agents.embedding import load_embedder
 from agentq.agents.registry import Registry
 from agentq.client import Client
 from agentq.errors import ConfigError
+from agentq.settings import Settings
+from agentq.store.budgets import Budgets
 from agentq.testing import LocalFleet
 from tests.agents.test_model import Script, calls
 from tests.store.test_memory import WHO, senses  # noqa: F401
@@ -318,6 +326,86 @@ def test_what_is_too_large_is_refused_with_a_way_out(
 
     one_step(registry, work, retries=0)
     assert run(client, local, tenant) > 40
+
+
+# ── by meaning ───────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def knowing(stack: Any, settings: Settings, registry: Registry) -> Iterator[Callable[[str], Client]]:
+    """Makes a client whose settings, and those of its fleet, name an embedder."""
+    with ExitStack() as opened:
+
+        def make(name: str) -> Client:
+            chosen = settings.model_copy(update={"memory_embedder": f"tests.support.embedders:{name}"})
+            return opened.enter_context(Client(chosen, registry))
+
+        yield make
+
+
+def test_a_step_finds_by_meaning_and_its_budget_pays(
+    registry: Registry, tenant: str, knowing: Callable[[str], Client]
+) -> None:
+    """
+    Each call of the embedder is reserved and charged like a model's; what is not committed is found by meaning too.
+    """
+    client = knowing("priced")
+    client.budgets.set_price("test:senses", input_usd="1", output_usd="0", reason="a test")
+    client.memory.put(tenant, "c", "a", "prefers oolong")
+
+    def work(ctx: Context) -> Any:
+        ctx.memory.put("c", "b", "owns a vehicle")
+        drive, tea = ctx.memory.search("c", "drive"), ctx.memory.search("c", "tea")
+        assert (drive[0].found_by, tea[0].found_by) == ("meaning", "meaning")
+        return [drive[0].key, tea[0].key]
+
+    one_step(registry, work, retries=0)
+    session = client.start("keeper", tenant=tenant, input={})
+    with LocalFleet(client) as fleet:
+        assert fleet.drain(session).result == ["b", "a"]
+        rows = Budgets(fleet.store).ledger(tenant, uuid.UUID(session.id))
+    assert [(row.model, row.state) for row in rows] == [("senses", "charged")] * 3
+    assert session.view().cost_usd > 0
+    assert client.memory.search(tenant, "c", "drive")[0].found_by == "meaning"
+    assert client.memory.search(tenant, "c", "drive", words=True) == []
+
+
+def test_an_embedder_without_a_price_is_not_asked(
+    registry: Registry, tenant: str, knowing: Callable[[str], Client]
+) -> None:
+    """
+    As any model whose price nobody knows: the write is refused, not free.
+    """
+    client = knowing("unpriced")
+    one_step(registry, lambda ctx: ctx.memory.put("c", "a", "tea"), retries=0)
+    with LocalFleet(client) as fleet, pytest.raises(UnknownPrice):
+        fleet.drain(client.start("keeper", tenant=tenant, input={}))
+    assert client.memory.ls(tenant) == []
+
+
+@pytest.mark.parametrize("name", ["nothing", "tests.support.nothing:free", "tests.support.embedders:no_embedder"])
+def test_a_wrong_embedder_is_said_at_once(name: str) -> None:
+    with pytest.raises(ConfigError, match="memory_embedder"):
+        load_embedder(name)
+
+
+@pytest.mark.parametrize(
+    "vectors", [[], [[]], [[0.0, 0.0]], [[float("nan")]], [["a"]], [[1.0], [2.0]], None, [[1.0] * 2001]]
+)
+def test_what_is_no_vector_is_refused(vectors: Any) -> None:
+    with pytest.raises(Permanent, match="wrong"):
+        Embedder("wrong", lambda texts, kind: vectors).embed("text", "query")
+
+
+def test_pydantic_ais_embedders_are_used() -> None:
+    """
+    Any that it knows, on the process's loop.
+    """
+    from pydantic_ai.embeddings import TestEmbeddingModel
+
+    embedder = Embedder.of(TestEmbeddingModel())
+    vector = embedder.embed("text", "document")
+    assert (embedder.model, embedder.mark(vector), len(vector)) == ("test:test", "test:test@8", 8)
 
 
 # ── tools for models ─────────────────────────────────────────────────────────

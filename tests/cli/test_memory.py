@@ -102,3 +102,21 @@ def test_how_long_a_tenant_keeps_them(cli: Cli, tenant: str) -> None:
         [row] = [row for row in cli.json("tenant", "ls") if row["name"] == tenant]
         assert row["memory_days"] == {"-1": None}.get(days, int(days))
     assert "--memory-days" in cli.refused(2, "tenant", "set", tenant, "--memory-days", "-2", *WHY)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "check", "says"),
+    [
+        ("LANGUAGE", "klingon", "memory words", "klingon"),
+        ("EMBEDDER", "tests.support.embedders:free", "memory embedder", "pgvector is there"),
+        ("EMBEDDER", "tests.support.nothing:free", "memory embedder", "must be module:name"),
+    ],
+)
+def test_the_doctor_looks_at_how_memories_are_found(
+    cli: Cli, stack: object, monkeypatch: pytest.MonkeyPatch, name: str, value: str, check: str, says: str
+) -> None:
+    monkeypatch.setenv(f"AGENTQ_MEMORY_{name}", value)
+    findings = json.loads(cli("doctor", "--json").stdout)["findings"]
+    [finding] = [finding for finding in findings if finding["check"] == check]
+    assert says in finding["found"]
+    assert finding["ok"] is (value == "tests.support.embedders:free")

@@ -269,3 +269,21 @@ def test_a_round_does_everything_and_may_be_repeated(hands: Hands, relay: Relay,
     relay.round()
     assert hands.everything() == before
     assert len(broker.mine) == 1
+
+
+def test_memories_past_their_time_lose_their_content(
+    hands: Hands, relay: Relay, admin: psycopg.Connection[Any]
+) -> None:
+    """
+    One of the relay's rounds takes what nobody can read any more.
+    """
+    from agentq.agents.memory import Remembering
+    from agentq.store.memory import Memories
+
+    made = Remembering(Memories(hands.store))
+    for key, ttl in (("over", "1h"), ("stays", None)):
+        made.memories.put(hands.tenant, made.write("shop", key, "tea", ttl=ttl), by="ada")
+    admin.execute("update agentq.memory set expires_at = now() where tenant = %s and key = 'over'", (hands.tenant,))
+    relay.round()
+    kept = hands.rows("select key, value from agentq.memory order by key")
+    assert [(row["key"], row["value"] is None) for row in kept] == [("over", True), ("stays", False)]

@@ -10,11 +10,14 @@ import pytest
 from agentq.agents.embedding import Embedder
 from agentq.agents.memory import Remembering
 from agentq.errors import ConfigError, FenceLost, MemoryConflict
+from agentq.store import migrate
 from agentq.store.memory import Meaning, Memories, Memory
 from agentq.store.operators import Operators
 from agentq.store.pool import Store
 from agentq.testing import Clock
 from agentq.verdicts import Extras, MemoryWrite
+from tests.store.test_schema import scratch  # noqa: F401
+from tests.support.embedders import senses
 from tests.support.hands import Hands, at_once
 
 WHO = {"operator": "test", "reason": "a test"}
@@ -131,7 +134,9 @@ def test_what_a_step_wrote_is_committed_with_its_settlement(hands: Hands, made: 
     With who wrote it; an attempt that failed leaves nothing.
     """
     claim = hands.begin()
-    hands.settle(claim, "retry", delay_s=0.0, extras=Extras(memories=(made.write("shop", "tea", 1),)).of_failed())
+    wrote = Extras(memories=(made.write("shop", "tea", 1),))
+    assert wrote.of_failed().memories == ()
+    hands.settle(claim, "retry", delay_s=0.0, extras=wrote)
     assert made.memories.get(hands.tenant, "shop", "tea") is None
     hands.admit()
     again = hands.claim(claim.ref)
@@ -367,13 +372,6 @@ def test_an_erased_tenant_leaves_no_memory(
 
 # ── meaning ──────────────────────────────────────────────────────────────────
 
-SENSES = (("tea", "oolong", "drink"), ("car", "vehicle", "drive"), ("rain", "weather", "storm"))
-
-
-def senses(texts: Any, kind: str) -> list[list[float]]:
-    """A stand-in for a model of language: a number for each of a few senses, and one that all texts have."""
-    return [[0.1] + [float(sum(word in text.lower() for word in sense)) for sense in SENSES] for text in texts]
-
 
 def made_by_meaning(memories: Memories) -> Remembering:
     return Remembering(memories, embedder=Embedder("senses", senses))
@@ -439,20 +437,35 @@ def test_what_is_not_committed_is_found_too(memories: Memories, knowing: Remembe
     assert memories.search(tenant, "c", "oolong", language="simple", limit=9, meaning=Meaning((1.0,), "no@1"))
 
 
-def test_a_server_without_pgvector_finds_by_words(
-    memories: Memories, admin: psycopg.Connection[Any], tenant: str
-) -> None:
+def test_a_server_without_pgvector_finds_by_words(stack: Any, scratch: str) -> None:  # noqa: F811
     """
-    The extension is not needed, and where it is not, no embedder is asked.
+    It is upgraded like any other, and no embedder is asked; where the extension comes later, it is used from then on.
     """
-    functions = "select proname from pg_proc where pronamespace = 'agentq'::regnamespace and prosrc like '%%vector%%'"
-    assert {row[0] for row in admin.execute(functions).fetchall()} >= {"near_memories", "has_vectors"}
-    columns = admin.execute(
-        "select attname from pg_attribute a join pg_type t on t.oid = a.atttypid"
-        " where t.typname = 'vector' and a.attrelid in (select oid from pg_class"
-        " where relnamespace = 'agentq'::regnamespace)"
-    ).fetchall()
-    assert columns == []
+    asked: list[str] = []
+
+    def embed(texts: Any, kind: str) -> Any:
+        asked.append(kind)
+        return senses(texts, kind)
+
+    migrate.upgrade(scratch)
+    assert migrate.check(scratch).ready
+    store = Store(scratch, size=2, name="agentq test without vectors")
+    try:
+        memories = Memories(store)
+        Operators(store).add_tenant("acme", concurrency=1, weight=1, **WHO)
+        made = Remembering(memories, embedder=Embedder("senses", embed))
+        memories.put("acme", made.embedded(made.write("c", "a", "prefers oolong")), by="ada")
+        assert search(memories, "acme", "oolong", meaning=made.meaning("oolong")) == ["a"]
+        meaning = Meaning((0.1, 1.0, 0.0, 0.0), "senses@4")
+        assert search(memories, "acme", "tea", meaning=meaning) == []
+        assert asked == []
+        with stack.postgres._connect(scratch.rpartition("/")[2]) as superuser:
+            superuser.execute("create extension vector")
+        memories.put("acme", made.embedded(made.write("c", "b", "a vehicle")), by="ada")
+        assert search(memories, "acme", "drive", meaning=made.meaning("drive")) == ["b"]
+        assert asked == ["document", "query"]
+    finally:
+        store.close()
 
 
 # ── encrypted ────────────────────────────────────────────────────────────────

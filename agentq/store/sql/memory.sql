@@ -43,5 +43,8 @@ select agentq.expire_memories(%(max)s::int, %(keep_days)s::int);
 -- name: remove
 select agentq.remove_memories(%(tenant)s, %(max)s::int);
 
+-- name: has_language
+select exists (select from pg_ts_config where cfgname = %(language)s and cfgnamespace = 'pg_catalog'::regnamespace);
+
 -- name: has_vectors
 select agentq.has_vectors();
