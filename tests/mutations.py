@@ -1350,13 +1350,13 @@ MUTATIONS = [
         f"{FUNCTIONS}/memory.sql",
         "if not p_sealed and exists (",
         "if false and exists (",
-        f"{MEMORY}encrypted_memories_are_found_by_words",
+        f"{MEMORY}encrypted_memories_are_found_by_whole_words",
     ),
     Mutation(
         "agentq/store/sealing.py",
         "value=vault.seal(tenant, place, write.value)",
         "value=write.value",
-        f"{MEMORY}encrypted_memories_are_found_by_words",
+        f"{MEMORY}encrypted_memories_are_found_by_whole_words",
     ),
     Mutation(
         "agentq/store/migrate.py",
