@@ -517,4 +517,6 @@ def test_encrypted_memories_are_found_by_whole_words(
         with pytest.raises(ConfigError, match="no key provider"):
             Memories(hands.store).put(hands.tenant, made.write("c", "plain", "in the clear"), by="ada")
     finally:
+        # Workers without the keys refuse to run beside them.
+        admin.execute("delete from agentq.tenant_key where tenant = %s", (hands.tenant,))
         store.close()
