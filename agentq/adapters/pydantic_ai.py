@@ -10,13 +10,9 @@ for; that one really runs, and its result is journaled with the step's settlemen
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
-import inspect
-from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 try:
@@ -28,8 +24,9 @@ except ModuleNotFoundError as error:
         raise
     raise _ConfigError("this adapter needs Pydantic AI: install agentq[model]") from error
 
-from pydantic import BaseModel, Field, TypeAdapter
+from pydantic import TypeAdapter
 from pydantic_ai import Agent as PydanticAgent
+from pydantic_ai.capabilities import HandleDeferredToolCalls
 from pydantic_ai.durable_exec import (
     JSON_CODEC,
     BaseDurabilityCapability,
@@ -39,101 +36,26 @@ from pydantic_ai.durable_exec import (
     record_durable_unit,
     replay_scope,
 )
-from pydantic_ai.messages import ModelMessage
+from pydantic_ai.messages import ModelMessage, ModelMessagesTypeAdapter
 from pydantic_ai.models import Model
 from pydantic_ai.settings import ModelSettings
+from pydantic_ai.tools import DeferredToolRequests, DeferredToolResults, ToolApproved, ToolDenied
+from pydantic_ai.usage import UsageLimits
 
-from agentq.agents.agent import Agent, Step
+from agentq.adapters.replay import MAX_TOKENS, Progress, Replay, ReplayedAgent, Start, Unit, current
 from agentq.agents.context import AsyncContext
-from agentq.agents.effects import effect
 from agentq.agents.model.request import dependency, estimate_messages, resolve
 from agentq.agents.registry import Registry
-from agentq.agents.returns import Branch, Done, Duration, Fail, Next, Returned, Spawn, seconds
-from agentq.agents.tools import ToolOptions, options_of
+from agentq.agents.returns import Duration, seconds
 from agentq.errors import ConfigError, Permanent
-from agentq.payload import decode
-from agentq.policies.limits import Limits, Reached, Used, before_model_call, before_tools
+from agentq.policies.limits import Limits
 
 WRITER = f"agentq-durable/1 pydantic-ai/{pydantic_ai.__version__}"
-
-# Calls that an answer asked for arrive one after another; this long without another, and they are all there.
-_SETTLES_S = 0.03
-_MAX_TOKENS = 4096
-
-_run: contextvars.ContextVar[Replay] = contextvars.ContextVar("agentq_durable_run")
-
-
-class Progress(BaseModel):
-    """The input, and what the run has used. The units themselves are journaled as messages."""
-
-    prompt: str = Field(min_length=1)
-    input: Any = None
-    began: float = 0.0
-    model_calls: int = 0
-    tool_calls: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class _Config:
     """Nothing is configured per unit; the step is."""
-
-
-@dataclass
-class Unit:
-    """A unit that the run wants and the journal does not have."""
-
-    key: str
-    kind: str  # model, tool, or other
-    name: str
-    body: Callable[[], Awaitable[object]]
-    params: tuple[object, ...]
-
-
-@dataclass
-class Replay:
-    """One run of the agent within one step: what it finds in the journal, runs, and leaves open."""
-
-    journal: Mapping[str, Any]
-    target: str | None
-    perform: Callable[[Unit], Awaitable[object]]
-    parked: dict[str, Unit] = field(default_factory=dict)
-    added: dict[str, object] = field(default_factory=dict)
-    failed: BaseException | None = None
-    running: int = 0
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-    _seen: Counter[str] = field(default_factory=Counter)
-
-    async def unit(self, unit: Unit) -> object:
-        """The unit's payload: from the journal, or run here; another step's is waited for, in vain."""
-        self._seen[unit.key] += 1
-        if self._seen[unit.key] > 1:
-            unit.key = f"{unit.key}#{self._seen[unit.key]}"
-        if unit.key in self.journal:
-            record_durable_unit(executed=False)
-            return self.journal[unit.key]
-        if unit.kind == "other" or unit.key == self.target:
-            return await self._perform(unit)
-        self.parked[unit.key] = unit
-        self.changed.set()
-        await asyncio.get_running_loop().create_future()  # until the run is cancelled
-        raise AssertionError("unreachable")
-
-    async def _perform(self, unit: Unit) -> object:
-        self.running += 1
-        try:
-            self.added[unit.key] = payload = await self.perform(unit)
-        except BaseException as error:
-            # The step's own failure, whatever the agent would make of it.
-            self.failed = self.failed or error
-            self.changed.set()
-            raise
-        finally:
-            self.running -= 1
-            self.changed.set()
-        record_durable_unit(executed=True)
-        return payload
 
 
 class _Backend(JournalCallableOperationBackend[_Config]):
@@ -152,7 +74,7 @@ class _Backend(JournalCallableOperationBackend[_Config]):
             # By the call's id and retry: the order in which parallel calls arrive is not the same each time.
             ctx: Any = cache_key[2]
             key = f"{name}:{ctx.tool_call_id}:{ctx.retry}"
-        return await _run.get().unit(Unit(key, kind, name, body, cache_key))
+        return await current.get().unit(Unit(key, kind, name, body, cache_key))
 
 
 _KINDS = {"ModelRequestId": "model", "ToolsetCallToolId": "tool"}
@@ -171,7 +93,7 @@ class AgentqDurability(BaseDurabilityCapability[Any]):
 
     @property
     def in_durable_context(self) -> bool:
-        return _run.get(None) is not None
+        return current.get(None) is not None
 
     def get_durable_operation_backend(self) -> _Backend:
         config = _Config()
@@ -181,118 +103,44 @@ class AgentqDurability(BaseDurabilityCapability[Any]):
         )
 
 
-class DurableAgent(Agent[Progress]):
+class DurableAgent(ReplayedAgent):
     """An existing Pydantic AI agent on agentq; made by `durable`."""
 
-    def __init__(
-        self,
-        agent: PydanticAgent[Any, Any],
-        *,
-        name: str,
-        version: int,
-        deps: Callable[[Any], Any] | None,
-        tools: Mapping[str, Callable[..., Any]],
-        limits: Limits,
-        timeout_s: float,
-        retries: int,
-        registry: Registry | None,
-    ) -> None:
-        super().__init__(name, state=Progress, version=version, registry=registry)
+    writer = WRITER
+
+    def __init__(self, agent: PydanticAgent[Any, Any], *, deps: Callable[[Any], Any] | None, **more: Any) -> None:
+        super().__init__(**more)
         self.agent = agent
-        self.limits = limits
         self._deps = deps
-        self._tools = {known: options_of(function) for known, function in tools.items()}
-        self._capability = AgentqDurability(name=name)
+        self._capabilities = [AgentqDurability(name=self.name), HandleDeferredToolCalls(handler=_decide)]
         self._output: TypeAdapter[Any] = TypeAdapter(Any)
 
-        async def run(state: Progress, ctx: AsyncContext, unit: str = "") -> Returned:
-            return await self._step(state, ctx, unit or None)
+    def _scope(self, replay: Replay) -> AbstractContextManager[None]:
+        # A span that ends because its run is given up belongs to another step.
+        replay.tell = lambda executed: record_durable_unit(executed=executed)
+        return replay_scope(is_replaying=lambda: replay.suspended)
 
-        self.steps["run"] = Step(self.name, run, start=True, retries=retries, timeout_s=timeout_s)
-
-    async def _step(self, state: Progress, ctx: AsyncContext, target: str | None) -> Returned:
-        rows = await asyncio.to_thread(ctx.messages.rows)
-        journal = {entry["unit"]: entry["payload"] for entry in (decode(body) for _, body, _ in rows)}
-        replay = Replay(journal, target, lambda unit: self._perform(unit, state, ctx))
-        ended, output = await self._replay(replay, state, ctx)
-        if replay.failed is not None:
-            raise replay.failed
-        for key, payload in replay.added.items():
-            ctx.messages.append({"unit": key, "payload": payload}, by=WRITER)
-        if target is not None and target not in replay.added and target not in journal:
-            raise Permanent(f"the run did not come to unit {target!r} again: is the agent's code still the same?")
-        if ctx.in_branch:
-            return Done()  # the join goes on with the run
-        if ended:
-            return Done(output)
-        return self._next(state, list(replay.parked.values()))
-
-    def _next(self, state: Progress, units: list[Unit]) -> Returned:
-        """Each unit that the run waits for as a step; side by side when there are several."""
-        wanted = sum(unit.kind == "tool" for unit in units)
-        reached = before_tools(self.limits, _used(state), calls=wanted) if wanted else None
-        if reached is not None:
-            return Fail(str(reached), kind="limit", type="LimitReached")
-        state.tool_calls += wanted
-        state.model_calls += len(units) - wanted
-        if len(units) == 1:
-            return Next(self.steps["run"], state, {"unit": units[0].key})
-        return Spawn([Branch(self.steps["run"], {"unit": unit.key}) for unit in units], self.steps["run"], state)
-
-    async def _replay(self, replay: Replay, state: Progress, ctx: AsyncContext) -> tuple[bool, Any]:
-        """Run the agent as far as this step may; whether it ended, and with what."""
-        token = _run.set(replay)
-        try:
-            with replay_scope():
-                running = asyncio.ensure_future(self._run_agent(state, ctx))
-        finally:
-            _run.reset(token)
-        try:
-            await self._until_still(replay, running)
-            if not running.done():
-                return False, None
-            if replay.failed is not None:
-                running.exception()
-                return False, None
-            return True, self._output.dump_python(running.result().output, mode="json")
-        finally:
-            running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
-
-    async def _run_agent(self, state: Progress, ctx: AsyncContext) -> Any:
+    async def _run_agent(self, start: Start, state: Progress, ctx: AsyncContext, replay: Replay) -> Any:  # noqa: ARG002
         settings = ModelSettings(max_retries=0)
         own = self.agent.model_settings
         if not (isinstance(own, dict) and own.get("max_tokens")):
-            settings["max_tokens"] = _MAX_TOKENS
-        return await self.agent.run(
-            state.prompt,
+            settings["max_tokens"] = MAX_TOKENS
+        result = await self.agent.run(
+            None if start.times else state.prompt,
+            message_history=ModelMessagesTypeAdapter.validate_python(start.items) if start.times else None,
             deps=self._deps(state.input) if self._deps is not None else None,
             model_settings=settings,
-            capabilities=[self._capability],
+            # The session's limits count over all of it; the framework's own would count what is replayed.
+            usage_limits=UsageLimits(request_limit=None),
+            capabilities=self._capabilities,
             conversation_id=ctx.session_id,
-            run_id=ctx.session_id,
+            run_id=f"{ctx.session_id}-{start.times}" if start.times else ctx.session_id,
         )
+        return self._output.dump_python(result.output, mode="json")
 
-    async def _until_still(self, replay: Replay, running: asyncio.Future[Any]) -> None:
-        """Wait until the run has ended, or has only units left that other steps are for."""
-        while not running.done():
-            replay.changed.clear()
-            if replay.failed is not None:
-                return
-            if replay.running == 0 and (replay.parked or replay.target in replay.added):
-                waits = [running, asyncio.ensure_future(replay.changed.wait())]
-                try:
-                    done, _ = await asyncio.wait(waits, timeout=_SETTLES_S, return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    waits[1].cancel()
-                if not done and replay.parked:
-                    return
-                continue
-            changed = asyncio.ensure_future(replay.changed.wait())
-            try:
-                await asyncio.wait([running, changed], return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                changed.cancel()
+    def _history(self, unit: Unit) -> tuple[list[Any], Mapping[str, Any]]:
+        history: list[ModelMessage] = unit.params[1]  # type: ignore[assignment]
+        return ModelMessagesTypeAdapter.dump_python(history, mode="json"), {}
 
     # ── units ────────────────────────────────────────────────────────────────
 
@@ -301,7 +149,9 @@ class DurableAgent(Agent[Progress]):
             case "model":
                 return await self._request(unit, state, ctx)
             case "tool":
-                return await self._call(unit, ctx)
+                name, arguments = str(unit.params[0]), unit.params[1]
+                options = self.options_of(name, _function_of(name, unit.params[3]))
+                return await self.call(ctx, name, arguments, options, body=unit.body, returned=_returned)
             case _:
                 return await unit.body()
 
@@ -311,10 +161,8 @@ class DurableAgent(Agent[Progress]):
         settings: Mapping[str, Any] = unit.params[2] or {}  # type: ignore[assignment]
         model = self._model()
         tokens = estimate_messages(history)
-        most = int(settings.get("max_tokens") or _MAX_TOKENS)
-        room = before_model_call(self.limits, _used(state, calls=-1), input_tokens=tokens, max_tokens=most, price=None)
-        if isinstance(room, Reached):
-            raise Permanent(str(room))
+        most = int(settings.get("max_tokens") or MAX_TOKENS)
+        self.room(state, tokens=tokens, most=most)
         with ctx.trace("model", model.model_name, provider=model.system, max_tokens=most) as span:
             async with ctx.spend(
                 model=model.model_name, provider=model.system, input_tokens=tokens, max_tokens=most
@@ -336,34 +184,35 @@ class DurableAgent(Agent[Progress]):
             raise Permanent("the agent has no model")
         return resolve(model) if isinstance(model, str) else model
 
-    async def _call(self, unit: Unit, ctx: AsyncContext) -> object:
-        """A tool call through the effect ledger; what it returned, or raised for the model, is what is journaled."""
-        name, arguments = str(unit.params[0]), unit.params[1]
-        options = self._options(name, unit.params[3])
 
-        async def perform(arguments: dict[str, Any]) -> Any:  # noqa: ARG001 - the body has them already
-            return await unit.body()
+async def _decide(ctx: Any, requests: DeferredToolRequests) -> DeferredToolResults:  # noqa: ARG001
+    """Ask people of each call that needs an approval, within the run."""
+    replay = current.get()
+    if requests.calls:
+        names = ", ".join(call.tool_name for call in requests.calls)
+        raise Permanent(f"calls that are carried out elsewhere have no step that would wait for them: {names}")
+    approvals: dict[str, Any] = {}
+    for call in requests.approvals:
+        unit = Unit(f"ask:{call.tool_call_id}", "ask", call.tool_name, _nothing, (call.args_as_dict(),))
+        said = await replay.unit(unit)
+        granted = ToolApproved(override_args=said["arguments"])
+        approvals[call.tool_call_id] = granted if said["granted"] else ToolDenied(said["why"])
+    return DeferredToolResults(approvals=approvals)
 
-        check, key = options.check, options.key
-        perform.__qualname__ = name
-        declared: dict[str, Any] = {"idempotent": options.idempotent}
-        if check is not None:
-            declared["check"] = lambda arguments: _recorded(check(**arguments))
-        if key is not None:
-            declared["key"] = lambda arguments: key(**arguments)
-        if options.irreversible:
-            declared |= {"irreversible": True, "to": options.to, "within": options.within}
-        calling: Callable[..., Any] = effect(**declared)(perform)
-        return await ctx.call(calling, arguments)
 
-    def _options(self, name: str, tool: Any) -> ToolOptions:
-        """What was declared of a tool: here by name, or with `@tool` at its function."""
-        if name in self._tools:
-            return self._tools[name]
-        toolset = getattr(tool, "toolset", None)
-        found = getattr(toolset, "tools", {}).get(name) if toolset is not None else None
-        function = getattr(found, "function", None)
-        return options_of(function) if function is not None else ToolOptions()
+async def _nothing() -> object:
+    return None
+
+
+def _function_of(name: str, tool: Any) -> Callable[..., Any] | None:
+    toolset = getattr(tool, "toolset", None)
+    found = getattr(toolset, "tools", {}).get(name) if toolset is not None else None
+    return getattr(found, "function", None)
+
+
+def _returned(value: Any) -> object:
+    """The form in which Pydantic AI journals a tool's result."""
+    return {"kind": "tool_return", "result": value}
 
 
 def durable(
@@ -374,6 +223,9 @@ def durable(
     deps: Callable[[Any], Any] | None = None,
     tools: Mapping[str, Callable[..., Any]] | None = None,
     limits: Limits | None = None,
+    to: str | Sequence[str] = (),
+    within: Duration | None = None,
+    replay_max: int = 50,
     timeout: Duration = "5m",
     retries: int = 5,
     registry: Registry | None = None,
@@ -387,17 +239,22 @@ def durable(
     `tools={"book": declared_function}`, is treated accordingly; of any other tool whose outcome a crash leaves
     open, a person decides.
 
+    A tool of the agent with `requires_approval=True` asks people, of the group `to`, `within` a time; the approver
+    may change its arguments (`--set arguments.cents=500`), and the model is told of a refusal. So it is with
+    `irreversible=True`, whose leave holds for these arguments alone.
+
     Limits:
 
     - Between its units the agent's code runs in every step: instructions, prepare functions, output validators
       and hooks must have no side effects, and must come to the same each time. A run that takes another way
       than its journal is dead, with the unit named.
-    - Each step replays what came before, about a millisecond for a unit, so the work of a run grows with the
-      square of its length; beyond a hundred units use `ModelAgent`.
+    - Each step replays the units before it, about a millisecond each. After `replay_max` of them the run continues
+      as new from its message history: counts of retries of tools and outputs begin anew there.
     - Names of the agent, its toolsets and tools are part of the journal: renaming them strands live sessions.
-    - `limits` counts model calls, tool calls and tokens; cost is held by budgets. `on_reach` is always `fail`.
-    - No streaming to the caller, no `toolsets=` per run, no deferred tools; for approval declare the tool
-      `irreversible=True`.
+    - `limits` counts model calls, tool calls and tokens; cost is held by budgets. `on_reach` is always `fail`. The
+      framework's own `UsageLimits` are not used.
+    - No streaming to the caller, no `toolsets=` per run, no calls that are carried out elsewhere.
+    - Instrumented by Pydantic AI, each unit is one span, in the trace of its step; agentq's own trace has them as well.
 
     Raises:
         ConfigError: the agent has no model, or the declarations fit no function.
@@ -413,26 +270,13 @@ def durable(
         deps=deps,
         tools=tools or {},
         limits=limits or Limits(),
+        to=to,
+        within=within,
+        replay_max=replay_max,
         timeout_s=seconds(timeout),
         retries=retries,
         registry=registry,
     )
-
-
-def _used(state: Progress, calls: int = 0) -> Used:
-    return Used(
-        steps=state.model_calls + state.tool_calls,
-        model_calls=state.model_calls + calls,
-        tool_calls=state.tool_calls,
-        input_tokens=state.input_tokens,
-        output_tokens=state.output_tokens,
-    )
-
-
-async def _recorded(answer: Any) -> Any:
-    """What a check found, in the form in which Pydantic AI journals a tool's result."""
-    found = await answer if inspect.isawaitable(answer) else answer
-    return None if found is None else {"kind": "tool_return", "result": found}
 
 
 __all__ = ["AgentqDurability", "DurableAgent", "durable"]

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
 from pydantic_ai import Agent, ModelRetry, RunContext
-from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart
+from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart, ToolReturnPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
+from pydantic_ai.models.instrumented import InstrumentationSettings
 
 import agentq
 from agentq import Limits, Permanent, Transient, UnknownEffect
 from agentq.adapters.pydantic_ai import durable
+from agentq.adapters.replay import ReplayedAgent
 from agentq.agents.registry import Registry
 from agentq.client import Client, Session
 from agentq.errors import ConfigError
-from agentq.testing import LocalFleet
+from agentq.testing import LocalFleet, Stuck
 
 Local = Callable[..., LocalFleet]
 
@@ -201,6 +204,127 @@ def test_a_run_that_takes_another_way_is_dead(registry: Registry, client: Client
     with pytest.raises(Permanent, match="did not come to unit"):
         fleet.drain(session)
     assert "look" not in world.ran
+
+
+def test_a_long_run_continues_as_new_from_its_history(
+    registry: Registry, client: Client, tenant: str, local: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    What a step replays is bounded; nothing runs again, and the history is written by what it grew.
+    """
+    rounds = 14
+    world = World(*[[call("look", x=n)] for n in range(rounds)], "done", instructions="Be brief.")
+
+    @world.agent.tool_plain
+    def look(x: int) -> str:
+        world.ran.append(f"look {x}")
+        return f"seen {x}"
+
+    replayed: list[int] = []
+    plain = ReplayedAgent._read
+
+    def read(self: Any, ctx: Any) -> Any:
+        start, journal = plain(self, ctx)
+        replayed.append(len(journal))
+        return start, journal
+
+    monkeypatch.setattr(ReplayedAgent, "_read", read)
+    durable(world.agent, name="triage", replay_max=6, registry=registry)
+    session = start(client, tenant)
+    fleet = local()
+    assert fleet.drain(session).result == "done"
+    assert max(replayed) <= 8
+    assert sorted(world.ran) == sorted(
+        [*(f"model {n}" for n in range(rounds + 1)), *(f"look {n}" for n in range(rounds))]
+    )
+    query = "select count(*) from agentq.message where session_id = %s and written_by like '%%/history'"
+    with fleet.store.transaction(tenant) as connection:
+        [(rows,)] = connection.execute(query, (session.id,)).fetchall()
+    assert rows <= 2 * rounds + 2 + 2 * rounds // 6
+
+
+def needing_leave(world: World) -> None:
+    @world.agent.tool_plain(requires_approval=True)
+    def pay(cents: int) -> str:
+        world.ran.append(f"paid {cents}")
+        return f"paid {cents}"
+
+
+def asked(fleet: LocalFleet, session: Session) -> str:
+    with pytest.raises(Stuck, match="May pay go ahead"):
+        fleet.drain(session)
+    [found] = fleet.client.approvals.ls(tenant=session.tenant)
+    return str(found.approval_id)
+
+
+def test_a_tool_that_requires_approval_asks_within_the_run(
+    registry: Registry, client: Client, tenant: str, local: Local
+) -> None:
+    """
+    Nothing is paid before somebody says so, and then what they made of it, once.
+    """
+    world = World([call("pay", cents=900)], "done")
+    needing_leave(world)
+    durable(world.agent, name="triage", to="finance", registry=registry)
+    fleet, session = local(), start(client, tenant)
+    approval = client.approvals.get(asked(fleet, session))
+    assert (approval.groups, approval.args, approval.details) == (
+        ("finance",), {"arguments": {"cents": 900}}, {"tool": "pay"},
+    )  # fmt: skip
+    assert world.ran == ["model 0"]
+    client.approvals.grant(approval.id, edits={"arguments.cents": 500})
+    assert fleet.drain(session).result == "done"
+    assert world.ran == ["model 0", "paid 500", "model 1"]
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_the_model_is_told_of_a_refusal(
+    registry: Registry, client: Client, tenant: str, local: Local, silent: bool
+) -> None:
+    heard: list[Any] = []
+
+    class Listening(World):
+        def answer(self, messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+            heard.extend(part.content for part in messages[-1].parts if isinstance(part, ToolReturnPart))
+            return super().answer(messages, info)
+
+    world = Listening([call("pay", cents=900)], "not done")
+    needing_leave(world)
+    durable(world.agent, name="triage", within="1d", registry=registry)
+    fleet, session = local(), start(client, tenant)
+    approval = asked(fleet, session)
+    if silent:
+        fleet.clock.advance("2d")
+    else:
+        client.approvals.deny(approval, reason="too much")
+    assert fleet.drain(session).result == "not done"
+    why = "nobody answered in time" if silent else "too much"
+    assert heard == [f"Not allowed: {why}. The call was not carried out."]
+    assert world.ran == ["model 0", "model 1"]
+
+
+def test_each_unit_is_one_span(registry: Registry, client: Client, tenant: str, local: Local) -> None:
+    """
+    What is replayed, and what is given up half way, leaves no spans of the framework's.
+    """
+    trace = pytest.importorskip("opentelemetry.sdk.trace", reason="agentq[otel] is not installed")
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    exporter, provider = InMemorySpanExporter(), trace.TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    settings = InstrumentationSettings(tracer_provider=provider)
+    world = World([call("look", x=1), call("look", x=2)], [call("look", x=3)], "done")
+    world.agent.instrument = settings
+
+    @world.agent.tool_plain
+    def look(x: int) -> str:
+        return "seen"
+
+    durable(world.agent, name="triage", registry=registry)
+    assert local().drain(start(client, tenant)).result == "done"
+    counted = Counter(span.name.split()[0] for span in exporter.get_finished_spans())
+    assert (counted["chat"], counted["execute_tool"], counted["invoke_agent"]) == (3, 3, 1)
 
 
 def test_what_cannot_be_carried_is_refused(registry: Registry) -> None:
