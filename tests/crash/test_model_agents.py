@@ -25,6 +25,7 @@ SESSIONS = 12
         ("booker", "tests.support.model_agents"),
         ("adapted", "tests.support.model_agents"),
         ("graph", "tests.support.langgraph_agents"),
+        ("clerk", "tests.support.openai_agents"),
     ],
 )
 def test_a_worker_killed_in_a_tool_repeats_nothing(
@@ -45,8 +46,8 @@ def test_a_worker_killed_in_a_tool_repeats_nothing(
     with Client(settings, registry) as client:
         items = [({"prompt": str(n)}, f"k{n}") for n in range(SESSIONS)]
         sessions = client.start_many(agent, tenant=tenant, items=items)
-        until(lambda: any(not worker.alive for worker in fleet), 40, "a worker that was killed")
-        assert set(client.wait_all(sessions, timeout=60).values()) == {"done"}
+        until(lambda: any(not worker.alive for worker in fleet), 90, "a worker that was killed")
+        assert set(client.wait_all(sessions, timeout=120).values()) == {"done"}
         results = [re.findall(r"\S+:\S+", str(session.view().result)) for session in sessions]
     lines = (tmp_path / "lines").read_text().split()
     assert len(lines) == len(set(lines)) == SESSIONS * CALLS
