@@ -21,6 +21,8 @@ from agentq.store.providers import new_key
 from agentq.store.traces import Traces
 from agentq.testing import LocalFleet, Stuck
 
+pytestmark = pytest.mark.usefixtures("no_keys_left")
+
 MARK = "zebra-quartz"
 
 

@@ -138,7 +138,8 @@ class Memories:
         """What answers a question best, of a namespace and below it, and of what is not committed yet."""
         vault = self.store.vault
         if vault.on:
-            query, language, meaning = sealing.blind_text(vault, tenant, query), "simple", None
+            # Both: what was written before encryption was switched on stands in the index as it is.
+            query, meaning = f"{sealing.blind_text(vault, tenant, query)} {query}", None
         pending = [sealing.memory_sealed(vault, tenant, write) for write in pending]
         parameters = {
             "tenant": tenant,

@@ -15,6 +15,8 @@ from agentq.store.pool import Store
 from agentq.store.providers import provider_of
 from tests.cli.conftest import Cli
 
+pytestmark = pytest.mark.usefixtures("no_keys_left")
+
 WHY = ("--reason", "a test")
 
 

@@ -471,6 +471,7 @@ def test_a_server_without_pgvector_finds_by_words(stack: Any, scratch: str) -> N
 # ── encrypted ────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.usefixtures("no_keys_left")
 def test_encrypted_memories_are_found_by_whole_words(
     settings: Any, hands: Hands, admin: psycopg.Connection[Any]
 ) -> None:
@@ -517,6 +518,4 @@ def test_encrypted_memories_are_found_by_whole_words(
         with pytest.raises(ConfigError, match="no key provider"):
             Memories(hands.store).put(hands.tenant, made.write("c", "plain", "in the clear"), by="ada")
     finally:
-        # Workers without the keys refuse to run beside them.
-        admin.execute("delete from agentq.tenant_key where tenant = %s", (hands.tenant,))
         store.close()

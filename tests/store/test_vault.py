@@ -19,6 +19,8 @@ from agentq.store.providers import LocalKeys, new_key, provider_of
 from agentq.verdicts import Extras, Failure, NewStep, Settlement
 from tests.support.hands import Hands
 
+pytestmark = pytest.mark.usefixtures("no_keys_left")
+
 KEY = bytes(range(32))
 PLACE: vault.Place = ("checkpoint.state", "session-1", "step-1")
 
