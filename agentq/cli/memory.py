@@ -26,7 +26,7 @@ _if_version = click.option(
 
 @click.group()
 def memory() -> None:
-    """Memories: ls, show, search, put, delete. What agents keep beyond a session.
+    """Memories: ls, show, search, put, delete, reindex. What agents keep beyond a session.
 
     A namespace is a path such as customers/c-17; reading one reads all below it.
     """
@@ -166,6 +166,26 @@ def delete(
         print_json({"tenant": tenant, "namespace": namespace, "key": key, "deleted": True, "dry_run": dry_run})
     else:
         click.echo(f"memory {namespace}/{key} {'would be' if dry_run else 'is'} forgotten")
+
+
+@memory.command()
+@_tenant
+@_reason
+@_dry_run
+@json_option
+def reindex(*, tenant: str, reason: str, dry_run: bool, as_json: bool) -> None:
+    """Index all memories anew, after memory_language, memory_embedder or encryption has changed.
+
+    Vectors are made where a memory has none by the present embedder; no budget is charged for them. Versions that
+    were replaced stay as they were written.
+    """
+    with client() as connected:
+        counts = connected.memory.reindex(tenant, reason=reason, dry_run=dry_run)
+    if as_json:
+        print_json({"tenant": tenant, "dry_run": dry_run} | counts)
+    else:
+        done = "would be" if dry_run else "are"
+        click.echo(f"{counts['memories']} memories {done} indexed, {counts['vectors']} vectors {done} made")
 
 
 def _print(memories: list[Memory], as_json: bool, *, empty: str) -> None:

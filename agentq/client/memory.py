@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from agentq.agents.embedding import load_embedder
-from agentq.agents.memory import Listed, Namespace, Remembering, check_window, key_of, path_of
+from agentq.agents.memory import Listed, Namespace, Remembering, check_window, key_of, path_of, searchable
 from agentq.agents.returns import Duration
 from agentq.client.tenants import operator_name
 from agentq.errors import InvalidInput, MemoryConflict, UnknownTenant
-from agentq.payload import storable
+from agentq.payload import decode, storable
 from agentq.settings import Settings
 from agentq.step import valid_name
-from agentq.store.memory import Memories, Memory
+from agentq.store.memory import Memories, Memory, Stored
 from agentq.store.operators import Operators
 from agentq.store.pool import Store
 from agentq.verdicts import MemoryWrite
 
 Named = list[tuple[str, int]]
+_PORTION = 100
 
 
 class ClientMemory:
@@ -119,6 +121,47 @@ class ClientMemory:
     def namespaces(self, tenant: str, below: Namespace = (), *, limit: int = 1000) -> Named:
         """The namespaces at and below one that hold something, and how many memories each."""
         return self._memories.namespaces(valid_name("tenant", tenant), path_of(below, root=True), limit=limit)
+
+    def reindex(self, tenant: str, *, reason: str, dry_run: bool = False) -> dict[str, int]:
+        """
+        Index all memories of a tenant as the settings now say: in another language, by a new embedder, encrypted.
+
+        Vectors are made where there is none by this embedder; its calls are charged to no budget. In portions, so
+        that after a crash the same call does the rest. How many there are, and how many vectors were made.
+        """
+        if not reason.strip():
+            raise InvalidInput("a reason must say something")
+        counts = {"memories": 0, "vectors": 0}
+        after = 0
+        while portion := self._memories.to_index(valid_name("tenant", tenant), after, _PORTION):
+            after = portion[-1].number
+            lacking = {stored.number for stored in portion if self._lacks_vector(stored.write)}
+            counts["vectors"] += len(lacking)
+            if dry_run:
+                counts["memories"] += len(portion)
+                continue
+            fresh = [self._fresh(stored, embed=stored.number in lacking) for stored in portion]
+            counts["memories"] += self._memories.reindex(tenant, fresh)
+        if not dry_run:
+            self._operators.record_action(
+                operator=operator_name(), tenant=tenant, action="memory reindex", target=tenant, reason=reason,
+                detail=counts,
+            )  # fmt: skip
+        return counts
+
+    def _lacks_vector(self, write: MemoryWrite) -> bool:
+        embedder = self._with.embedder
+        if embedder is None or not self._with.compares_meaning():
+            return False
+        return not (write.embedded_by or "").startswith(f"{embedder.name}@")
+
+    def _fresh(self, stored: Stored, *, embed: bool) -> Stored:
+        """The memory with the words that it has now, and where it is wanted with another vector."""
+        write = stored.write
+        assert write.value is not None  # only what lives is indexed
+        text = searchable(write.key, decode(write.value), write.fields)
+        write = replace(write, text=text, language=self._with.language)
+        return replace(stored, write=self._with.embedded(write) if embed else write)
 
     def _write(self, tenant: str, write: MemoryWrite, reason: str | None, dry_run: bool) -> int:
         if reason is not None and not reason.strip():

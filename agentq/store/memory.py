@@ -73,6 +73,14 @@ class Before:
 
 
 @dataclass(frozen=True, slots=True)
+class Stored:
+    """A memory by its number in the database, as it would be written."""
+
+    number: int
+    write: MemoryWrite
+
+
+@dataclass(frozen=True, slots=True)
 class Meaning:
     """A question as a vector, and whose: only embeddings of the same are compared with it."""
 
@@ -219,6 +227,27 @@ class Memories:
                 "set encryption_key_file, encryption_keys or encryption_provider as the fleet has it"
             )
         return rows[0][1], rows[0][2]
+
+    def to_index(self, tenant: str, after: int, limit: int) -> list[Stored]:
+        """A portion of what lives and is searched, by number, each as it would be written."""
+        rows = self.store.query_as(tenant, SQL["to_index"], {"tenant": tenant, "after": after, "max": limit})
+        found = []
+        for number, namespace, key, _, value, digest, fields, embedding, by in rows:
+            plain = self.store.vault.open(tenant, sealing.memory_value(namespace, key, digest), value)
+            write = MemoryWrite(
+                "put", namespace, key, digest, value=plain, fields=tuple(fields) if fields is not None else None,
+                embedding=tuple(embedding) if embedding is not None else None, embedded_by=by,
+            )  # fmt: skip
+            found.append(Stored(number, write))
+        return found
+
+    def reindex(self, tenant: str, portion: Sequence[Stored]) -> int:
+        """Store words, vectors and sealed values of a portion anew; how many still lived."""
+        items = [
+            sealing.memory_sealed(self.store.vault, tenant, stored.write).as_json() | {"id": stored.number}
+            for stored in portion
+        ]
+        return int(self.store.query(SQL["reindex"], {"tenant": tenant, "items": Jsonb(items)})[0][0])
 
     def expire(self, limit: int, keep_days: int) -> int:
         """Take the content of what is over, a small batch of each kind; how many lost it."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
+import psycopg
 import pytest
 
 from tests.cli.conftest import Cli
@@ -102,6 +104,50 @@ def test_how_long_a_tenant_keeps_them(cli: Cli, tenant: str) -> None:
         [row] = [row for row in cli.json("tenant", "ls") if row["name"] == tenant]
         assert row["memory_days"] == {"-1": None}.get(days, int(days))
     assert "--memory-days" in cli.refused(2, "tenant", "set", tenant, "--memory-days", "-2", *WHY)
+
+
+def test_an_embedder_that_came_later(cli: Cli, stack: object, tenant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    What was written before it gets its vectors when all is indexed anew, once; what is not to be found stays so.
+    """
+    for key, text in (("a", "prefers oolong"), ("b", "owns a vehicle")):
+        cli.ok("memory", "put", "c", key, text, "--text", "--tenant", tenant, *WHY)
+    cli.ok("memory", "put", "c", "a", "prefers oolong tea", "--text", "--tenant", tenant, *WHY)
+    reindex = ("memory", "reindex", "--tenant", tenant, *WHY)
+    assert cli.json(*reindex, "--dry-run") == {"tenant": tenant, "dry_run": True, "memories": 2, "vectors": 0}
+    monkeypatch.setenv("AGENTQ_MEMORY_EMBEDDER", "tests.support.embedders:free")
+    assert cli.json("memory", "search", "drive", "c", "--tenant", tenant) == []
+    assert "2 memories would be indexed, 2 vectors would be made" in cli.ok(*reindex, "--dry-run")
+    assert cli.json("memory", "search", "drive", "c", "--tenant", tenant) == []
+    assert "2 memories are indexed, 2 vectors are made" in cli.ok(*reindex)
+    assert cli.json("memory", "search", "drive", "c", "--tenant", tenant)[0]["key"] == "b"
+    assert cli.json(*reindex)["vectors"] == 0
+    assert cli.json("memory", "show", "c", "a", "--tenant", tenant)["version"] == 2
+    monkeypatch.setenv("AGENTQ_MEMORY_LANGUAGE", "english")
+    assert cli.json("memory", "search", "vehicles", "--words", "--tenant", tenant) == []
+    cli.ok(*reindex)
+    assert [row["key"] for row in cli.json("memory", "search", "vehicles", "--words", "--tenant", tenant)] == ["b"]
+    assert cli.json("audit", "ls", "--tenant", tenant)[0]["detail"] == {"memories": 2, "vectors": 0}
+
+
+@pytest.mark.usefixtures("no_keys_left")
+def test_encryption_that_came_later(
+    cli: Cli, tenant: str, monkeypatch: pytest.MonkeyPatch, admin: psycopg.Connection[Any]
+) -> None:
+    """
+    Indexed anew, what was in plain is sealed, and its words are no longer in the index.
+    """
+    from agentq.store.providers import new_key
+
+    cli.ok("memory", "put", "c", "a", "prefers oolong", "--text", "--tenant", tenant, *WHY)
+    monkeypatch.setenv("AGENTQ_ENCRYPTION_KEYS", new_key())
+    assert [row["key"] for row in cli.json("memory", "search", "oolong", "--tenant", tenant)] == ["a"]
+    cli.ok("memory", "reindex", "--tenant", tenant, *WHY)
+    assert [row["key"] for row in cli.json("memory", "search", "oolong", "--tenant", tenant)] == ["a"]
+    query = "select value, words::text from agentq.memory join agentq.memory_words using (memory_id) where tenant = %s"
+    [(value, words)] = admin.execute(query, (tenant,)).fetchall()
+    assert value[0] == 1
+    assert "oolong" not in words
 
 
 @pytest.mark.parametrize(

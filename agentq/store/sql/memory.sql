@@ -37,6 +37,16 @@ select * from agentq.put_memories(%(tenant)s, %(by)s, %(writes)s, %(sealed)s);
 select * from agentq.effect_memories(%(tenant)s, %(session)s, %(step)s, %(fence)s::int, %(token)s::bigint, %(agent)s,
                                      %(writes)s);
 
+-- name: to_index
+-- In portions, by number: what lives and is to be searched.
+select memory_id, namespace, key, version, value, digest, fields, embedding, embedded_by from agentq.memory
+ where tenant = %(tenant)s and memory_id > %(after)s and gone_at is null and fields is distinct from '{}'
+   and (expires_at is null or expires_at > agentq.now())
+ order by memory_id limit %(max)s;
+
+-- name: reindex
+select agentq.reindex_memories(%(tenant)s, %(items)s);
+
 -- name: expire
 select agentq.expire_memories(%(max)s::int, %(keep_days)s::int);
 

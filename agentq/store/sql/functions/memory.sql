@@ -360,6 +360,31 @@ begin
 end $$;
 
 
+-- Index memories anew, each with its words, its vector and its value as they are to be stored now; one that has been
+-- replaced meanwhile is left alone. Returns how many were.
+create or replace function agentq.reindex_memories(p_tenant text, p_items jsonb) returns int language plpgsql as $$
+declare w record; v_count int := 0;
+begin
+    perform set_config('agentq.tenant', p_tenant, true);
+    for w in
+        select (x ->> 'id')::bigint as id, x ->> 'ns' as ns, x ->> 'text' as text, x ->> 'language' as language,
+               decode(x ->> 'value', 'base64') as value, x ->> 'embedded_by' as embedded_by,
+               case when x ? 'embedded_by' then array(
+                    select v::real from jsonb_array_elements_text(x -> 'embedding') with ordinality e (v, i) order by i)
+               end as embedding
+          from jsonb_array_elements(p_items) x order by 1
+    loop
+        update agentq.memory m set value = w.value, embedding = w.embedding, embedded_by = w.embedded_by
+         where m.tenant = p_tenant and m.memory_id = w.id and m.gone_at is null;
+        if found then
+            perform agentq.index_memory(w.id, p_tenant, w.ns, w.language, w.text);
+            v_count := v_count + 1;
+        end if;
+    end loop;
+    return v_count;
+end $$;
+
+
 -- Remove what is over, up to `p_max` of each kind: memories past their time, or older than their tenant keeps
 -- them, lose their content; versions that were replaced, and what is left of keys that are gone, go after
 -- `p_keep_days`. Returns how many lost their content. One relay at a time.
