@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks import waiting
+from benchmarks import encryption, waiting
 from benchmarks.fleet import servers
 from benchmarks.hops import Bench, Latency, Rate
 
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--threads", type=int, default=8)
-    parser.add_argument("--only", choices=["hops", "waiting", "tracing"], default=None)
+    parser.add_argument("--only", choices=["hops", "waiting", "tracing", "encryption"], default=None)
     parser.add_argument("--json", type=Path, default=Path("artifacts/bench.json"))
     arguments = parser.parse_args()
     console = Console()
@@ -52,6 +52,8 @@ def main() -> None:
             figures["hops"] = _hops(bench, arguments.rounds, console)
         if arguments.only in (None, "tracing"):
             figures["tracing"] = _tracing(bench, arguments.rounds, console)
+        if arguments.only in (None, "encryption"):
+            figures["encryption"] = _encryption(bench, arguments.rounds, console)
         if arguments.only in (None, "waiting"):
             figures["waiting"] = _waiting(bench, console)
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
@@ -109,6 +111,16 @@ def _tracing(bench: Bench, rounds: int, console: Console) -> dict[str, object]:
     names = {True: "traced", False: "untraced"}
     rows = {names[traced]: [{**asdict(rate), **asdict(hop)} for rate, hop in ran] for traced, ran in found.items()}
     return {**rows, "ratio": ratio}
+
+
+def _encryption(bench: Bench, rounds: int, console: Console) -> dict[str, object]:
+    found = encryption.measure(bench.settings, rounds=max(rounds, 5), steps=300)
+    console.print(
+        f"a step with 2 kB of state, encrypted: [bold]{found.sealed_us - found.plain_us:+.0f} µs[/] on "
+        f"{found.plain_us:,.0f} µs of claim and settlement ({found.ratio:.2f}); the ciphers alone "
+        f"{found.ciphers_us:.0f} µs (medians of {max(rounds, 5)} interleaved rounds)"
+    )
+    return {**asdict(found), "ratio": found.ratio}
 
 
 def _ratio(ours: list[tuple[Rate, Latency]], theirs: list[tuple[Rate, Latency]]) -> float:
