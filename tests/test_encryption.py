@@ -139,6 +139,12 @@ def run(fleet: LocalFleet, session: Session) -> Any:
     raise AssertionError("it never ends")
 
 
+def story(client: Client, session: Session) -> Any:
+    """All that is told of a session."""
+    traces = Traces(client._store)
+    return tell(client.sessions, traces, session.tenant, uuid.UUID(session.id), lambda _, value: value)
+
+
 def found_in(admin: psycopg.Connection[Any], mark: str) -> list[str]:
     """The tables and columns in whose rows a word stands, in whatever form they hold it."""
     columns = admin.execute(
@@ -201,9 +207,9 @@ def test_no_table_holds_a_word_of_a_payload(
 def test_what_people_see_is_in_plain(fleet: LocalFleet, client: Client, tenant: str) -> None:
     session = client.start("case", tenant=tenant, input={"text": MARK})
     run(fleet, session)
-    story = tell(client.sessions, Traces(client._store), tenant, uuid.UUID(session.id), lambda kind, value: value)
-    assert str(story).count(MARK) > 10
-    assert "encrypted" not in str(story)
+    told = str(story(client, session))
+    assert told.count(MARK) > 10
+    assert "encrypted" not in told
     kinds = [event.kind for event in session.events(timeout=30)]
     assert kinds
     assert any(MARK in str(event) for event in session.events(timeout=30))
@@ -222,3 +228,37 @@ def test_switched_on_later(registry: Registry, everything: None, settings: Setti
         result = run(fleet, client.get(tenant, session.id)).result
         assert result["result"] == MARK
         assert len(result["history"]) == 2
+
+
+def test_what_lay_in_plain_is_sealed_afterwards(
+    registry: Registry, everything: None, settings: Settings, tenant: str, admin: psycopg.Connection[Any]
+) -> None:
+    """
+    And what an older key sealed, under the newer one; all of it reads as before.
+    """
+    mark = f"{MARK}-{uuid.uuid4().hex[:8]}"
+    with Client(settings.model_copy(update={"encryption_keys": ""}), registry) as client, LocalFleet(client) as fleet:
+        session = client.start("case", tenant=tenant, input={"text": mark, "broken": False})
+        assert run(fleet, session).state == "done"
+        before = repr(
+            tell(client.sessions, Traces(client._store), tenant, uuid.UUID(session.id), lambda _, value: value)
+        )
+    assert {"session.input", "checkpoint.state", "message.body"} <= set(found_in(admin, mark))
+    with Client(settings, registry) as client:
+        would = client.keys.reseal(tenant, reason="a test", dry_run=True)
+        assert set(found_in(admin, mark)) >= {"session.input"}
+        assert client.keys.reseal(tenant, reason="a test") == would
+        assert would.total > 30
+        assert would.unreadable == 0
+        # What says of itself that it stays: failures' messages and what was noted of traces.
+        left = {name for name in found_in(admin, mark) if not name.startswith("trace_")}
+        assert left <= {"ledger_entry.failures", "ledger_entry.failure", "ledger_entry.repair", "effect.failure",
+                        "trace.detail", "trace.failure"}  # fmt: skip
+        assert client.keys.reseal(tenant, reason="a test").total == 0
+        assert client.keys.rotate(tenant, reason="a test") == 2
+        assert client.keys.reseal(tenant, reason="a test").total == would.total
+        after = repr(
+            tell(client.sessions, Traces(client._store), tenant, uuid.UUID(session.id), lambda _, value: value)
+        )
+        assert after == before
+        assert client.get(tenant, session.id).view().result["result"] == mark

@@ -17,7 +17,7 @@ _dry_run = click.option("--dry-run", is_flag=True, help="Say what would change, 
 
 @click.group()
 def keys() -> None:
-    """Keys that encrypt payloads: generate, ls, rotate, rewrap."""
+    """Keys that encrypt payloads: generate, ls, rotate, reseal, rewrap."""
 
 
 @keys.command()
@@ -88,6 +88,28 @@ def rotate(tenant: str, reason: str, dry_run: bool, as_json: bool) -> None:
         print_json({"tenant": tenant, "key": number, "dry_run": dry_run})
     else:
         click.echo(f"tenant {tenant} {'would write' if dry_run else 'writes'} under key {number} from now on")
+
+
+@keys.command()
+@click.option("--tenant", required=True, help="Whose.")
+@_reason
+@_dry_run
+@json_option
+def reseal(tenant: str, reason: str, dry_run: bool, as_json: bool) -> None:
+    """
+    Encrypt under a tenant's present key what is in plain, or under an older one.
+
+    In batches while the fleet runs. Messages of failures and facts of traces keep the key that they have.
+    """
+    with client() as connected:
+        _said(reason)
+        found = connected.keys.reseal(tenant, reason=reason, dry_run=dry_run)
+    if as_json:
+        print_json({"tenant": tenant, "payloads": found.counts, "unreadable": found.unreadable, "dry_run": dry_run})
+        return
+    click.echo(f"{found.total} payloads of tenant {tenant} {'would be' if dry_run else 'are'} encrypted anew")
+    if found.unreadable:
+        note(f"{found.unreadable} cannot be decrypted, and were left as they are")
 
 
 @keys.command()

@@ -12,6 +12,7 @@ from agentq.errors import InvalidInput, UnknownTenant
 from agentq.step import valid_name
 from agentq.store.keyring import Keyring, KeyRow
 from agentq.store.operators import Operators
+from agentq.store.resealing import Resealed
 from agentq.store.tokens import TokenRow, Tokens
 
 
@@ -35,6 +36,16 @@ class ClientKeys:
         """
         known_tenants(self._operators, (tenant,))
         return self._keyring.rotate(tenant, operator=operator_name(), reason=_said(reason))
+
+    def reseal(self, tenant: str, *, reason: str, dry_run: bool = False) -> Resealed:
+        """
+        Seal under the tenant's present key what is in plain or under an older one; what was. As `Keyring.reseal`.
+
+        Raises:
+            UnknownTenant: there is none.
+        """
+        known_tenants(self._operators, (tenant,))
+        return self._keyring.reseal(tenant, operator=operator_name(), reason=_said(reason), dry_run=dry_run)
 
     def to_rewrap(self, tenant: str | None = None) -> int:
         """How many data keys `rewrap` would touch."""

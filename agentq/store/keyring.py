@@ -9,6 +9,7 @@ from datetime import datetime
 from agentq.errors import ConfigError
 from agentq.store.operators import record
 from agentq.store.pool import ALL_TENANTS, Connection, Store, run
+from agentq.store.resealing import Resealed, reseal
 from agentq.store.vault import SQL, KeyProvider, context_of
 
 __all__ = ["KeyRow", "Keyring", "destroy"]
@@ -69,6 +70,31 @@ class Keyring:
             )
         self.store.vault.forget(tenant)
         return number
+
+    def reseal(self, tenant: str, *, operator: str, reason: str, dry_run: bool = False) -> Resealed:
+        """
+        Seal under the tenant's present key what is in plain or under an older one, in batches.
+
+        Raises:
+            ConfigError: no key provider is configured.
+            KeyUnavailable: it does not answer.
+        """
+        self._provider()
+        self.store.vault.forget(tenant)
+        found = reseal(self.store, tenant, dry_run=dry_run)
+        if not dry_run:
+            detail = {"payloads": found.counts, "unreadable": found.unreadable}
+            with self.store.transaction(tenant) as connection:
+                record(
+                    connection,
+                    operator=operator,
+                    tenant=tenant,
+                    action="keys reseal",
+                    target=tenant,
+                    reason=reason,
+                    detail=detail,
+                )
+        return found
 
     def to_rewrap(self, tenant: str | None = None) -> int:
         """How many data keys another key of the provider wraps than the present one."""

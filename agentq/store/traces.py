@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
+from agentq.errors import UnknownSession
 from agentq.payload import storable
 from agentq.store import sealing
 from agentq.store.pool import ALL_TENANTS, Store, run
@@ -248,10 +249,18 @@ class Traces:
         return {row[0]: (row[1], opened(tenant, sealing.args_at(session_id, row[3]), row[2])) for row in rows}
 
     def family(self, tenant: str, session_id: uuid.UUID) -> tuple[uuid.UUID, list[Relative]]:
-        """The trace that a session belongs to, and every session in it."""
+        """
+        The trace that a session belongs to, and every session in it.
+
+        Raises:
+            UnknownSession: the tenant has none of that id.
+        """
         of = {"tenant": tenant, "session": session_id}
         with self.store.transaction(tenant) as connection:
-            [(trace_id,)] = run(connection, SQL["trace_id"], of)
+            found = run(connection, SQL["trace_id"], of)
+            if not found:
+                raise UnknownSession(tenant, str(session_id))
+            trace_id: uuid.UUID = found[0][0]
             rows = run(connection, SQL["family"], {"tenant": tenant, "trace": trace_id})
         return trace_id, [Relative(*row) for row in rows]
 

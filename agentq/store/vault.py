@@ -325,6 +325,10 @@ class Vault:
         else:
             self._rings.pop(tenant, None)
 
+    def head(self, tenant: str) -> bytes:
+        """How what is sealed now begins: everything of the tenant that begins otherwise is not under this key."""
+        return bytes((_SEALED,)) + self._writing(tenant).number.to_bytes(4, "big")
+
     def _writing(self, tenant: str) -> _Key:
         ring = self._rings.get(tenant)
         if ring is None or ring.active is None or time.monotonic() >= ring.until:

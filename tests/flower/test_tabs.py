@@ -317,3 +317,29 @@ def test_read_only_means_read_only(settings: Settings, tmp_path: Path, idle: str
     finally:
         process.terminate()
         process.wait(10)
+
+
+def test_no_page_of_one_tenant_shows_anothers(
+    window: Window, bad: str, client: Client, admin: psycopg.Connection[Any], other_tenant: str
+) -> None:
+    """
+    I8: narrowed to tenant A, no page and no action finds a session, a letter or an approval of B.
+    """
+    _, _, theirs, session = bad.split("/")
+    [(letter,)] = admin.execute("select letter_id from agentq.dead_letter where session_id = %s", (session,)).fetchall()
+    pages = [route.pattern for route in ROUTES if route.title]
+    assert len(pages) >= 6
+    for path in pages:
+        status, text = window.get(f"{path}?tenant={other_tenant}")
+        assert status == 200, path
+        if path not in ("/tenants", "/cost", "/health"):  # an operator's: each tenant is named there
+            assert theirs not in text.replace(other_tenant, ""), path
+        assert session not in text, path
+        assert str(letter) not in text, path
+    assert window.get(f"/session/{other_tenant}/{session}")[0] in (400, 404)
+    for action in ("cancel", "replay", "fork"):
+        status, text = window.post(f"/session/{other_tenant}/{session}/{action}", reason="curious", from_step="0")
+        assert status >= 400, text
+    window.post("/dead-letters/redrive", tenant=other_tenant, letter=str(letter), reason="curious")
+    assert client.get(theirs, session).view().state == "failed"
+    assert actions(admin, theirs) == []

@@ -89,7 +89,7 @@ def test_an_erased_tenant_leaves_its_charges_alone(hands: Hands, store: Store) -
     found = operators.erase_tenant(hands.tenant, **WHO)
     assert found["removed"] >= 2
     assert {name for name, count in found.items() if count} == {
-        "removed", "memories_removed", "keys_destroyed", "reservations",
+        "removed", "memories_removed", "reservations",
     }  # fmt: skip
     left = {table for table, rows in hands.everything().items() if rows}
     assert not left & OF_SESSIONS, left & OF_SESSIONS

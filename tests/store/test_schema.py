@@ -264,7 +264,7 @@ IMPOSSIBLE = {
     "notice": [
         ("kind", "kind = 'gossip'"),
         ("channel", "channel = 'pigeon'"),
-        ("state", "state = 'lost'"),
+        ("state", "state = 'lost', wrapped = 'w', destroyed_at = null"),
         ("sent", "state = 'sent'"),
         ("sent", "sent_at = now()"),
     ],
@@ -304,9 +304,9 @@ IMPOSSIBLE = {
         ("learned", "learned_tokens = 0"),
     ],
     "tenant_key": [
-        ("state", "state = 'lost'"),
-        ("wrapped", "wrapped = null"),
-        ("destroyed", "destroyed_at = now()"),
+        ("state", "state = 'lost', wrapped = 'w', destroyed_at = null"),
+        ("wrapped", "wrapped = 'w'"),
+        ("destroyed", "destroyed_at = null"),
         ("key_no", "key_no = 0"),
     ],
     "api_token": [("digest", "digest = 'short'"), ("tenants", "tenants = '{}'"), ("agents", "agents = '{}'")],
@@ -421,10 +421,10 @@ def fill(hands: Hands) -> None:
 
 
 def fill_keys(hands: Hands) -> None:
-    # Not active: the other rows here are plain.
+    # Destroyed: the other rows here are plain, and workers of other tests have no provider.
     hands.rows(
-        "insert into agentq.tenant_key (tenant, key_no, kek, wrapped, state) values (%s, 99, 'k', 'w', 'retired')"
-        " returning key_no",
+        "insert into agentq.tenant_key (tenant, key_no, kek, state, destroyed_at)"
+        " values (%s, 99, 'k', 'destroyed', now()) returning key_no",
         hands.tenant,
     )
     hands.rows(
