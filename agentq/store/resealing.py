@@ -7,11 +7,12 @@ open is counted and left as it is. Messages of failures and facts of traces keep
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from agentq.errors import PayloadUnreadable
+from agentq.payload import decode
 from agentq.store import sealing
 from agentq.store.pool import Row, Store
 from agentq.store.queries import load
@@ -45,7 +46,10 @@ _KINDS: dict[str, tuple[str, Callable[[dict[str, Any]], Place]]] = {
         "session_id event_id step_id kind",
         lambda at: sealing.event_of(at["session_id"], at["step_id"], at["kind"]),
     ),
-    "memories": ("namespace key version", lambda at: sealing.memory_at(at["namespace"], at["key"])),
+    "memories": (
+        "namespace key version digest fields",
+        lambda at: sealing.memory_value(at["namespace"], at["key"], at["digest"]),
+    ),
 }
 
 # Kinds of several payloads in a row: names of the columns after those by which it is told.
@@ -88,8 +92,6 @@ def reseal(store: Store, tenant: str, *, dry_run: bool = False) -> Resealed:
                     found.unreadable += 1
             found.counts[kind] = found.counts.get(kind, 0) + len(changes)
             skip += len(rows) if dry_run else len(rows) - _write(store, kind, tenant, changes)
-    if not dry_run:
-        store.query_as(tenant, SQL["unindex"], {"tenant": tenant})
     found.counts = {kind: count for kind, count in found.counts.items() if count}
     return found
 
@@ -114,7 +116,26 @@ def _change(vault: Vault, tenant: str, kind: str, row: Row) -> dict[str, Any]:
         bound = at["step_id"].bytes + parent if known is None else known
     else:
         plain, bound = vault.open(tenant, place, before), b""
-    return at | {"tenant": tenant, "before": before, "data": vault.seal(tenant, place, plain, row=bound)}
+    change = at | {"tenant": tenant, "before": before, "data": vault.seal(tenant, place, plain, row=bound)}
+    return change | {"words": _words(vault, tenant, at, plain)} if kind == "memories" else change
+
+
+def _words(vault: Vault, tenant: str, at: dict[str, Any], plain: bytes) -> str | None:
+    """What a memory is found by, as the index may hold it; None: it is not searched."""
+    value, fields = decode(plain), at["fields"]
+    if fields is not None:
+        value = [value.get(name) for name in fields] if fields and isinstance(value, dict) else None
+        if value is None:
+            return None
+    return sealing.blind_text(vault, tenant, " ".join([at["key"].replace("_", " "), *_texts(value)]))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)
+    elif value is not None and not isinstance(value, bool):
+        yield str(value)
 
 
 def _wide(vault: Vault, tenant: str, kind: str, row: Row) -> dict[str, Any]:

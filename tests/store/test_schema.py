@@ -264,7 +264,7 @@ IMPOSSIBLE = {
     "notice": [
         ("kind", "kind = 'gossip'"),
         ("channel", "channel = 'pigeon'"),
-        ("state", "state = 'lost', wrapped = 'w', destroyed_at = null"),
+        ("state", "state = 'lost'"),
         ("sent", "state = 'sent'"),
         ("sent", "sent_at = now()"),
     ],

@@ -95,14 +95,21 @@ update agentq.session_event set body = %(data)s
  where tenant = %(tenant)s and session_id = %(session_id)s and event_id = %(event_id)s and body = %(before)s;
 
 -- name: stale_memories
-select namespace, key, version, value
+select namespace, key, version, digest, fields, value
   from agentq.memory
  where tenant = %(tenant)s and value is not null and substring(value from 1 for 5) <> %(head)s
  order by namespace, key, version limit %(max)s offset %(skip)s;
 
 -- name: reseal_memories
-update agentq.memory set value = %(data)s
- where tenant = %(tenant)s and namespace = %(namespace)s and key = %(key)s and version = %(version)s::int and value = %(before)s;
+-- With digests of its words in place of the words, and without a vector, as a memory that is written now.
+with done as (
+    update agentq.memory set value = %(data)s, embedding = null, embedded_by = null
+     where tenant = %(tenant)s and namespace = %(namespace)s and key = %(key)s and version = %(version)s::int
+       and value = %(before)s
+    returning memory_id, gone_at)
+select case when gone_at is null and %(words)s::text is not null
+            then agentq.index_memory(memory_id, %(tenant)s, %(namespace)s, 'simple', %(words)s) end from done;
+
 -- name: stale_approvals
 select approval_id, session_id, name, effect_key, args_hash, args, question, details, edited, diff from agentq.approval
  where tenant = %(tenant)s and substring(args from 1 for 5) <> %(head)s
@@ -133,7 +140,3 @@ select session_id, step_id, fence, ordinal, decided_at, options, picked, why fro
 update agentq.decision set options = %(options)s, picked = %(picked)s, why = %(why)s
  where tenant = %(tenant)s and session_id = %(session_id)s and step_id = %(step_id)s and fence = %(fence)s
    and ordinal = %(ordinal)s and decided_at = %(decided_at)s;
-
--- name: unindex
--- Words of memories that are sealed now stand in the index no more.
-select agentq.unindex_memories(array(select memory_id from agentq.memory where tenant = %(tenant)s));
