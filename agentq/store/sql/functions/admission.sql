@@ -36,7 +36,7 @@ begin
     if v_allowance is null and v_room > 0 then
         -- Nobody has divided the slots yet: a flood takes those that are free and no more, so that whoever
         -- comes next does not find the broker full of it. Who has nothing gets one step in, whatever is free.
-        v_room := least(v_room, greatest(agentq.free_slots(p_tenant), (v_admitted = 0)::int));
+        v_room := least(v_room, greatest(coalesce(agentq.free_slots(p_tenant), v_room), (v_admitted = 0)::int));
     end if;
     return query
         -- Materialized: as a plain subquery the planner may run it once for each row of `e`, and each
