@@ -306,3 +306,36 @@ def test_a_request_keeps_its_own_words_when_its_results_are_dropped() -> None:
     assert not again.counted
     with pytest.raises(Permanent, match="cannot be read"):
         read([*stored, (10, b'{"compaction": {"shows": [[1, "x"]]}}', COMPACTION)])
+
+
+def test_parallel_calls_stay_together(
+    registry: Registry, client: Client, tenant: str, local: Local, hands: Hands
+) -> None:
+    """
+    Each of an answer's calls appends its own return; they are one message, kept or dropped as one.
+    """
+    turns, shown = 12, []
+
+    def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        shown.append(list(messages))
+        if len(shown) > turns:
+            return ModelResponse([TextPart("done")])
+        ids = [f"c{len(shown)}-{n}" for n in range(3)]
+        numbers = range(3 * len(shown), 3 * len(shown) + 3)
+        return ModelResponse(
+            [ToolCallPart("look", {"n": n}, tool_call_id=call) for n, call in zip(numbers, ids, strict=True)]
+        )
+
+    ModelAgent(
+        "desk", model=FunctionModel(answer, model_name="many"), tools=[look], registry=registry,
+        compaction=Compaction(above_tokens=2000, by=(drop_old_tool_results(4), sliding_window(6))),
+        breaker=Breaker(acceleration=0), limits=Limits(model_calls=50, tool_calls=100),
+    )  # fmt: skip
+    session = start(client, tenant)
+    assert local().drain(session).result == "done"
+    assert [step.name for step in session.steps()].count("compact") >= 2
+    assert all(parted(messages) is None for messages in shown)
+    whole = read_whole(rows(hands, session))
+    assert sum(isinstance(p, ToolReturnPart) for m in whole for p in m.parts) == 3 * turns
+    kept = [sum(isinstance(part, ToolReturnPart) for part in message.parts) for message in shown[-1]]
+    assert set(kept) <= {0, 3}

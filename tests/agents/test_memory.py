@@ -135,6 +135,31 @@ def test_who_acted_on_an_old_memory_runs_again(registry: Registry, client: Clien
     assert client.memory.get(tenant, "shop", "count").value == 21  # type: ignore[union-attr]
 
 
+def test_a_conflict_undoes_the_steps_own_writes(registry: Registry, client: Client, tenant: str, local: Local) -> None:
+    """
+    What a step wrote to the same Postgres in `ctx.transaction()` is of the first attempt's view, and goes with it.
+    """
+    client.memory.put(tenant, "shop", "count", 1)
+
+    def work(ctx: Context) -> Any:
+        found = ctx.memory.get("shop", "count")
+        assert found is not None
+        ctx.memory.put("shop", "count", found.value + 1, if_version=found.version)
+        with ctx.transaction() as connection:
+            connection.execute(
+                "insert into agentq.operator_action (operator, tenant, action, target, reason)"
+                " values ('step', %s, 'seen', %s, 'a test')",
+                (tenant, str(found.value)),
+            )
+        if ctx.attempt == 1:
+            client.memory.put(tenant, "shop", "count", 20)
+
+    one_step(registry, work, retries=2)
+    run(client, local, tenant)
+    assert client.memory.get(tenant, "shop", "count").value == 21  # type: ignore[union-attr]
+    assert [row.target for row in client.operators.actions(tenant=tenant, operator="step")] == ["20"]
+
+
 def test_a_conflict_that_shows_at_once_may_be_caught(
     registry: Registry, client: Client, tenant: str, local: Local
 ) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from pydantic_ai.messages import (
     ModelRequest,
     ModelResponse,
-    RetryPromptPart,
+    RetryFeedbackPart,
     TextPart,
     ToolCallPart,
     ToolReturnPart,
@@ -117,11 +117,7 @@ def parted(history: History) -> str | None:
                 return "a tool call is shown without its return"
             open_calls = {part.tool_call_id for part in message.parts if isinstance(part, ToolCallPart)}
             continue
-        told = {
-            part.tool_call_id
-            for part in message.parts
-            if isinstance(part, ToolReturnPart) or (isinstance(part, RetryPromptPart) and part.tool_name)
-        }
+        told = {part.tool_call_id for part in message.parts if isinstance(part, ToolReturnPart)}
         if told - open_calls:
             return "a tool's return is shown without its call"
         open_calls -= told
@@ -223,8 +219,8 @@ def transcript(messages: History, before: str | None) -> str:
                     lines.append(f"Assistant calls {part.tool_name}({part.args_as_json_str()[:_RESULT_MAX]})")
                 case ToolReturnPart():
                     lines.append(f"{part.tool_name} returns: {part.model_response_str()[:_RESULT_MAX]}")
-                case RetryPromptPart():
-                    lines.append("The answer was refused.")
+                case RetryFeedbackPart():
+                    lines.append("(That answer could not be used.)")
                 case _:
                     pass
     text = "\n".join(lines)
