@@ -21,12 +21,12 @@ from typing import Any
 
 import psycopg
 from pydantic import BaseModel
-from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart
+from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart, ToolReturnPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from rich.console import Console
 from rich.table import Table
 
-from agentq import Agent, Client, Done, Limits, ModelAgent, Next, tool
+from agentq import Agent, Client, Compaction, Done, Limits, ModelAgent, Next, tool
 from agentq.agents.registry import Registry
 from agentq.policies.session_breaker import Breaker
 from agentq.settings import load
@@ -56,20 +56,21 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.model", description=__doc__)
     parser.add_argument("--turns", type=int, default=200)
+    parser.add_argument("--compact", type=int, default=0, help="make the history short above so many tokens; 0: never")
     parser.add_argument("--json", type=Path, default=Path("artifacts/bench-model.json"))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="agentq-bench-") as folder, servers(Path(folder) / "data") as env:
         os.environ.update(env)
-        figures = measure(arguments.turns)
+        figures = measure(arguments.turns, arguments.compact)
     show(figures, Console())
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps(figures, indent=2), "utf-8")
 
 
-def measure(turns: int) -> dict[str, Any]:
+def measure(turns: int, compact: int = 0) -> dict[str, Any]:
     """One conversation and one chain of plain steps; what they took and stored."""
     registry = Registry()
-    _agents(registry, turns)
+    _agents(registry, turns, compact)
     with Client(load(), registry) as client, LocalFleet(client) as fleet:
         client.tenants.add("bench")
         conversation = client.start("talker", tenant="bench", input={"prompt": "Where is my parcel?"})
@@ -90,9 +91,11 @@ def measure(turns: int) -> dict[str, Any]:
     }
 
 
-def _agents(registry: Registry, turns: int) -> None:
+def _agents(registry: Registry, turns: int, compact: int) -> None:
     def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
-        said = sum(isinstance(message, ModelResponse) for message in messages)
+        # From what it was told last: of a history that was made short the beginning is not shown.
+        told = [str(part.content) for part in messages[-1].parts if isinstance(part, ToolReturnPart)]
+        said = int(told[-1].partition(":")[0]) + 1 if told else 0
         if said == turns:
             return ModelResponse([TextPart("It arrives tomorrow.")])
         return ModelResponse([ToolCallPart("track", {"number": said}, tool_call_id=f"call_{said}")])
@@ -105,6 +108,7 @@ def _agents(registry: Registry, turns: int) -> None:
     ModelAgent(
         "talker", model=FunctionModel(answer, model_name="talker"), tools=[track], registry=registry,
         limits=Limits(model_calls=turns + 1), breaker=Breaker(acceleration=0),
+        compaction=Compaction(above_tokens=compact) if compact else None,
     )  # fmt: skip
     plain = Agent("plain", state=Count, registry=registry)
 

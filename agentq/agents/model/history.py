@@ -90,12 +90,14 @@ def read_shown(stored: Iterable[tuple[int, bytes, str]]) -> Shown:
     items: list[tuple[Source, Any]]
     summary = None
     try:
-        by_number = {number: decode(body) for number, body, _ in messages}
-        items = list(by_number.items())
-        if latest is not None:
+        if latest is None:
+            items = [(number, decode(body)) for number, body, _ in messages]
+        else:
+            # What is not shown is not decoded either: a turn costs what it shows.
+            by_number = {number: body for number, body, _ in messages}
             shows = _unpacked(decode(latest[1])["compaction"]["shows"], sorted(by_number))
-            items = [(s, by_number[s] if isinstance(s, int) else s["message"]) for s in shows]
-            items += [(number, body) for number, body in by_number.items() if number > latest[0]]
+            items = [(s, decode(by_number[s]) if isinstance(s, int) else s["message"]) for s in shows]
+            items += [(number, decode(body)) for number, body in by_number.items() if number > latest[0]]
             summary = next((str(s["summary"]) for s in shows if isinstance(s, dict) and "summary" in s), None)
         read = ModelMessagesTypeAdapter.validate_python([message for _, message in items])
     except (ValidationError, ValueError, KeyError, TypeError):
