@@ -4,7 +4,8 @@ Memory as agents use it: `ctx.memory`, and tools with which a model remembers an
 A write of a step is committed with the step's settlement, or not at all: an attempt that fails, or is
 superseded, leaves no memory behind. Until then the step that wrote it reads it, and nobody else does. A write
 within an effect (`ctx.call`, a model's tool) is made at once, under the step's fence and the effect's key,
-because the effect's own record is: a repeat recalls it.
+because the effect's own record is: a repeat recalls it. A replay writes nothing that is there already from the same
+place with the same content; other content is a new version.
 """
 
 from __future__ import annotations
