@@ -69,6 +69,8 @@ class RuntimeStep(bootsteps.StartStopStep):  # type: ignore[misc]
             # Before the pool is made. The slots that are divided among tenants stay what was asked for: these
             # threads are for whoever comes while all of those are held, and idle otherwise.
             worker.min_concurrency += headroom(self.slots)
+            # What Celery takes its prefetch count from.
+            worker.max_concurrency = worker.min_concurrency
 
     def start(self, worker: Any) -> None:
         from agentq.runtime import begin, runtime

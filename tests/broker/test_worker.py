@@ -10,6 +10,7 @@ import pytest
 from agentq.agents.registry import load_agents
 from agentq.client import Client
 from agentq.settings import Settings
+from agentq.worker import headroom
 from tests.support.fleet import Fleet
 from tests.support.until import until
 
@@ -50,3 +51,29 @@ def test_no_secret_is_logged(fleet: Fleet, producer: Client, settings: Settings,
         password = url.partition("://")[2].partition("@")[0].partition(":")[2]
         assert len(password) > 8
         assert password not in worker.log
+
+
+def test_who_comes_while_every_slot_is_held_does_not_wait(
+    fleet: Fleet, producer: Client, tenant: str, other_tenant: str
+) -> None:
+    """
+    I8: a flood of slow steps holds the slots, all of them and no more, and another tenant's step runs beside it.
+    """
+    fleet.worker(concurrency=4)
+    slow = producer.start_many("wait", tenant=tenant, items=[({"seconds": 600}, None)] * 8)
+
+    def running() -> int:
+        return sum(step.state == "running" for session in slow for step in session.steps())
+
+    until(lambda: running() == 4, 60, "the slots are held")
+    assert producer.start("count", tenant=other_tenant, input={}).wait(timeout=60).state == "done"
+    assert running() == 4
+    for session in slow:
+        session.cancel(reason="the test is over")
+
+
+def test_a_process_of_few_slots_has_no_more_threads_than_these() -> None:
+    """
+    Who asks for one thread wants one step at a time.
+    """
+    assert [headroom(slots) for slots in (0, 1, 3, 4, 64)] == [0, 0, 0, 1, 16]
