@@ -6,9 +6,12 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
-from benchmarks.fleet import agentq_workers, memory_mb, wait_for_workers
-from benchmarks.hops import Bench
+from agentq.agents.registry import load_agents
+from agentq.client import Client
+from agentq.errors import WaitTimeout
+from benchmarks.fleet import agentq_workers, environment, memory_mb, settings_of, wait_for_workers
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Waiting:
         return self.seconds / self.ideal_s
 
 
-def measure(bench: Bench, *, sessions: int = 500, steps: int = 5, delay_s: float = 1.0) -> Waiting:
+def measure(base: dict[str, str], log: Path, *, sessions: int = 500, steps: int = 5, delay_s: float = 1.0) -> Waiting:
     """All sessions started at once; the ideal is the delay times the steps."""
     server = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.slow_server", str(delay_s)], stdout=subprocess.PIPE, text=True
@@ -34,10 +37,11 @@ def measure(bench: Bench, *, sessions: int = 500, steps: int = 5, delay_s: float
     url = f"http://127.0.0.1:{server.stdout.readline().strip()}/"
     # Each process may hold all of them: a session's next step goes to whichever process is quicker.
     threads = sessions * 3 // 5
+    env = environment(base)
     try:
         with (
-            bench.client() as client,
-            agentq_workers(bench.env, processes=2, threads=threads, log=bench.log) as pids,
+            Client(settings_of(env), load_agents(("benchmarks.agents",))) as client,
+            agentq_workers(env, processes=2, threads=threads, log=log) as pids,
         ):
             client.tenants.add("bench-wait", concurrency=sessions)
             wait_for_workers(client, 2)
@@ -52,11 +56,7 @@ def measure(bench: Bench, *, sessions: int = 500, steps: int = 5, delay_s: float
         server.wait()
 
 
-def _run(client: object, url: str, sessions: int, steps: int, pids: list[int] | None = None) -> float:
-    from agentq.client import Client
-    from agentq.errors import WaitTimeout
-
-    assert isinstance(client, Client)
+def _run(client: Client, url: str, sessions: int, steps: int, pids: list[int] | None = None) -> float:
     items = [({"left": steps, "pad": url}, None)] * sessions
     started = client.start_many("bench-wait", tenant="bench-wait", items=items)
     peak = 0.0
