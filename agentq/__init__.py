@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         DeadlineExceeded,
         InvalidInput,
         KeyConflict,
+        KeyUnavailable,
         MemoryConflict,
         MemoryTooLarge,
         NotAnApprover,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from agentq.policies.limits import Limits, Price
     from agentq.policies.session_breaker import Breaker
     from agentq.store.memory import Memory
+    from agentq.store.vault import KeyProvider
 
 __all__ = [
     # Agents and steps
@@ -87,6 +89,9 @@ __all__ = [
     "Embedder",
     "memory_tools",
     "chunks",
+    # Encryption with a KMS of one's own
+    "KeyProvider",
+    "KeyUnavailable",
     # Producers
     "Client",
     "AsyncClient",
@@ -142,6 +147,8 @@ _HOMES = {
     "effect": "agentq.agents.effects",
     "idempotency_key": "agentq.agents.effects",
     "Memory": "agentq.store.memory",
+    "KeyProvider": "agentq.store.vault",
+    "KeyUnavailable": "agentq.errors",
     "StepMemory": "agentq.agents.memory",
     "AsyncStepMemory": "agentq.agents.memory",
     "Embedder": "agentq.agents.embedding",

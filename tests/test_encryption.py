@@ -14,12 +14,15 @@ from pydantic import BaseModel
 from agentq import Agent, Ask, Branch, Child, Context, Done, Next, Permanent, Semantic, Spawn, Transient, effect
 from agentq.agents.registry import Registry
 from agentq.client import Client, Selection, Session
+from agentq.errors import KeyUnavailable, StoreUnavailable
 from agentq.seeing.story import tell
 from agentq.settings import Settings
 from agentq.store.dead_letters import DeadLetterStore
-from agentq.store.providers import new_key
+from agentq.store.providers import LocalKeys, new_key
 from agentq.store.traces import Traces
+from agentq.store.vault import Vault
 from agentq.testing import LocalFleet, Stuck
+from agentq.verdicts import Deferred
 
 pytestmark = pytest.mark.usefixtures("no_keys_left")
 
@@ -263,3 +266,63 @@ def test_what_lay_in_plain_is_sealed_afterwards(
         assert after == before
         assert client.get(tenant, session.id).view().result["result"] == mark
         assert [found.key for found in client.memory.search(tenant, "notes", MARK)] == ["first"]
+
+
+class Kms(LocalKeys):
+    """A provider that can be away."""
+
+    away = False
+
+    def wrap(self, key: bytes, context: bytes) -> bytes:
+        if self.away:
+            raise KeyUnavailable("the KMS does not answer")
+        return super().wrap(key, context)
+
+    def unwrap(self, wrapped: bytes, key_id: str, context: bytes) -> bytes:
+        if self.away:
+            raise KeyUnavailable("the KMS does not answer")
+        return super().unwrap(wrapped, key_id, context)
+
+
+def test_a_provider_that_is_away_buries_nothing(
+    registry: Registry, everything: None, settings: Settings, tenant: str
+) -> None:
+    """
+    Steps wait for it as they do for an absent Postgres: no attempt is lost, and the claim is given back.
+    """
+    kms = Kms([bytes(32)])
+    with Client(settings, registry) as client, LocalFleet(client) as fleet:
+        for store in (client._store, fleet.store):
+            store.vault = Vault(store, kms)
+        session = client.start("case", tenant=tenant, input={"text": MARK, "broken": False})
+        kms.away = True
+        fleet.store.vault.forget()
+        assert isinstance(fleet.carry_next(tenant), Deferred)
+        client._store.vault.forget()
+        with pytest.raises(StoreUnavailable, match="KMS"):
+            client.start("case", tenant=tenant, input={"text": MARK})
+        kms.away = False
+        for doubt in fleet.in_flight.doubts():
+            fleet.ledger.disown(doubt.ref, doubt.token)
+        assert run(fleet, session).state == "done"
+        assert client.dead_letters.count(Selection(tenant=tenant, state=None)) == 0
+
+
+def test_a_payload_that_was_altered_is_a_dead_letter(
+    fleet: LocalFleet, client: Client, tenant: str, admin: psycopg.Connection[Any]
+) -> None:
+    """
+    Its step is not run on it, and is not tried again; people are told which payload, and not what was in it.
+    """
+    first = client.start("case", tenant=tenant, input={"text": MARK})
+    second = client.start("case", tenant=tenant, input={"text": "other"})
+    admin.execute(
+        "update agentq.session set input = (select input from agentq.session where session_id = %s)"
+        " where session_id = %s",
+        (first.id, second.id),
+    )
+    fleet.drain(second)
+    assert (second.view().failure or {})["type"] == "PayloadUnreadable"
+    [letter] = client.dead_letters.ls(Selection(tenant=tenant))
+    assert "belongs to another place" in letter.failure["message"]
+    assert letter.attempt == 1
