@@ -145,6 +145,24 @@ MUTATIONS = [
         "destroyed = 1",
         "tests/cli/test_keys.py::test_an_erased_tenant_cannot_be_decrypted",
     ),
+    Mutation(
+        "agentq/engine.py",
+        "outcome = self.act(attempt) if claim.unreadable is None else _unreadable(claim)",
+        "outcome = self.act(attempt)",
+        "tests/test_encryption.py::test_a_payload_that_was_altered_is_a_dead_letter",
+    ),
+    Mutation(
+        "agentq/store/recovery.py",
+        "            moving.into_fork(vault, connection, tenant=tenant, session=session_id, step=step_id, fork=fork)\n",
+        "",
+        "tests/test_encryption.py::test_no_table_holds_a_word_of_a_payload",
+    ),
+    Mutation(
+        "agentq/store/traces.py",
+        "                raise UnknownSession(tenant, str(session_id))\n            trace_id",
+        "                found = [(session_id,)]\n            trace_id",
+        "tests/client/test_isolation.py::test_no_question_of_a_tenant_is_answered_with_anothers_rows",
+    ),
     # encryption: bound to place, row and tenant
     Mutation(
         "agentq/store/vault.py",

@@ -226,7 +226,7 @@ def test_a_token_is_seen_by_nobody_but_the_door(
     marker = uuid.uuid4().hex
     with celery.connection_for_read() as connection:
         receiver = celery.events.Receiver(connection, handlers={"*": told.append})
-        consumer = threading.Thread(target=lambda: receiver.capture(limit=None, timeout=20, wakeup=True), daemon=True)
+        consumer = threading.Thread(target=lambda: receiver.capture(limit=None, timeout=90, wakeup=True), daemon=True)
         with contextlib.suppress(TimeoutError, OSError):
             consumer.start()
             asked = {"agent": "count", "tenant": tenant, "input": {"until": 1, "note": marker}}
@@ -238,13 +238,13 @@ def test_a_token_is_seen_by_nobody_but_the_door(
                     submit(celery, **asked, key="2", token=token),
                     [event for event in told if event.get("name") == "agentq.submit"],
                 )[-1],
-                15,
+                60,
                 "workers tell of submissions",
             )
             receiver.should_stop = True
-    until(lambda: len(producer.list(tenant=tenant)) == 2, 15, "both are started")
+    until(lambda: len(producer.list(tenant=tenant)) == 2, 60, "both are started")
     for row in producer.list(tenant=tenant):
-        producer.get(tenant, str(row.session_id)).wait(timeout=15)
+        producer.get(tenant, str(row.session_id)).wait(timeout=60)
     received = [event for event in told if event.get("name") == "agentq.submit"]
     assert all(event["kwargs"].startswith(f"tenant={tenant} agent=count key=") for event in received)
     seen = json.dumps(told, default=str) + "".join(worker.log for worker in shared_fleet)

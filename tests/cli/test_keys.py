@@ -66,6 +66,21 @@ def test_a_data_key_is_rotated(keyed: Cli, settings: Settings, tmp_path: Path, t
     assert tenant in keyed.ok("keys", "ls")
 
 
+def test_what_a_tenant_has_is_encrypted_anew(cli: Cli, keyed: Cli, idle: str) -> None:
+    """
+    A dry run counts and changes nothing; the second time nothing is left to do.
+    """
+    keyed.ok("start", "count", "--tenant", idle, "--input", "{}")
+    keyed.ok("keys", "rotate", "--tenant", idle, *WHY)
+    would = keyed.json("keys", "reseal", "--tenant", idle, *WHY, "--dry-run")
+    assert would["payloads"] == {"inputs": 1}
+    assert keyed.json("keys", "reseal", "--tenant", idle, *WHY) == would | {"dry_run": False}
+    assert "0 payloads" in keyed.ok("keys", "reseal", "--tenant", idle, *WHY)
+    assert keyed.json("audit", "ls", "--action", "keys reseal", "--tenant", idle)[-1]["detail"]["payloads"] == {
+        "inputs": 1
+    }
+
+
 def test_the_providers_key_is_changed(keyed: Cli, settings: Settings, tmp_path: Path, tenant: str) -> None:
     """
     The new one goes on top, data keys are wrapped by it, and the old one may go.
@@ -141,6 +156,9 @@ def test_a_token_is_shown_once(cli: Cli, client: Client, tenant: str, other_tena
         (4, ("keys", "rotate", "--tenant", "nobody-here", *WHY)),
         (2, ("keys", "rotate", "--tenant", "TENANT", "--reason", " ")),
         (2, ("keys", "rotate", *WHY)),
+        (4, ("keys", "reseal", "--tenant", "nobody-here", *WHY)),
+        (2, ("keys", "reseal", "--tenant", "TENANT")),
+        (2, ("keys", "rewrap", "--reason", " ")),
         (2, ("keys", "generate", "/no/such/folder/keys")),
     ],
 )
@@ -155,4 +173,5 @@ def test_without_a_provider_nothing_is_rotated(cli: Cli, settings: Settings, ten
         pytest.skip("this run has one")
     assert "no key provider" in cli.refused(2, "keys", "rotate", "--tenant", tenant, *WHY)
     assert "no key provider" in cli.refused(2, "keys", "rewrap", *WHY)
+    assert "no key provider" in cli.refused(2, "keys", "reseal", "--tenant", tenant, *WHY)
     assert len(cli.ok("keys", "generate").strip()) == 44
