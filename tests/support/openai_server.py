@@ -34,16 +34,24 @@ def error(status: int, code: str, message: str = "no", **headers: str) -> Reply:
     return Reply(status=status, error=body, headers={name.replace("_", "-"): value for name, value in headers.items()})
 
 
-class OpenAIServer:
-    """Answers from `replies` in turn, or from a function of the request; keeps what it was asked."""
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128
 
-    def __init__(self, *replies: Reply, answer: Callable[[Request], Reply] | None = None) -> None:
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Quiet: clients are killed on purpose."""
+
+
+class OpenAIServer:
+    """Answers from `replies` in turn, or from a function of the request; keeps what it was asked, if told to."""
+
+    def __init__(self, *replies: Reply, answer: Callable[[Request], Reply] | None = None, keep: bool = True) -> None:
         self.replies = list(replies)
         self.requests: list[Request] = []
         self.over = threading.Event()
         self._answer = answer
+        self._keep = keep
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server = _Server(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
 
@@ -67,7 +75,8 @@ class OpenAIServer:
 
     def reply_to(self, request: Request) -> Reply:
         with self._lock:
-            self.requests.append(request)
+            if self._keep:
+                self.requests.append(request)
             if self._answer is not None:
                 return self._answer(request)
             return self.replies.pop(0)
