@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 from agentq.agents.asking import answer_of, refusal
 from agentq.agents.calls import Calls
-from agentq.agents.dependencies import Permit, dependency_name
+from agentq.agents.dependencies import Permit, blamed, dependency_name
 from agentq.agents.history import History
 from agentq.agents.means import Means
 from agentq.agents.memory import AsyncStepMemory, StepMemory
@@ -20,7 +20,7 @@ from agentq.agents.returns import Answer, BranchResult
 from agentq.agents.spending import AsyncSpend, EmbeddingSpend, Spend, Spending, SpendRequest
 from agentq.agents.tracing import Recording, Span
 from agentq.engine import Attempt
-from agentq.errors import Permanent
+from agentq.errors import HeldBack, Permanent
 from agentq.payload import decode, encode
 from agentq.policies.budgets import estimate_tokens
 from agentq.policies.prices import Quote, split
@@ -167,6 +167,15 @@ class _ContextBase:
     def classify(self, error: BaseException) -> Failure:
         """What kind of failure an exception is, and what may be kept of it."""
         return self._means.classify(error)
+
+    def out_of_order(self, error: BaseException) -> str | None:
+        """The dependency whose breaker is open, when that is what an exception of this attempt comes of."""
+        if isinstance(error, HeldBack):
+            return error.dependency
+        name = blamed(error, self._attempt.began)
+        if name is None or self._means.dependencies.held(name, self.tenant, self.classify(error)) is None:
+            return None
+        return name
 
     def quote(self, model: str, *, input_tokens: int, output_tokens: int) -> Quote:
         """What so many tokens of a model (`provider:model`) cost, and which price says so."""

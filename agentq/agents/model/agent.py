@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 from pydantic_ai import Tool
@@ -54,7 +54,16 @@ class ModelAgent(Agent[Conversation]):
     `fallbacks` gets its turn, then the session ends as a dead letter. `limits` and `breaker` bound the session.
     `compaction` says when its history is made short for the model, and how; all of it stays stored.
     `price` is what its limit of cost reckons with, where the operator's price or the public list is not to count.
-    `needs` names the dependency whose outage holds its requests back; by default the model's provider.
+    `needs` names the dependency whose outage holds its requests back; by default the model's provider. While
+    the provider of one model is out of order, or its quota spent, the next of `fallbacks` that has another
+    provider goes on; with `fallback_on_outage=False` the session waits.
+
+    `confidence_min` has each call, and the final call of a typed output, state from 0 to 1 how sure the model
+    is; below it a person (`confidence_to`) decides before anything goes on. They may change arguments; a no is
+    told to the model. A call that states nothing counts as 0; an answer in plain text states none and passes.
+
+    `on_exhausted="ask"`: when repairs and fallbacks are used up a person is asked whether to try once more from
+    the first model, instead of a dead letter.
 
     Raises:
         ConfigError: tools, output or settings contradict themselves.
@@ -84,6 +93,10 @@ class ModelAgent(Agent[Conversation]):
         view: View | None = None,
         compaction: Compaction | None = None,
         needs: str | None = None,
+        fallback_on_outage: bool = True,
+        confidence_min: float | None = None,
+        confidence_to: str | Sequence[str] = (),
+        on_exhausted: Literal["dead", "ask"] = "dead",
         price: Price | None = None,
         result_max_chars: int = 16_000,
         registry: Registry | None = None,
@@ -93,6 +106,12 @@ class ModelAgent(Agent[Conversation]):
             raise ConfigError(f"agent {name!r} has an input of its own: say with prompt= what the model is told of it")
         if max_tokens < 1 or repairs < 0 or result_max_chars < 200:
             raise ConfigError(f"agent {name!r}: max_tokens from 1, repairs from 0, result_max_chars from 200")
+        if confidence_min is not None and not 0 < confidence_min <= 1:
+            raise ConfigError(f"agent {name!r}: confidence_min is above 0 and at most 1, not {confidence_min!r}")
+        if confidence_to and confidence_min is None:
+            raise ConfigError(f"agent {name!r}: confidence_to= says who is asked below confidence_min=; set it")
+        if on_exhausted not in ("dead", "ask"):
+            raise ConfigError(f"agent {name!r}: on_exhausted is dead or ask, not {on_exhausted!r}")
         self.read_history = histories.read
         self.input = input
         self.instructions = _listed(instructions)
@@ -109,11 +128,17 @@ class ModelAgent(Agent[Conversation]):
         self.view = view
         self.compaction = compaction
         self.needs = valid_name("dependency", needs) if needs is not None else None
+        self.fallback_on_outage = fallback_on_outage
+        self.confidence_min = confidence_min
+        self.confidence_to = confidence_to
+        self.on_exhausted = on_exhausted
         self.price = price
         self.result_max_chars = result_max_chars
         self._prompt = prompt
         self._deps = deps
         self._add_model_step(retries)
+        if confidence_min is not None:
+            self._add_confirm_step()
         for entry in self.toolbox:
             self._add_tool_step(entry)
 
@@ -182,6 +207,14 @@ class ModelAgent(Agent[Conversation]):
         self.steps["model"] = Step(self.name, model, start=True, retries=retries, timeout_s=timeout_s)
         # Also where there is none: a session may be at it when the next release leaves compaction out.
         self.steps["compact"] = Step(self.name, compact, start=False, retries=retries, timeout_s=timeout_s)
+
+    def _add_confirm_step(self) -> None:
+        async def confirm(
+            state: Conversation, ctx: AsyncContext, calls: list[Call] | None = None, answer: Any = None
+        ) -> Returned:
+            return await Turn(self, state, ctx).confirmed(calls, answer)
+
+        self.steps["confirm"] = Step(self.name, confirm, start=False, retries=None, timeout_s=None)
 
     def _add_tool_step(self, entry: Entry) -> None:
         if entry.is_async:

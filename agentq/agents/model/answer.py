@@ -21,7 +21,7 @@ from pydantic_ai.tools import ToolDefinition
 
 from agentq.agents.model.conversation import Call
 from agentq.agents.model.toolbox import Toolbox
-from agentq.errors import ConfigError, Semantic
+from agentq.errors import ConfigError, Permanent, Semantic
 
 FINAL = "final_result"
 
@@ -97,6 +97,18 @@ class Output:
             raise Semantic(f"the final answer does not fit: {_wrong(error)}") from None
         except (ValueError, AssertionError):
             raise Semantic("the final answer is not valid JSON") from None
+
+    def again(self, value: Any) -> Any:
+        """
+        A result that was stored, and maybe changed by a person, checked once more.
+
+        Raises:
+            Permanent: it does not fit.
+        """
+        try:
+            return self.adapter.validate_python(value)
+        except ValidationError as error:
+            raise Permanent(f"the approver's answer does not fit: {_wrong(error)}") from None
 
 
 def read(response: ModelResponse, toolbox: Toolbox, output: Output) -> Answer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from decimal import Decimal
@@ -16,14 +16,15 @@ from pydantic_ai.settings import ModelSettings
 
 from agentq.agents.context import AsyncContext
 from agentq.agents.model import answer as answers
+from agentq.agents.model import confidence
 from agentq.agents.model import history as histories
-from agentq.agents.model.answer import Calls, Final, Flaw
-from agentq.agents.model.conversation import Conversation
+from agentq.agents.model.answer import FINAL, Calls, Final, Flaw
+from agentq.agents.model.conversation import Call, Conversation
 from agentq.agents.model.history import WRITER, History, to_store
 from agentq.agents.model.request import ask, dependency, estimate, estimate_messages, name_of, resolve
 from agentq.agents.returns import Ask, Branch, Done, Fail, Next, Returned, Spawn
 from agentq.agents.tracing import Span
-from agentq.errors import BudgetExceeded, Park, RepairsExhausted, Stopped, UnknownPrice
+from agentq.errors import BudgetExceeded, Park, Permanent, RepairsExhausted, Stopped, UnknownPrice
 from agentq.policies import session_breaker
 from agentq.policies.limits import Price, Reached, Room, Used, before_model_call, before_tools
 from agentq.policies.session_breaker import Action, Hint, Trip, Window
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
 
 # How often a history that the model finds too long is shown shorter, and how many results are then left.
 _KEPT_RESULTS = (8, 3, 1)
+
+# About what people are asked, beside the limits' names.
+_REPAIRS = "repairs"
+_NOT_MADE = "Not called: too many answers could not be used."
 
 
 class Turn:
@@ -56,10 +61,8 @@ class Turn:
         """
         state = self.state
         state.began = state.began or time.time()
-        if asked:
-            if self.ctx.answer.outcome != "granted":
-                return Fail(f"nobody granted more of {asked}", kind="limit", type="LimitReached")
-            state.grants += 1
+        if asked and (stop := self._answered(asked)) is not None:
+            return stop
         stored = histories.read_shown(await asyncio.to_thread(self.ctx.messages.rows))
         history = stored.history
         await self._weigh(history)
@@ -86,6 +89,19 @@ class Turn:
 
     # ── before the request ───────────────────────────────────────────────────
 
+    def _answered(self, asked: str) -> Returned | None:
+        """What people said to the question before this turn; None: it goes on."""
+        granted = self.ctx.answer.granted
+        if asked == _REPAIRS:
+            if not granted:
+                return Fail("the model gave no usable answer, and nobody let it try again", type="RepairsExhausted")
+            self.state.model = self.state.repairs = 0
+            return None
+        if not granted:
+            return Fail(f"nobody granted more of {asked}", kind="limit", type="LimitReached")
+        self.state.grants += 1
+        return None
+
     def _first(self) -> ModelRequest:
         return ModelRequest([UserPromptPart(self.agent.first_message(self.agent.typed_input(self.state)))])
 
@@ -110,7 +126,7 @@ class Turn:
         options = entry.options if entry else None
         return Action(
             tool=call.tool_name,
-            arguments=call.args_as_dict(),
+            arguments=confidence.without(call, self._schemas().get(call.tool_name, {})),
             result=returned.model_response_str() if returned else None,
             ok=returned is not None and returned.outcome == "success",
             poll=options.poll if options else False,
@@ -119,9 +135,12 @@ class Turn:
 
     def _parameters(self, history: History) -> ModelRequestParameters:
         output = self.agent.output
+        tools, finals = self.agent.toolbox.definitions(reader=bool(histories.stored_results(history))), output.tools
+        if self.agent.confidence_min is not None:
+            tools, finals = [*map(confidence.asked, tools)], [*map(confidence.asked, finals)]
         return ModelRequestParameters(
-            function_tools=self.agent.toolbox.definitions(reader=bool(histories.stored_results(history))),
-            output_tools=output.tools,
+            function_tools=tools,
+            output_tools=finals,
             output_mode="text" if output.is_text else "tool",
             allow_text_output=output.is_text,
         )
@@ -287,6 +306,9 @@ class Turn:
         if too_long and self.state.squeezes < len(_KEPT_RESULTS):
             self.state.squeezes += 1
             return Next(self.agent.steps["model"], self.state)
+        held = self.ctx.out_of_order(error) if self.agent.fallback_on_outage else None
+        if held is not None and self._next_model(f"{held} is out of order: {failure.message}", besides=held):
+            return Next(self.agent.steps["model"], self.state)
         over = failure.kind in ("permanent", "semantic") or self.ctx.attempt >= self.ctx.attempts_max
         if over and self._next_model(f"{failure.type}: {failure.message}"):
             return Next(self.agent.steps["model"], self.state)
@@ -294,21 +316,28 @@ class Turn:
             raise RepairsExhausted("the history is too long for the model, also without its old results") from error
         raise error
 
-    def _next_model(self, why: str) -> bool:
+    def _next_model(self, why: str, *, besides: str | None = None) -> bool:
+        """Go over to the next model, or to the next that does not need what is out of order (`besides`)."""
         state = self.state
-        if state.model + 1 >= len(self.agent.models):
+        later = range(state.model + 1, len(self.agent.models))
+        able = [number for number in later if besides is None or self._needs(number) != besides]
+        if not able:
             return False
-        state.model += 1
+        state.model = able[0]
         state.repairs = 0
         chosen = name_of(self.agent.models[state.model])
         self.ctx.logger.warning("falls back to model %s", chosen)
         self.ctx.decide([name_of(model) for model in self.agent.models], chosen, why)
         return True
 
+    def _needs(self, number: int) -> str | None:
+        return self.agent.needs or dependency(resolve(self.agent.models[number]))
+
     # ── after the answer ─────────────────────────────────────────────────────
 
     async def _follow(self, response: ModelResponse, room: Room) -> Returned:
-        found = answers.read(response, self.agent.toolbox, self.agent.output)
+        plain, stated = self._stated(response)
+        found = answers.read(plain, self.agent.toolbox, self.agent.output)
         flawed = isinstance(found, Flaw) or (isinstance(found, Calls) and found.flaw is not None)
         usage = response.usage
         self.state.window = session_breaker.note_answer(
@@ -319,27 +348,94 @@ class Turn:
             return await self._reached(cut) or Next(self.agent.steps["model"], self.state)
         match found:
             case Final(value, note):
-                self._store(response, note)
-                return Done(value)
+                return self._finish(response, value, note, stated)
             case Calls():
-                return await self._call(response, found)
+                return await self._call(response, found, stated)
             case Flaw(what, feedback):
-                self._repair(what)
+                stop = self._repair(what)
                 self._store(response, feedback)
-                return Next(self.agent.steps["model"], self.state)
+                return stop or Next(self.agent.steps["model"], self.state)
 
-    async def _call(self, response: ModelResponse, found: Calls) -> Returned:
+    def _stated(self, response: ModelResponse) -> tuple[ModelResponse, dict[str, float]]:
+        return (response, {}) if self.agent.confidence_min is None else confidence.split(response, self._schemas())
+
+    def _schemas(self) -> dict[str, dict[str, Any]]:
+        """What each call may have for arguments, where calls state how sure they are."""
+        if self.agent.confidence_min is None:
+            return {name: {"properties": {confidence.FIELD: {}}} for name in (*self.agent.toolbox.names, FINAL)}
+        definitions = [*self.agent.toolbox.definitions(reader=True), *self.agent.output.tools]
+        return {definition.name: definition.parameters_json_schema for definition in definitions}
+
+    def _finish(
+        self, response: ModelResponse, value: Any, note: ModelRequest | None, stated: dict[str, float]
+    ) -> Returned:
+        sure = _lowest(stated, [part.tool_call_id for part in response.tool_calls if part.tool_name == FINAL])
+        if self.agent.confidence_min is None or sure is None:
+            self._store(response, note)
+            return Done(value)
+        if sure >= self.agent.confidence_min:
+            self.ctx.decide(["answer", "ask"], "answer", response.text or None, sure)
+            self._store(response, note)
+            return Done(value)
+        self.ctx.decide(["answer", "ask"], "ask", response.text or None, sure)
+        self._store(response)
+        return self._ask_people("Is this answer right?", {"answer": value}, sure)
+
+    def _ask_people(self, question: str, args: dict[str, Any], sure: float) -> Ask:
+        return Ask(
+            f"{question} The model is {sure:.0%} sure, and {self.agent.confidence_min:.0%} are wanted.",
+            to=self.agent.confidence_to,
+            then=self.agent.steps["confirm"],
+            state=self.state,
+            args=args,
+        )
+
+    async def confirmed(self, calls: list[Call] | None, answer: Any) -> Returned:
+        """
+        Go on with what a person has said of a call or an answer of which the model was not sure.
+
+        Raises:
+            Permanent: they changed which tools are called, and not only with what.
+        """
+        said = self.ctx.answer
+        response = histories.last_response(histories.read(await asyncio.to_thread(self.ctx.messages.rows)))
+        assert response is not None, "people are asked about a response"
+        if not said.granted:
+            why = f"A person did not allow it ({said.outcome}{': ' + said.comment if said.comment else ''})."
+            told = f"{why} It was not done. Do otherwise, or find out more."
+            asked = response.tool_calls if calls is None else calls_in(response, [call.id for call in calls])
+            parts = [ToolReturnPart(c.tool_name, told, tool_call_id=c.tool_call_id, outcome="denied") for c in asked]
+            self._store(ModelRequest(parts))
+            return Next(self.agent.steps["model"], self.state)
+        if calls is None:
+            return Done(self.agent.output.again(answer))
+        asked = calls_in(response, [call.id for call in calls])
+        if [(part.tool_call_id, part.tool_name) for part in asked] != [(call.id, call.tool) for call in calls]:
+            raise Permanent("an approver may change what a tool is called with, not which tool is called")
+        return self._go(calls)
+
+    async def _call(self, response: ModelResponse, found: Calls, stated: dict[str, float]) -> Returned:
         state, calls = self.state, found.calls
         picked = ", ".join(call.tool for call in calls)
-        self.ctx.decide([*self.agent.toolbox.names, "answer"], picked, response.text or None)
+        sure = _lowest(stated, [call.id for call in calls])
+        self.ctx.decide([*self.agent.toolbox.names, "answer"], picked, response.text or None, sure)
         while reached := before_tools(self.agent.limits, self._used(), calls=len(calls), grants=state.grants):
             if stop := await self._reached(reached):
                 return stop
         if found.flaw is None:
             state.repairs = 0
-        else:
-            self._repair(found.flaw)
+        elif stop := self._repair(found.flaw):
+            self._store(response, found.feedback, *(answers.returned(call, _NOT_MADE) for call in calls))
+            return stop
         self._store(response, found.feedback)
+        if sure is not None and self.agent.confidence_min is not None and sure < self.agent.confidence_min:
+            dumped = [call.model_dump() for call in calls]
+            return self._ask_people(f"May {picked} go ahead?", {"calls": dumped}, sure)
+        return self._go(calls)
+
+    def _go(self, calls: Sequence[Call]) -> Returned:
+        """The calls as steps: one follows, several are branches."""
+        state = self.state
         state.calls = [call.id for call in calls]
         state.spent.tool_calls += len(calls)
         state.spent.steps += len(calls)
@@ -354,11 +450,20 @@ class Turn:
         assert entry is not None
         return self.agent.steps[entry.step]
 
-    def _repair(self, what: str) -> None:
-        """Count a flaw; when the model has had its repairs, the next model gets its turn, if there is one."""
+    def _repair(self, what: str) -> Ask | None:
+        """
+        Count a flaw; when the model has had its repairs, the next model gets its turn, then a person is asked.
+
+        Raises:
+            RepairsExhausted: nobody is to be asked.
+        """
         self.state.repairs += 1
-        if self.state.repairs > self.agent.repairs and not self._next_model(what):
-            raise RepairsExhausted(f"the model gave no usable answer after {self.agent.repairs} repairs: {what}")
+        if self.state.repairs <= self.agent.repairs or self._next_model(what):
+            return None
+        if self.agent.on_exhausted == "ask":
+            question = f"No model gave a usable answer: {what}. Try once more from the first?"
+            return Ask(question, then=self.agent.steps["model"], state=self.state, args={"asked": _REPAIRS})
+        raise RepairsExhausted(f"the model gave no usable answer after {self.agent.repairs} repairs: {what}")
 
     def _store(self, *messages: ModelRequest | ModelResponse | None) -> None:
         for message in messages:
@@ -412,6 +517,16 @@ class Turn:
         times = await asyncio.to_thread(self.ctx.parks_resumed)
         news, self.state.resumed = times > self.state.resumed, times
         return news
+
+
+def calls_in(response: ModelResponse, ids: Sequence[str]) -> list[ToolCallPart]:
+    """These calls of a response, in its order."""
+    return [part for part in response.tool_calls if part.tool_call_id in ids]
+
+
+def _lowest(stated: dict[str, float], ids: Sequence[str]) -> float | None:
+    """How sure the least sure of these is; None where nobody is asked to say."""
+    return min((stated[each] for each in ids if each in stated), default=None)
 
 
 def _parts(message: ModelRequest | ModelResponse) -> Any:
