@@ -176,7 +176,7 @@ class Fleet:
 
 
 class Killer(threading.Thread):
-    """Kills a worker each time another share of the tickets has ended; one that has a call out, as the service sees it."""
+    """Kills a worker each time another share of the calls is made: one that has a call out, as the service sees it."""
 
     def __init__(self, fleet: Fleet, service: ServiceProcess, kills: int, answered: int) -> None:
         super().__init__(name="killer", daemon=True)

@@ -1044,11 +1044,36 @@ MUTATIONS = [
         "            if False:",
         JUDGE + "a_fault_that_hit_nothing_fails_the_run",
     ),
+    # model agents: of what they are unsure, and of whom they cannot ask
+    Mutation(
+        "agentq/agents/model/turn.py",
+        "if sure is not None and self.agent.confidence_min is not None and sure < self.agent.confidence_min:",
+        "if False:",
+        "tests/agents/test_confidence.py::test_an_unsure_call_waits_for_a_person",
+    ),
+    Mutation(
+        "agentq/agents/model/turn.py",
+        "        if not said.granted:\n",
+        "        if False:\n",
+        "tests/agents/test_confidence.py::test_an_unsure_answer_waits_for_a_person",
+    ),
+    Mutation(
+        "agentq/agents/model/turn.py",
+        "if [(part.tool_call_id, part.tool_name) for part in asked] != [(call.id, call.tool) for call in calls]:",
+        "if False:",
+        "tests/agents/test_confidence.py::test_an_approver_changes_arguments_and_no_tools",
+    ),
+    Mutation(
+        "agentq/agents/model/turn.py",
+        "        except HeldBack as error:\n            return self._instead(error)\n",
+        "",
+        "tests/agents/test_confidence.py::test_an_outage_goes_over_to_a_model_of_another_provider",
+    ),
     # model agents
     Mutation(
         "agentq/agents/model/turn.py",
-        "self.state.repairs > self.agent.repairs and",
-        "False and",
+        "self.state.repairs <= self.agent.repairs or",
+        "True or",
         "tests/agents/test_model.py::test_an_unusable_answer_is_fed_back_twice_and_then_dead",
     ),
     Mutation(

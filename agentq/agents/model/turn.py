@@ -24,7 +24,7 @@ from agentq.agents.model.history import WRITER, History, to_store
 from agentq.agents.model.request import ask, dependency, estimate, estimate_messages, name_of, resolve
 from agentq.agents.returns import Ask, Branch, Done, Fail, Next, Returned, Spawn
 from agentq.agents.tracing import Span
-from agentq.errors import BudgetExceeded, Park, Permanent, RepairsExhausted, Stopped, UnknownPrice
+from agentq.errors import BudgetExceeded, HeldBack, Park, Permanent, RepairsExhausted, Stopped, UnknownPrice
 from agentq.policies import session_breaker
 from agentq.policies.limits import Price, Reached, Room, Used, before_model_call, before_tools
 from agentq.policies.session_breaker import Action, Hint, Trip, Window
@@ -222,6 +222,8 @@ class Turn:
                     model, tokens, room, lambda: ask(model, shown, parameters=parameters, settings=settings, sink=sink)
                 )
                 self._count(response, span)
+        except HeldBack as error:
+            return self._instead(error)
         except Stopped:
             raise
         except BudgetExceeded as error:
@@ -299,15 +301,17 @@ class Turn:
         Raises:
             Exception: the error itself.
         """
+        held = self.ctx.out_of_order(error) if self.agent.fallback_on_outage else None
+        if held is not None and self._next_model(f"{held} is out of order: {type(error).__name__}", besides=held):
+            return Next(self.agent.steps["model"], self.state)
+        if isinstance(error, HeldBack):
+            raise error
         failure = self.ctx.classify(error)
         too_long = failure.type.endswith("ContextWindowExceededError")
         if too_long and self.agent.compaction is not None and self._guess > self.state.compacted:
             return Next(self.agent.steps["compact"], self.state, {"force": True})
         if too_long and self.state.squeezes < len(_KEPT_RESULTS):
             self.state.squeezes += 1
-            return Next(self.agent.steps["model"], self.state)
-        held = self.ctx.out_of_order(error) if self.agent.fallback_on_outage else None
-        if held is not None and self._next_model(f"{held} is out of order: {failure.message}", besides=held):
             return Next(self.agent.steps["model"], self.state)
         over = failure.kind in ("permanent", "semantic") or self.ctx.attempt >= self.ctx.attempts_max
         if over and self._next_model(f"{failure.type}: {failure.message}"):
