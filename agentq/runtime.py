@@ -165,6 +165,7 @@ class Runtime:
         if not settings.metrics_port:
             return
         self.metrics.in_flight.set_function(lambda: len(self.in_flight.attempts()))
+        self.metrics.consumer_restarts.set_function(lambda: self.in_flight.consumer_restarts)
         if self.relay is not None:
             self.metrics.relay_age.set_function(self.relay.round_age_s)
         self.metrics_server = MetricsServer(

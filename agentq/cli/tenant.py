@@ -91,6 +91,11 @@ def ls(as_json: bool) -> None:
     type=click.IntRange(-1, 36_500),
     help="Remove memories so long after they were written; 0: never, -1: as sessions.",
 )
+@click.option(
+    "--trace-content",
+    type=click.Choice(["off", "kept", "exported", "fleet"]),
+    help="Inputs and outputs in traces: not written, kept here, also sent by OpenTelemetry; fleet: as the settings.",
+)
 @click.option("--reason", required=True, help="Why; kept with your name.")
 @_dry_run
 @json_option
@@ -105,6 +110,7 @@ def set_(
     tools: tuple[str, ...],
     retention_days: int | None,
     memory_days: int | None,
+    trace_content: str | None,
     reason: str,
     dry_run: bool,
     as_json: bool,
@@ -114,12 +120,12 @@ def set_(
     if preapprove:
         wanted["preapproved"] = sorted({name for name in preapprove if name.strip()})
     wanted |= {"agents": _named(agents), "tools": _named(tools), "retention_days": retention_days}
-    wanted |= {"memory_days": memory_days}
+    wanted |= {"memory_days": memory_days, "trace_content": trace_content}
     wanted = {field: value for field, value in wanted.items() if value is not None}
     if not wanted:
         raise click.UsageError(
             "nothing to change: give --concurrency, --weight, --state, --preapprove, --agent, --tool, "
-            "--retention-days, --memory-days"
+            "--retention-days, --memory-days, --trace-content"
         )
     if weight is not None and not 0 < weight <= 1000:
         raise click.BadParameter("a number above 0, at most 1000", param_hint="--weight")
@@ -131,6 +137,7 @@ def set_(
             raise UnknownTenant(name)
         after = {field: value or None if field in _NONE_IS_ALL else value for field, value in wanted.items()}
         after |= {"memory_days": None} if memory_days == -1 else {}
+        after |= {"trace_content": None} if trace_content == "fleet" else {}
         change = {field: [getattr(before, field), value] for field, value in after.items()}
         change = {field: pair for field, pair in change.items() if pair[0] != pair[1]}
         if change and not dry_run:

@@ -40,6 +40,7 @@ class Tenants:
         tools: Sequence[str] | None = None,
         retention_days: int | None = None,
         memory_days: int | None = None,
+        trace_content: str | None = None,
         reason: str,
     ) -> None:
         """
@@ -47,6 +48,7 @@ class Tenants:
         effects that need nobody's leave, all of them. `agents` and `tools` are those that it may use, an
         empty list for every one; ended sessions are removed after `retention_days`, 0 for never, and memories
         `memory_days` after they were written: 0 for never, -1 (as it begins) for as long as sessions.
+        `trace_content` is off, kept or exported, or fleet: as the settings say.
 
         Raises:
             UnknownTenant, InvalidInput: there is none, or a value is out of range.
@@ -56,6 +58,8 @@ class Tenants:
             raise InvalidInput("retention_days is a whole number of days, or 0 for ever")
         if memory_days is not None and not -1 <= memory_days <= 36_500:
             raise InvalidInput("memory_days is a whole number of days, 0 for ever, or -1 for as long as sessions")
+        if trace_content not in (None, "off", "kept", "exported", "fleet"):
+            raise InvalidInput(f"trace_content is off, kept, exported or fleet, not {trace_content!r}")
         if state not in (None, "active", "paused", "draining"):
             raise InvalidInput(f"a tenant is active, paused or draining, not {state!r}")
         self._operators.change_tenant(
@@ -68,6 +72,7 @@ class Tenants:
             tools=sorted({name.strip() for name in tools if name.strip()}) if tools is not None else None,
             retention_days=retention_days,
             memory_days=memory_days,
+            trace_content=trace_content,
             operator=operator_name(),
             reason=reason,
         )

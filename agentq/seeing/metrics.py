@@ -75,6 +75,9 @@ class ProcessMetrics:
         )
         self.cost = Counter("agentq_cost_usd", "What attempts cost, in US dollars.", ["agent"], registry=self.registry)
         self.in_flight = Gauge("agentq_in_flight", "Attempts that run in this process.", registry=self.registry)
+        self.consumer_restarts = Gauge(
+            "agentq_consumer_restarts", "Times the watchdog restarted this consumer.", registry=self.registry
+        )
         self.relay_age = Gauge(
             "agentq_relay_round_age_seconds", "Since the relay's last round ended.", registry=self.registry
         )

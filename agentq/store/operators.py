@@ -38,6 +38,7 @@ class TenantRow:
     tools: list[str] | None = None
     retention_days: int | None = None
     memory_days: int | None = None
+    trace_content: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,7 @@ class Operators:
         tools: list[str] | None = None,
         retention_days: int | None = None,
         memory_days: int | None = None,
+        trace_content: str | None = None,
     ) -> None:
         """
         Change what is given; workers follow within a relay round.
@@ -100,7 +102,7 @@ class Operators:
         """
         change = {"concurrency": concurrency, "weight": weight, "state": state, "preapproved": preapproved}
         change |= {"agents": agents, "tools": tools, "retention_days": retention_days}
-        change |= {"memory_days": memory_days}
+        change |= {"memory_days": memory_days, "trace_content": trace_content}
         with self.store.transaction(ALL_TENANTS) as connection:
             if not run(connection, SQL["change_tenant"], change | {"name": name}):
                 raise UnknownTenant(name)

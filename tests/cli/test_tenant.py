@@ -54,6 +54,17 @@ def test_changing(cli: Cli, tenant: str, admin: psycopg.Connection[Any]) -> None
     assert "nothing changed" in cli("tenant", "set", tenant, "--state", "paused", "--reason", "x").stderr
 
 
+def test_a_tenants_content_is_its_own_affair(cli: Cli, tenant: str, admin: psycopg.Connection[Any]) -> None:
+    """
+    What traces keep of it can be set apart from the fleet's settings, and given back to them.
+    """
+    for chosen, kept in (("off", "off"), ("fleet", None)):
+        cli.ok("tenant", "set", tenant, "--trace-content", chosen, "--reason", "asked for")
+        row = admin.execute("select trace_content from agentq.tenant where name = %s", (tenant,)).fetchone()
+        assert row == (kept,)
+    assert "secret" in cli.refused(2, "tenant", "set", tenant, "--trace-content", "secret", "--reason", "x")
+
+
 @pytest.mark.parametrize(
     ("code", "arguments", "says"),
     [

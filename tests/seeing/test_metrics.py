@@ -216,6 +216,7 @@ def test_a_real_worker_serves_metrics(fleet: Fleet, client: Client, admin: psyco
     counted = re.compile(r'agentq_attempts_total\{agent="count",closing="end"\} [1-9]')
     until(lambda: counted.search(get(int(found[1]), "/metrics")) is not None, 5, "counted")
     assert "agentq_relay_round_age_seconds" in get(int(found[1]), "/metrics")
+    assert "agentq_consumer_restarts 0.0" in get(int(found[1]), "/metrics")
 
 
 # ── the files in config/ ─────────────────────────────────────────────────────

@@ -15,13 +15,15 @@ update agentq.tenant
        retention_days = case when %(retention_days)s::int is null then retention_days
                              else nullif(%(retention_days)s::int, 0) end,
        memory_days = case when %(memory_days)s::int is null then memory_days else nullif(%(memory_days)s::int, -1) end,
+       trace_content = case when %(trace_content)s::text is null then trace_content
+                            else nullif(%(trace_content)s::text, 'fleet') end,
        changed_at = agentq.now(),
        shedding = shedding or coalesce(%(concurrency)s, concurrency) < concurrency
  where name = %(name)s
 returning name;
 
 -- name: tenants
-select name, state, concurrency, weight, created_at, preapproved, agents, tools, retention_days, memory_days
+select name, state, concurrency, weight, created_at, preapproved, agents, tools, retention_days, memory_days, trace_content
   from agentq.tenant order by name;
 
 -- name: is_tenant
