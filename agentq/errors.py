@@ -19,6 +19,7 @@ Errors: split by what the one who catches them must do.
     │  ├─ UnknownApproval      no such approval
     │  ├─ TokenRefused         a submission without a token that lets it in
     │  ├─ NoSuchEffect         no effect of that key
+    │  ├─ NoSuchAnomaly        no anomaly of that id
     │  ├─ NoSuchMemory         no memory of that key
     │  └─ NotAnApprover        this person may not decide it, or is not known to be who they say
     ├─ StoreUnavailable        Postgres did not answer: nothing is known, try again
@@ -185,6 +186,17 @@ class UnknownApproval(InvalidInput):
 
 class TokenRefused(InvalidInput):
     """A submission was not let in: it has no token, or none that is good for this tenant and agent."""
+
+
+class NoSuchAnomaly(InvalidInput):
+    """No anomaly whose id begins so."""
+
+    def __init__(self, anomaly_id: str) -> None:
+        super().__init__(anomaly_id)
+        self.anomaly_id = anomaly_id
+
+    def __str__(self) -> str:
+        return f"no anomaly begins with {self.anomaly_id}: see `agentq anomaly ls --state all`"
 
 
 class NoSuchEffect(InvalidInput):

@@ -32,9 +32,11 @@ from agentq.engine import Engine, InFlight
 from agentq.errors import StoreUnavailable
 from agentq.heart import Heart
 from agentq.poison import PoisonKeeper
+from agentq.policies.anomalies import BaselineRules, Unjudged, thresholds_of
 from agentq.policies.failures import ambiguous, classify, retry_with_backoff
 from agentq.policies.fairness import divide
 from agentq.policies.redaction import safe_failures
+from agentq.relay.anomalies import Anomaly, AnomalyWatch
 from agentq.relay.letterbox import Letterbox
 from agentq.relay.notices import Notices
 from agentq.relay.relay import Relay
@@ -44,6 +46,7 @@ from agentq.seeing.sentry import Reporting, Reports
 from agentq.seeing.tracing import redactor_of, tracing_of
 from agentq.settings import Settings, load
 from agentq.step import StepRef
+from agentq.store.anomalies import Anomalies
 from agentq.store.approvals import Approvals
 from agentq.store.dead_letters import POISON_BODY_MAX_BYTES, DeadLetterStore
 from agentq.store.effects import Effects
@@ -312,8 +315,17 @@ class Runtime:
             memory_keep_days=settings.memory_keep_days,
             housekeeping=self._keep_house,
             lost=self.reports.lost if self.reports is not None else None,
+            anomalies=self._anomalies().round,
             dead_letters=Letterbox(DeadLetterStore(self.store), Redrives(self.store), self.publisher).round,
         )
+
+    def _anomalies(self) -> AnomalyWatch:
+        settings = self.settings
+        tell: list[Callable[[Anomaly], None]] = [self.metrics.anomaly]
+        if self.reports is not None:
+            tell.append(self.reports.anomaly)
+        rules = BaselineRules(thresholds_of(settings)) if settings.anomalies else Unjudged()
+        return AnomalyWatch(Anomalies(self.store), rules, channels=settings.notify_channels, tell=tell)
 
     def _share_slots(self, backlogged: bool) -> None:
         """Tell what steps held here, and divide anew; what was held while there was enough for all does not count."""
@@ -331,6 +343,7 @@ class Runtime:
         traces = Traces(self.store)
         traces.prepare(WEEKS_AHEAD)
         traces.forget(self.settings.trace_keep_days)
+        Anomalies(self.store).sweep()
 
     def _follow_tenants(self, names: list[str]) -> None:
         if self.on_tenants is not None:

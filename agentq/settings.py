@@ -191,6 +191,23 @@ class Settings(BaseModel):
     metrics_tenants: int = Field(
         20, ge=1, le=1000, description="tenants with metrics of their own; the others share one"
     )
+    anomalies: bool = Field(True, description="compare sessions with what is normal for their agent; needs trace")
+    anomaly_runs_min: int = Field(200, ge=20, description="runs of an agent's version before its baseline is trusted")
+    anomaly_runs_few: int = Field(20, ge=2, description="runs before a session far beyond all of them is told")
+    anomaly_tail_steps: float = Field(1.5, ge=0, description="steps: so many times the 99th percentile; 0: never")
+    anomaly_tail: float = Field(
+        2.0, ge=0, description="tokens, cost, time, failures: so many times the 99th percentile; 0: never"
+    )
+    anomaly_mad_z: float = Field(5.0, ge=0, description="deviations of the logarithm from its median; 0: never")
+    anomaly_multiple: float = Field(10.0, ge=0, description="times the median, while a baseline is young; 0: never")
+    anomaly_ewma_sigma: float = Field(
+        3.5, ge=0, description="deviations of the cost by hour, smoothed over hours; 0: never"
+    )
+    anomaly_ewma_hours: int = Field(24, ge=2, description="hours with runs before the cost by hour is judged")
+    anomaly_tool_mix: float = Field(
+        0.02, ge=0, description="distance of the mix of tools, in bits; at least 1.7 / window; 0: never"
+    )
+    anomaly_window: int = Field(50, ge=10, description="runs whose tools and failures are judged together")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     sentry_dsn: str = Field("", description="reports to Sentry when set")
 

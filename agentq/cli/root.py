@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from agentq.cli import (
+    anomaly,
     approval,
     audit,
     budget,
@@ -69,6 +70,7 @@ for _command in (
     approval.approval,
     dlq.dlq,
     effect.effect,
+    anomaly.anomaly,
     dependency.dependency,
     tenant.tenant,
     memory.memory,

@@ -96,6 +96,7 @@ class AsyncClient:
         self._client = Client(settings, registry)
         self.tenants = self._client.tenants
         self.effects = self._client.effects
+        self.anomalies = self._client.anomalies
         self.dependencies = self._client.dependencies
         self.approvals = AsyncApprovals(self._client.approvals)
         self.memory = AsyncClientMemory(self._client.memory)

@@ -14,6 +14,7 @@ from agentq.agents.registry import Registry, load_agents
 from agentq.agents.returns import Duration
 from agentq.broker.connection import connect
 from agentq.broker.publisher import Publisher
+from agentq.client.anomalies import ClientAnomalies
 from agentq.client.approvals import Approvals
 from agentq.client.budgets import ClientBudgets
 from agentq.client.dead_letters import DeadLetters
@@ -164,6 +165,7 @@ class Client:
         self.recovery = Recoveries(Recovery(self._store), self.sessions, self.registry, self._admit)
         self.approvals = Approvals(StoredApprovals(self._store), settings, self._admit)
         self.effects = ClientEffects(self._store)
+        self.anomalies = ClientAnomalies(self._store)
         self.dependencies = ClientDependencies(self._store, rules_of(settings).as_json())
         self.dead_letters = DeadLetters(self._store, self.operators, self.registry)
         self.keys = ClientKeys(Keyring(self._store), self.operators)

@@ -67,6 +67,7 @@ class Relay:
         housekeeping: Callable[[], None] = lambda: None,
         lost: Callable[[TakenBack], None] | None = None,
         dead_letters: Callable[[], None] = lambda: None,
+        anomalies: Callable[[], object] = lambda: None,
         fair_shares: Callable[[bool], object] = lambda _: None,
     ) -> None:
         self._fair_shares = fair_shares
@@ -101,6 +102,7 @@ class Relay:
             Chore("retention", self.remove_expired, _RETENTION_S),
             Chore("memories", self.expire_memories, _RETENTION_S),
             Chore("dead letters", self._dead_letters, _SLOW_S),
+            Chore("anomalies", anomalies, _SLOW_S),
             # A wiped broker has forgotten it, and foreign producers' submissions would be dropped silently.
             Chore("the queue of submissions", lambda: publisher.declare(SUBMIT), _SLOW_S),
             Chore("housekeeping", self.keep_house, _FORGET_S, due=time.monotonic() + _FORGET_S),

@@ -20,6 +20,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from agentq.errors import ConfigError
+from agentq.relay.anomalies import Anomaly
+from agentq.store.anomalies import Anomalies
 from agentq.store.budgets import Budgets, WindowRow
 from agentq.store.ledger import Ledger, QueueDepth
 from agentq.store.metrics import Figures
@@ -74,6 +76,12 @@ class ProcessMetrics:
             "agentq_tokens", "Tokens that attempts used.", ["agent", "direction"], registry=self.registry
         )
         self.cost = Counter("agentq_cost_usd", "What attempts cost, in US dollars.", ["agent"], registry=self.registry)
+        self.anomalies = Counter(
+            "agentq_anomalies_found",
+            "Sessions that were not as usual, found by this process.",
+            ["agent", "measure"],
+            registry=self.registry,
+        )
         self.in_flight = Gauge("agentq_in_flight", "Attempts that run in this process.", registry=self.registry)
         self.consumer_restarts = Gauge(
             "agentq_consumer_restarts", "Times the watchdog restarted this consumer.", registry=self.registry
@@ -99,6 +107,10 @@ class ProcessMetrics:
             self.tokens.labels(agent, "out").inc(usage.tokens_out)
         if usage.cost_micros:
             self.cost.labels(agent).inc(usage.cost_micros / 1_000_000)
+
+    def anomaly(self, anomaly: Anomaly) -> None:
+        """An anomaly was found. What follows a colon is a name of somebody's own, and no label."""
+        self.anomalies.labels(self._agent(anomaly.agent), anomaly.measure.partition(":")[0]).inc()
 
     def ended(self, verdict: Verdict) -> None:
         """A delivery came to its verdict."""
@@ -132,6 +144,7 @@ class FleetCollector(Collector):
         self._ledger = Ledger(store)
         self._figures = Figures(store)
         self._windows = Budgets(store)
+        self._odd = Anomalies(store)
         self._tenants_max = tenants_max
         self._fresh_s = fresh_s
         self._lock = threading.Lock()
@@ -153,7 +166,7 @@ class FleetCollector(Collector):
         errors = 0
         for question in (
             self._tenants, self._workers, self._sessions, self._letters, self._people, self._effects,
-            self._dependencies, self._budgets,
+            self._dependencies, self._budgets, self._anomalies,
         ):  # fmt: skip
             try:
                 found += question()
@@ -226,6 +239,14 @@ class FleetCollector(Collector):
                 "class",
             ),
         ]
+
+    def _anomalies(self) -> list[Metric]:
+        counts: dict[str, int] = {}
+        for measure, n in self._odd.open().items():
+            kind = measure.partition(":")[0]
+            counts[kind] = counts.get(kind, 0) + n
+        rows = [((kind,), n) for kind, n in sorted(counts.items())]
+        return [_gauge("agentq_anomalies", "Anomalies that nobody has muted.", rows, "measure")]
 
     def _people(self) -> list[Metric]:
         [(count, oldest)] = self._figures.ask("approvals")

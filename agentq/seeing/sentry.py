@@ -16,6 +16,7 @@ import sentry_sdk
 
 from agentq.causes import cause_of
 from agentq.engine import Watch
+from agentq.relay.anomalies import Anomaly
 from agentq.settings import Settings
 from agentq.store.ledger import TakenBack
 from agentq.verdicts import Failure, Granted, Settlement, Verdict
@@ -75,6 +76,24 @@ class Reports:
             f"a worker died under a step, which is {'buried' if step.fate == 'buried' else 'run again'}",
             ["worker lost", step.fate],
             {"tenant": step.tenant, "session": str(step.session_id), "class": "worker_lost", "fate": step.fate},
+        )
+
+    def anomaly(self, anomaly: Anomaly) -> None:
+        """A session is not as usual: an issue for each agent and measure, with numbers and no words of anybody."""
+        kind = anomaly.measure.partition(":")[0]
+        numbers = f"{anomaly.value:g}, normal is {anomaly.low:g} to {anomaly.high:g}"
+        self._send(
+            "warning",
+            f"{anomaly.agent}: {kind} {numbers} ({anomaly.rule}){', parked' if anomaly.parked else ''}",
+            ["anomaly", anomaly.agent, kind],
+            {
+                "tenant": anomaly.tenant,
+                "agent": anomaly.agent,
+                "session": str(anomaly.session_id),
+                "measure": kind,
+                "rule": anomaly.rule,
+                "class": "anomaly",
+            },
         )
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ import pytest
 from agentq.embedded import Stack
 from agentq.errors import ConfigError, StoreUnavailable
 from agentq.store import migrate
+from agentq.store.anomalies import Anomalies, Tally
 from agentq.store.budgets import Budgets, Wanted
 from agentq.store.dependencies import Breakers, Report
 from agentq.store.effects import Effects
@@ -267,7 +268,13 @@ IMPOSSIBLE = {
         ("state", "state = 'lost'"),
         ("sent", "state = 'sent'"),
         ("sent", "sent_at = now()"),
+        ("of_anomaly", "kind = 'anomaly'"),
+        ("of_one", "approval_id = null"),
     ],
+    "session_tally": [("counts", "steps = -1"), ("counts", "cost_micros = -1")],
+    "anomaly_baseline": [("runs", "runs = -1")],
+    "anomaly": [("state", "state = 'asleep'"), ("muted", "state = 'muted'"), ("muted", "muted_at = now()")],
+    "anomaly_order": [("action", "action = 'shout'"), ("tenant", "tenant = 'Not A Name'"), ("agent", "agent = 'No!'")],
     "budget": [
         ("scope", "scope = 'galaxy'"),
         ("period", "period = 'year'"),
@@ -393,6 +400,7 @@ def fill(hands: Hands) -> None:
     Effects(hands.store).claim(claim, "k", name="pay", args_hash=b"h", durable=False)
     fill_keys(hands)
     fill_budgets(hands, claim)
+    fill_anomalies(hands, claim)
     join = step("join", fan=1)
     arm = step("arm", join_step=join.step_id, branch=0)
     question = new_ask(arm, channels=("webhook",))
@@ -433,6 +441,16 @@ def fill_keys(hands: Hands) -> None:
         hands.tenant,
         hands.tenant,
     )
+
+
+def fill_anomalies(hands: Hands, claim: Granted) -> None:
+    anomalies = Anomalies(hands.store)
+    tally = Tally(hands.tenant, claim.ref.session_id, "robot", 1, 9, 0, 0, 0, 0, None, None)
+    facts: dict[str, Any] = {"value": 9.0, "low": 1.0, "high": 2.0, "runs": 200, "why": "9 steps", "running": True}
+    anomalies.raise_(tally, session=claim.ref.session_id, measure="steps", rule="p99", channels=(), **facts)
+    with hands.store.transaction("*") as connection:
+        anomalies.hold(connection, tally.whose)
+    anomalies.order(hands.tenant, "robot", "", "flag", for_s=None, operator="test", reason="filled")
 
 
 def fill_budgets(hands: Hands, claim: Granted) -> None:

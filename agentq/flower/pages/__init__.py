@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agentq.flower.pages import approvals, cost, health, letters, metrics, session, sessions, tenants
+from agentq.flower.pages import anomalies, approvals, cost, health, letters, metrics, session, sessions, tenants
 from agentq.flower.pages.tab import Route
 
 # In the order of the navigation bar.
@@ -13,6 +13,7 @@ ROUTES: tuple[Route, ...] = (
     *approvals.ROUTES,
     *tenants.ROUTES,
     *cost.ROUTES,
+    *anomalies.ROUTES,
     *health.ROUTES,
     *metrics.ROUTES,
 )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from sqlalchemy import Table
 
+from agentq.store.schema.anomalies import anomaly, anomaly_baseline, anomaly_order, session_tally
 from agentq.store.schema.approvals import APPROVAL_STATES, approval, notice
 from agentq.store.schema.base import NOW, SCHEMA, metadata
 from agentq.store.schema.budgets import (
@@ -78,6 +79,10 @@ TENANT_TABLES: tuple[Table, ...] = (
     dependency_change,
     memory,
     tenant_key,
+    session_tally,
+    anomaly_baseline,
+    anomaly,
+    anomaly_order,
 )
 
 __all__ = [
@@ -92,6 +97,9 @@ __all__ = [
     "SESSION_LIVE",
     "TENANT_STATES",
     "TENANT_TABLES",
+    "anomaly",
+    "anomaly_baseline",
+    "anomaly_order",
     "api_token",
     "approval",
     "branch",
@@ -124,6 +132,7 @@ __all__ = [
     "reservation",
     "session",
     "session_event",
+    "session_tally",
     "slot_use",
     "tenant",
     "tenant_key",

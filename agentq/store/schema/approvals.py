@@ -72,7 +72,8 @@ notice = Table(
     metadata,
     Column("tenant", Text, primary_key=True),
     Column("notice_id", Uuid, primary_key=True, server_default=text("gen_random_uuid()")),
-    Column("approval_id", Uuid, nullable=False),
+    Column("approval_id", Uuid, comment="what it tells of: this"),
+    Column("anomaly_id", Uuid, comment="or this"),
     Column("kind", Text, nullable=False),
     Column("channel", Text, nullable=False),
     Column("state", Text, nullable=False, server_default="due"),
@@ -81,7 +82,12 @@ notice = Table(
     time("sent_at"),
     Column("failure", Text, comment="of the latest attempt"),
     ForeignKeyConstraint(["tenant", "approval_id"], ["agentq.approval.tenant", "agentq.approval.approval_id"]),
-    CheckConstraint(one_of("kind", ("asked", "reminder", "decided")), name="kind"),
+    ForeignKeyConstraint(
+        ["tenant", "anomaly_id"], ["agentq.anomaly.tenant", "agentq.anomaly.anomaly_id"], name="notice_anomaly"
+    ),
+    CheckConstraint(one_of("kind", ("asked", "reminder", "decided", "anomaly")), name="kind"),
+    CheckConstraint("(kind = 'anomaly') = (anomaly_id is not null)", name="of_anomaly"),
+    CheckConstraint("(approval_id is null) = (anomaly_id is not null)", name="of_one"),
     CheckConstraint(one_of("channel", ("webhook", "email")), name="channel"),
     CheckConstraint(one_of("state", ("due", "sent", "failed")), name="state"),
     CheckConstraint("(state = 'sent') = (sent_at is not null)", name="sent"),

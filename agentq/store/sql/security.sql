@@ -9,7 +9,8 @@ begin
                              'trace', 'decision', 'trace_rest', 'decision_rest', 'approval', 'notice',
                              'budget', 'budget_window', 'reservation', 'budget_alert', 'rate_limit',
                              'dependency', 'dependency_window', 'dependency_probe', 'dependency_change',
-                             'memory', 'tenant_key'] loop
+                             'memory', 'tenant_key',
+                             'session_tally', 'anomaly_baseline', 'anomaly', 'anomaly_order'] loop
         execute format('alter table agentq.%I enable row level security', t);
         execute format('alter table agentq.%I force row level security', t);
         execute format('drop policy if exists tenant_rows on agentq.%I', t);

@@ -29,6 +29,9 @@ begin
                n smallint, at_s double precision, options text, picked text, why text, confidence real, limits jsonb,
                approver text);
     end if;
+    if p_closing not in ('release', 'postpone', 'park', 'await', 'cancelled') then
+        perform agentq.tally(e, p_agent, p_version, p_closing, p_now, p_failure, p_plan);
+    end if;
 end $$;
 
 

@@ -1,0 +1,114 @@
+-- Anomalies: what live sessions have used so far, when they are looked at, and what is said of them.
+-- How functions are written and replaced: see ledger.sql.
+
+
+-- Two counts by name, added up; bounded, because names may be a user's own.
+create or replace function agentq.add_counts(a jsonb, b jsonb) returns jsonb language sql immutable as $$
+    select case when b is null then a when a is null then b else (
+        select jsonb_object_agg(name, n) from (
+            select x.name, sum(x.n::bigint) as n
+              from (select * from jsonb_each_text(a) as p (name, n) union all
+                    select * from jsonb_each_text(b) as q (name, n)) x
+             group by x.name order by 2 desc, 1 limit 100) y) end
+$$;
+
+
+-- Add an attempt to its session's row, in the transaction that ends it. The row is looked at every eighth
+-- attempt, so that a session that runs away is found while it runs, and once more when the session has ended.
+create or replace function agentq.tally(
+    e agentq.ledger_entry, p_agent text, p_version int, p_closing text, p_now timestamptz, p_failure jsonb, p_plan jsonb
+) returns void language plpgsql as $$
+declare
+    v_failed boolean := p_closing in ('retry', 'repair', 'dead', 'fail', 'lost');
+    v_tools jsonb;
+begin
+    if p_plan ? 'trace' then
+        select jsonb_object_agg(name, n) into v_tools
+          from (select left(x ->> 'name', 100) as name, count(*) as n from jsonb_array_elements(p_plan -> 'trace') x
+                 where x ->> 'kind' = 'tool' group by 1 limit 100) as calls;
+    end if;
+    insert into agentq.session_tally as t (
+        tenant, session_id, agent, agent_version, steps, failures, tokens, cost_micros, busy_ms, tools, classes, due)
+    values (e.tenant, e.session_id, p_agent, p_version, 1, v_failed::int,
+            coalesce((p_plan -> 'usage' ->> 'tokens_in')::bigint, 0) + coalesce((p_plan -> 'usage' ->> 'tokens_out')::bigint, 0),
+            coalesce((p_plan -> 'usage' ->> 'cost_micros')::bigint, 0),
+            greatest(extract(epoch from p_now - e.started_at) * 1000, 0)::bigint, v_tools,
+            case when v_failed and p_failure ? 'kind' then jsonb_build_object(p_failure ->> 'kind', 1) end, false)
+    on conflict (tenant, session_id) do update
+       set steps = t.steps + 1, failures = t.failures + excluded.failures, tokens = t.tokens + excluded.tokens,
+           cost_micros = t.cost_micros + excluded.cost_micros, busy_ms = t.busy_ms + excluded.busy_ms,
+           tools = agentq.add_counts(t.tools, excluded.tools),
+           classes = agentq.add_counts(t.classes, excluded.classes),
+           agent_version = excluded.agent_version, due = t.due or (t.steps + 1) % 8 = 0;
+end $$;
+
+
+-- Sessions that run and are to be looked at. Their mark is taken away at once: judging them holds up no settlement.
+create or replace function agentq.tallies_running(p_max int) returns setof agentq.session_tally language plpgsql as $$
+begin
+    perform set_config('agentq.tenant', '*', true), set_config('synchronous_commit', 'off', true);
+    return query
+        update agentq.session_tally t set due = false
+          from (select d.tenant, d.session_id from agentq.session_tally d
+                  join agentq.session s on s.tenant = d.tenant and s.session_id = d.session_id
+                 where d.due and s.state in ('running', 'paused') limit p_max for update of d skip locked) as found
+         where t.tenant = found.tenant and t.session_id = found.session_id
+        returning t.*;
+end $$;
+
+
+-- Sessions that ended, each once: their rows go in the transaction that learns from them.
+create or replace function agentq.tallies_ended(p_max int)
+returns table (tally agentq.session_tally, state text, first_run boolean, ended_at timestamptz) language sql as $$
+    with found as materialized (
+        select d.tenant, d.session_id, s.state, s.generation = 0 and s.forked_from is null as first_run, s.ended_at
+          from agentq.session_tally d
+          join agentq.session s on s.tenant = d.tenant and s.session_id = d.session_id
+         where d.due and s.state in ('done', 'failed', 'cancelled') limit p_max for update of d skip locked)
+    delete from agentq.session_tally t using found
+     where t.tenant = found.tenant and t.session_id = found.session_id
+    returning t, found.state, found.first_run, found.ended_at
+$$;
+
+
+-- Write an anomaly down, once for a session and measure; a later look may raise its value. `fresh`: it was not known.
+-- What is done beside is what the operator's most specific order says: nothing, park the session, or be silent.
+create or replace function agentq.raise_anomaly(
+    p_tenant text, p_session uuid, p_agent text, p_version int, p_measure text, p_rule text, p_value double precision,
+    p_low double precision, p_high double precision, p_runs bigint, p_why text, p_running boolean, p_channels text[]
+) returns table (fresh boolean, anomaly_id uuid, state text, parked boolean) language plpgsql as $$
+#variable_conflict use_column
+declare v_now timestamptz := agentq.now(); v_action text; v_operator text;
+begin
+    perform set_config('agentq.tenant', '*', true);
+    select o.action, o.operator into v_action, v_operator from agentq.anomaly_order o
+     where o.tenant in (p_tenant, '*') and o.agent in (p_agent, '') and o.measure in (p_measure, '')
+       and (o.until is null or o.until > v_now)
+     order by o.tenant <> '*' desc, o.agent <> '' desc, o.measure <> '' desc limit 1;
+    insert into agentq.anomaly as a (tenant, session_id, agent, agent_version, measure, rule, value, low, high, runs, why,
+                                     running, state, found_at, seen_at, muted_at, muted_by)
+    values (p_tenant, p_session, p_agent, p_version, p_measure, p_rule, p_value, p_low, p_high, p_runs, p_why,
+            p_running, case v_action when 'mute' then 'muted' else 'open' end, v_now, v_now,
+            case v_action when 'mute' then v_now end, case v_action when 'mute' then v_operator end)
+    on conflict on constraint anomaly_once do update
+       set value = greatest(a.value, excluded.value), seen_at = v_now,
+           why = case when excluded.value > a.value then excluded.why else a.why end
+    returning a.xmax = 0, a.anomaly_id, a.state into fresh, anomaly_id, state;
+    parked := false;
+    if fresh then
+        if v_action = 'park' and p_running then
+            parked := (select r.changed from agentq.pause_session(p_tenant, p_session, jsonb_build_object(
+                'kind', 'anomaly', 'by', v_operator, 'reason', p_why, 'evidence', jsonb_build_object('anomaly', anomaly_id)
+            )) r);
+            perform set_config('agentq.tenant', '*', true);
+            if parked then
+                update agentq.anomaly a set parked = true where a.tenant = p_tenant and a.anomaly_id = anomaly_id;
+            end if;
+        end if;
+        if state = 'open' then
+            insert into agentq.notice (tenant, anomaly_id, kind, channel, due_at)
+            select p_tenant, anomaly_id, 'anomaly', c.channel, v_now from unnest(p_channels) as c (channel);
+        end if;
+    end if;
+    return next;
+end $$;
