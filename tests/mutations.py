@@ -475,8 +475,8 @@ MUTATIONS = [
     sql("calls = e.calls + 1", "calls = e.calls", STORED + "a_call_that_failed_may_go_out_again"),
     Mutation(
         "agentq/agents/calls.py",
-        'key = f"s:{self._attempt.claim.path}:{self._count}"',
-        'key = f"s:{self._attempt.claim.path}:{self._count}:{self.attempt}"',
+        "key = f\"s:{place or f'{self._attempt.claim.path}:{self._count}'}\"",
+        "key = f\"s:{place or f'{self._attempt.claim.path}:{self._count}'}:{self.attempt}\"",
         EFFECTS + "a_recorded_result_is_recalled_in_the_next_attempt",
     ),
     Mutation(
