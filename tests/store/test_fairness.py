@@ -39,7 +39,10 @@ def share(hands: Hands, rival: Hands, admin: psycopg.Connection) -> Iterator[Fai
 
 def set_slots(admin: psycopg.Connection, hands: Hands, slots: int) -> None:
     """The fleet has so many slots that are not held by what other tests have left."""
-    held = admin.execute("select count(*) from agentq.ledger_entry where state in ('queued', 'running')").fetchone()
+    held = admin.execute(
+        "select count(*) from agentq.ledger_entry where state in ('queued', 'running') and not quarantine"
+        " and agentq.is_under_way(state, queued_at, dispatches)"
+    ).fetchone()
     admin.execute("update agentq.worker set slots = 0")
     admin.execute("update agentq.worker set slots = %s where worker_id = %s", (slots + held[0], hands.worker))
 
