@@ -133,7 +133,7 @@ create or replace function agentq.near_memories(
 declare v_schema text;
 begin
     select n.nspname into v_schema from pg_extension e join pg_namespace n on n.oid = e.extnamespace
-     where e.extname = 'vector';
+     where e.extname = 'vector' and has_schema_privilege(n.oid, 'usage');
     if v_schema is null or p_vector is null then return; end if;
     return query execute format($query$
         select m.memory_id, 1 - (m.embedding::%1$I.vector operator(%1$I.<=>) $3::%1$I.vector)
@@ -148,7 +148,7 @@ end $$;
 
 -- Whether this server compares meanings.
 create or replace function agentq.has_vectors() returns boolean language sql stable as
-$$ select exists (select from pg_extension where extname = 'vector') $$;
+$$ select exists (select from pg_extension where extname = 'vector' and has_schema_privilege(extnamespace, 'usage')) $$;
 
 
 -- Search a namespace and all below it: by words, and by meaning where a vector is given. What both find comes
