@@ -8,6 +8,6 @@ from agentq.celery_app import app
 from tasks import hello, support_desk
 
 if find_spec("pydantic_ai"):  # the extra agentq[model]
-    from tasks import parcels, tea_room  # noqa: F401
+    from tasks import code_runner, helpdesk, parcels, research, tea_room  # noqa: F401
 
 __all__ = ["app", "hello", "support_desk"]
