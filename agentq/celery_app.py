@@ -165,7 +165,8 @@ def submit(*args: Any, **submission: Any) -> None:
     # Beside the arguments, where neither Celery's log nor its events show it.
     request = current_task.request
     header = getattr(request, TOKEN_HEADER, None) or (request.headers or {}).get(TOKEN_HEADER)
-    runtime().submissions.take(args, submission, token=header)
+    traceparent = getattr(request, "traceparent", None) or (request.headers or {}).get("traceparent")
+    runtime().submissions.take(args, submission, token=header, traceparent=traceparent)
 
 
 def _give_flower_its_tabs() -> None:

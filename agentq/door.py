@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import sys
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,9 +17,10 @@ from agentq.errors import InvalidInput
 from agentq.payload import bounded, storable
 from agentq.settings import Settings
 from agentq.step import new_id, valid_name
-from agentq.store.sessions import NewSession, OnConflict
+from agentq.store.sessions import NewSession, OnConflict, TraceParent
 
 KEY_MAX = 200
+_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(-.*)?")
 
 
 class Door:
@@ -45,9 +49,10 @@ class Door:
         deadline: Duration | None = None,
         concurrency_key: str | None = None,
         on_conflict: OnConflict = "queue",
+        traceparent: str | None = None,
     ) -> NewSession:
         """
-        The session to start.
+        The session to start. It belongs to the trace of `traceparent`, else to OpenTelemetry's current one if any.
 
         Raises:
             InvalidName, UnknownAgent, InvalidState, PayloadTooLarge, InvalidInput: what is wrong with it.
@@ -60,6 +65,9 @@ class Door:
             raise InvalidInput("priority is a whole number from 0 (first) to 9")
         if version is not None and (isinstance(version, bool) or not isinstance(version, int)):
             raise InvalidInput("version is a whole number, or left out for the newest")
+        trace = trace_parent(traceparent) if traceparent is not None else _current_trace()
+        if traceparent is not None and trace is None:
+            raise InvalidInput("traceparent is a W3C trace context: 00-<32 hex digits>-<16 hex digits>-01")
         found = self._registry.find(agent, version)
         data = bounded("the input", found.admit(input), self._max_bytes)
         first = self._plan.first_step(found)
@@ -79,7 +87,26 @@ class Door:
             deadline_s=seconds(deadline) if deadline is not None else None,
             concurrency_key=_valid_key(concurrency_key),
             on_conflict=_valid_conflict(on_conflict),
+            trace=trace,
         )
+
+
+def trace_parent(text: object) -> TraceParent | None:
+    """A W3C `traceparent`; None: it is none."""
+    found = _TRACEPARENT.fullmatch(text) if isinstance(text, str) else None
+    if found is None or not int(found[1], 16) or not int(found[2], 16):
+        return None
+    return TraceParent(uuid.UUID(found[1]), int(found[2], 16))
+
+
+def _current_trace() -> TraceParent | None:
+    """The span in whose context the caller is; without OpenTelemetry in the process there is none."""
+    if "opentelemetry.trace" not in sys.modules:
+        return None
+    from opentelemetry.trace import get_current_span
+
+    context = get_current_span().get_span_context()
+    return TraceParent(uuid.UUID(int=context.trace_id), context.span_id) if context.is_valid else None
 
 
 def _valid_key(key: str | None) -> str | None:

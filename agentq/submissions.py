@@ -12,7 +12,7 @@ from celery.exceptions import Reject
 from agentq.agents.registry import Registry
 from agentq.broker.publisher import Publisher
 from agentq.broker.queues import SUBMIT_DEAD
-from agentq.door import Door
+from agentq.door import Door, trace_parent
 from agentq.engine import InFlight
 from agentq.errors import BrokerUnavailable, InvalidInput, SchemaMismatch, StoreUnavailable, TokenRefused
 from agentq.payload import encode, storable
@@ -26,7 +26,18 @@ from agentq.store.tokens import Tokens, without_tokens
 
 log = logging.getLogger("agentq.submit")
 
-_FIELDS = {"agent", "tenant", "input", "key", "version", "priority", "deadline", "concurrency_key", "on_conflict"}
+_FIELDS = {
+    "agent",
+    "tenant",
+    "input",
+    "key",
+    "version",
+    "priority",
+    "deadline",
+    "concurrency_key",
+    "on_conflict",
+    "traceparent",
+}
 # Taken from the arguments before anything else sees them; Celery's clients may send it as a header of that name too.
 TOKEN = "token"  # noqa: S105 (the name of an argument)
 TOKEN_HEADER = "agentq_token"  # noqa: S105
@@ -51,9 +62,11 @@ class Submissions:
         self._sealed = store.vault.on
         self._pause = threading.Event()
 
-    def take(self, args: tuple[Any, ...], submission: dict[str, Any], token: Any = None) -> None:
+    def take(
+        self, args: tuple[Any, ...], submission: dict[str, Any], token: Any = None, traceparent: Any = None
+    ) -> None:
         """
-        Start the session that was asked for; its key makes a repeat harmless. `token` came as a header.
+        Start the session that was asked for; its key makes a repeat harmless. `token`, `traceparent`: its headers.
 
         The token is looked at and forgotten: no row, message, log line or error has it.
 
@@ -62,6 +75,8 @@ class Submissions:
         """
         pause_s = 0.1
         token = submission.pop(TOKEN, token)
+        if trace_parent(traceparent) is not None:  # a header that is none is nobody's fault, and is passed over
+            submission.setdefault("traceparent", traceparent)
         while True:
             try:
                 self._start(args, submission, token)

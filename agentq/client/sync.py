@@ -209,6 +209,7 @@ class Client:
         deadline: Duration | None = None,
         concurrency_key: str | None = None,
         on_conflict: OnConflict = "queue",
+        traceparent: str | None = None,
         connection: Any = None,
     ) -> Session:
         """
@@ -222,13 +223,15 @@ class Client:
         raises SessionBusy; `replace`: ends all before it, running or waiting; `merge`: starts nothing and
         returns the newest of them, whose work this start's input is not part of.
 
+        The session's spans hang under the caller's: OpenTelemetry's current span, or a W3C `traceparent`.
+
         Raises:
             InvalidInput: refused at the door; the subclass and message say what is wrong.
             StoreUnavailable: Postgres is away; with a key, the same call is safe to repeat.
         """
         new = self._door.check(
             agent, tenant=tenant, input=input, key=key, version=version, priority=priority, deadline=deadline,
-            concurrency_key=concurrency_key, on_conflict=on_conflict,
+            concurrency_key=concurrency_key, on_conflict=on_conflict, traceparent=traceparent,
         )  # fmt: skip
         joined = driver_connection(connection) if connection is not None else None
         [(session_id, created)] = self.sessions.start([new], create_with=self._door.create_with, on=joined)

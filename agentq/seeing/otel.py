@@ -77,6 +77,8 @@ def spans_of(story: Story, *, content: bool, resource: Any = None) -> list[Any]:
     root = span_id(session.session_id)
     made = _Maker(story, content=content, resource=resource)
     parent = span_id(session.parent_session) if session.parent_session is not None else None
+    if parent is None and session.trace_parent is not None:
+        parent = session.trace_parent % 2**64  # the producer's
     spans = [
         made.span(
             f"invoke_agent {session.agent}", (root, parent),

@@ -123,7 +123,7 @@ def family(story: Story, link: Callable[[Any], str] = str) -> str:
     rows = "".join(
         f"<tr><td>{link(one.session_id)}<td>{escape(one.agent)}@{one.agent_version}"
         f"<td>{tag(one.state, _STATE_TAGS)}"
-        f"<td>{'root' if one.session_id == story.trace_id else 'child'}"
+        f"<td>{'root' if one.parent_session is None else 'child'}"
         for one in story.family
     )
     return f'<div class="aq-scroll"><table><tr><th>session<th>agent<th>state<th>is{rows}</table></div>'

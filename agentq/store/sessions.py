@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -26,6 +27,14 @@ OnConflict = Literal["queue", "reject", "replace", "merge"]
 
 
 @dataclass(frozen=True, slots=True)
+class TraceParent:
+    """The producer's trace and span, under which a session's own spans hang."""
+
+    trace_id: uuid.UUID
+    span_id: int
+
+
+@dataclass(frozen=True, slots=True)
 class NewSession:
     """A session to start, checked at the door and encoded."""
 
@@ -44,6 +53,7 @@ class NewSession:
     deadline_s: float | None = None
     concurrency_key: str | None = None
     on_conflict: OnConflict = "queue"
+    trace: TraceParent | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +78,7 @@ class SessionRow:
     cost_micros: int
     tokens_in: int
     tokens_out: int
+    trace_parent: int | None = None  # a span's id as Postgres holds it: signed
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,6 +333,9 @@ def _start_parameters(new: NewSession, create_with: int | None) -> dict[str, Any
         "create_with": create_with,
         "turn": new.concurrency_key,
         "on_conflict": new.on_conflict,
+        "trace": new.trace.trace_id if new.trace else None,
+        # 64 bits without a sign, in a column that has one.
+        "span": struct.unpack("q", struct.pack("Q", new.trace.span_id))[0] if new.trace else None,
     }
 
 

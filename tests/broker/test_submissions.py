@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -76,6 +77,19 @@ def test_a_postgres_that_is_away_holds_the_submission(
     monkeypatch.setattr(door.submissions._sessions, "start", away)
     door.submissions.take((), {"agent": "count", "tenant": tenant, "key": "k", "input": {}})
     assert count(admin, tenant) == 1
+
+
+def test_a_submission_keeps_its_producers_trace(door: Door, admin: psycopg.Connection[Any], tenant: str) -> None:
+    """
+    The header of a Celery client that is traced; one that is none changes nothing.
+    """
+    facts = {"agent": "count", "tenant": tenant, "input": {}}
+    door.submissions.take((), facts | {"key": "a"}, traceparent=f"00-{5:032x}-{6:016x}-01")
+    door.submissions.take((), facts | {"key": "b"}, traceparent="rubbish")
+    found = admin.execute(
+        "select key, trace_id, trace_parent from agentq.session where tenant = %s order by key", (tenant,)
+    ).fetchall()
+    assert found == [("a", uuid.UUID(int=5), 6), ("b", None, None)]
 
 
 def test_another_releases_schema_holds_the_submission(

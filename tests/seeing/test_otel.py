@@ -13,7 +13,7 @@ import pytest
 
 from agentq.agents.registry import Registry
 from agentq.client import Client
-from agentq.errors import ConfigError
+from agentq.errors import ConfigError, InvalidInput
 from agentq.policies.redaction import Redactor
 from agentq.seeing.otel import NAMES, Exporter, span_id
 from agentq.settings import Settings
@@ -144,6 +144,36 @@ def test_children_hang_under_their_parent(bad: Any, store: Store, settings: Sett
     child = next(span for span in receiver.spans if span.name == "invoke_agent part"
                  and span.trace_id.hex() == uuid.UUID(bad.id).hex)  # fmt: skip
     assert int.from_bytes(child.parent_span_id, "big") == span_id(bad.id)
+
+
+def test_a_producers_span_is_the_parent(
+    registry: Registry, client: Client, tenant: str, local: Local, store: Store, settings: Settings, receiver: Receiver
+) -> None:
+    """
+    From the current context, and from a header's text; children and the session itself keep the producer's trace.
+    """
+    from opentelemetry import trace
+
+    define(registry)
+    given = trace.SpanContext(0xABC123, 0xFEDCBA9876543210, is_remote=False, trace_flags=trace.TraceFlags(1))
+    with trace.use_span(trace.NonRecordingSpan(given)):
+        session = client.start("desk", tenant=tenant, input={"text": "hello"})
+    told = client.start("desk", tenant=tenant, input={}, traceparent=f"00-{7:032x}-{9:016x}-01")
+    fleet = local()
+    for one in (session, told):
+        with pytest.raises(Exception, match="takes no coupon"):
+            fleet.drain(one)
+    drain(exporter(store, settings, receiver))
+    for one, trace_id, parent in ((session, 0xABC123, 0xFEDCBA9876543210), (told, 7, 9)):
+        spans = receiver.of(one.id)
+        root = next(span for span in spans if span.name == "invoke_agent desk")
+        assert int.from_bytes(root.parent_span_id, "big") == parent
+        assert {int.from_bytes(span.trace_id, "big") for span in spans} == {trace_id}
+        children = [span for span in receiver.spans if span.name == "invoke_agent part"]
+        mine = [span for span in children if int.from_bytes(span.parent_span_id, "big") == span_id(one.id)]
+        assert [int.from_bytes(span.trace_id, "big") for span in mine] == [trace_id] * len(mine) != []
+    with pytest.raises(InvalidInput, match="traceparent"):
+        client.start("desk", tenant=tenant, input={}, traceparent="00-0-0-01")
 
 
 def test_content_goes_out_only_where_it_may(

@@ -3,7 +3,8 @@
 -- name: start
 select * from agentq.start_session(%(tenant)s, %(session)s, %(agent)s, %(version)s::int, %(key)s, %(input)s, %(hash)s,
     %(step)s, %(name)s, %(attempts_max)s::int, %(timeout_s)s::real, %(priority)s::smallint,
-    %(deadline_s)s::double precision, %(create_with)s::int, %(turn)s, %(on_conflict)s);
+    %(deadline_s)s::double precision, %(create_with)s::int, %(turn)s, %(on_conflict)s,
+    %(trace)s::uuid, %(span)s::bigint);
 
 -- name: cancel
 select * from agentq.cancel_session(%(tenant)s, %(session)s, %(failure)s);
@@ -16,7 +17,7 @@ select session_id from agentq.session
 select s.tenant, s.session_id, s.agent, s.agent_version, s.key, s.state, s.result, s.failure, s.priority,
        s.parent_session, s.created_at, s.ended_at, s.deadline_at, s.input,
        (select count(*) from agentq.checkpoint c where c.tenant = s.tenant and c.session_id = s.session_id)::int,
-       u.cost_micros, u.tokens_in, u.tokens_out
+       u.cost_micros, u.tokens_in, u.tokens_out, s.trace_parent
   from agentq.session s,
        lateral (select coalesce(sum(c.cost_micros), 0)::bigint as cost_micros,
                        coalesce(sum(c.tokens_in), 0)::bigint as tokens_in,

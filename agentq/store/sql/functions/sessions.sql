@@ -88,7 +88,7 @@ end $$;
 create or replace function agentq.start_session(
     p_tenant text, p_session uuid, p_agent text, p_version int, p_key text, p_input bytea, p_hash bytea,
     p_step uuid, p_name text, p_attempts_max int, p_timeout_s real, p_priority smallint, p_deadline_s double precision,
-    p_create_with int, p_turn text, p_on_conflict text
+    p_create_with int, p_turn text, p_on_conflict text, p_trace uuid default null, p_span bigint default null
 ) returns table (outcome text, session_id uuid) language plpgsql as $$
 #variable_conflict use_column
 declare v_now timestamptz := agentq.now(); v_state text; v_agents text[]; v_before uuid; v_waits boolean := false; f record;
@@ -115,9 +115,9 @@ begin
         v_waits := v_before is not null;
     end if;
     insert into agentq.session (tenant, session_id, agent, agent_version, key, input, input_hash, priority, deadline_at,
-                                created_at, concurrency_key, state, hold)
+                                created_at, concurrency_key, trace_id, trace_parent, state, hold)
     values (p_tenant, p_session, p_agent, p_version, p_key, p_input, p_hash, p_priority,
-            v_now + make_interval(secs => p_deadline_s), v_now, p_turn, case when v_waits then 'paused' else 'running' end,
+            v_now + make_interval(secs => p_deadline_s), v_now, p_turn, p_trace, p_span, case when v_waits then 'paused' else 'running' end,
             case when v_waits then jsonb_build_object('kind', 'turn', 'by', 'agentq', 'at', v_now, 'reason',
                                                       format('session %s has the same concurrency key', v_before)) end)
     on conflict (tenant, key) where key is not null do nothing;
