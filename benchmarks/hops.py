@@ -224,7 +224,7 @@ def bare(folder: Path, size: Size, *, events: bool) -> Iterator[Contender]:
     """Workers of bare Celery on servers of their own."""
     with servers(folder / "data") as base:
         env = environment(base, BENCH_EVENTS=str(int(events)))
-        os.environ.update(env)  # for the import of the application, here
+        _import_bare(env)
         with celery_workers("benchmarks.bare", env, **_shape(folder, size)) as pids:
             yield Bare(env["AGENTQ_BROKER_URL"], pids, size)
 
@@ -237,6 +237,17 @@ def raw(folder: Path, size: Size) -> Iterator[Contender]:
         workers = raw_workers(env, processes=size.processes * 2, threads=2, log=folder / "workers.log")
         with _client(env) as client, workers as pids:
             yield Raw(client, env, pids, size)
+
+
+def _import_bare(env: dict[str, str]) -> None:
+    """The application reads its settings where it is imported; no other contender must see these."""
+    before = dict(os.environ)
+    os.environ.update(env)
+    try:
+        import benchmarks.bare  # noqa: F401
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _client(env: dict[str, str]) -> Client:

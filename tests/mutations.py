@@ -888,6 +888,23 @@ MUTATIONS = [
         "allowance",
         "tests/store/test_fairness.py::test_an_allowance_that_nobody_renews_binds_nobody",
     ),
+    sql(
+        "v_room := least(v_room, greatest(coalesce(agentq.free_slots(p_tenant), v_room), (v_admitted = 0)::int));",
+        "null;",
+        "tests/store/test_fairness.py::test_a_flood_before_the_first_division_takes_what_is_free",
+    ),
+    Mutation(
+        "agentq/policies/fairness.py",
+        "    if running >= slots:\n        more =",
+        "    if False:\n        more =",
+        "tests/policies/test_fairness.py::test_steps_on_their_way_fill_no_slot",
+    ),
+    Mutation(
+        "agentq/worker.py",
+        "            worker.max_concurrency = worker.min_concurrency\n",
+        "",
+        "tests/broker/test_worker.py::test_who_comes_while_every_slot_is_held_does_not_wait",
+    ),
     # retention
     sql(
         "where g.root = f.root and s.state in ('running', 'paused'));",

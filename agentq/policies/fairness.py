@@ -14,8 +14,9 @@ from collections.abc import Sequence
 
 from agentq.store.fairness import Demand, Share
 
-# At most so many steps are admitted for each slot, however long they are on their way.
-_ADMITTED_MAX = 4.0
+# At most so many steps are admitted for each slot, however long they are on their way: as many as a process has
+# threads for each (see agentq/worker.py), or whoever comes next would wait for one.
+_ADMITTED_MAX = 1.25
 # What waits while every slot is taken is not on its way; but one that is comes as the next falls free.
 _ON_ITS_WAY_MAX = 0.1
 # What one is behind is made good within so many seconds.

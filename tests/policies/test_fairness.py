@@ -39,12 +39,12 @@ def test_a_flood_alone_gets_what_can_run() -> None:
 
 def test_steps_on_their_way_fill_no_slot() -> None:
     """
-    Where a fifth of what is admitted travels while slots are free, a fifth more is admitted; never more than four
-    times the slots, nor than ends from one division to the next. What waits because all slots are taken is no
+    Where a fifth of what is admitted travels while slots are free, a fifth more is admitted; never more than a
+    quarter of the slots, nor than ends from one division to the next. What waits because all slots are taken is no
     reason for more.
     """
     assert shares(10, demand("a", running=8, admitted=10, ended=50)) == {"a": 12}
-    assert shares(10, demand("a", running=1, admitted=100, ended=50)) == {"a": 40}
+    assert shares(10, demand("a", running=1, admitted=100, ended=50)) == {"a": 12}
     assert shares(10, demand("a", running=0, admitted=10)) == {"a": 10}
     assert shares(10, demand("a", running=5, admitted=10, ended=1)) == {"a": 11}
     assert shares(10, demand("a", running=10, admitted=64, ended=50)) == {"a": 11}
