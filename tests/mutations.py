@@ -895,6 +895,12 @@ MUTATIONS = [
     ),
     Mutation(
         "agentq/policies/fairness.py",
+        "        used[demand.name] += (owed - behind[demand.name]) / demand.weight\n",
+        "",
+        "tests/policies/test_fairness.py::test_an_old_debt_is_forgiven",
+    ),
+    Mutation(
+        "agentq/policies/fairness.py",
         "    if running >= slots:\n        more =",
         "    if False:\n        more =",
         "tests/policies/test_fairness.py::test_steps_on_their_way_fill_no_slot",

@@ -21,6 +21,9 @@ _ADMITTED_MAX = 1.25
 _ON_ITS_WAY_MAX = 0.1
 # What one is behind is made good within so many seconds.
 _CATCH_UP_S = 2.0
+# What one is ahead or behind by more than its share of so many seconds is forgiven: so long may it take to make that
+# good, and nobody with due work waits longer for what it once had.
+_REMEMBERED_S = 10.0
 # About how long an allowance stands.
 _ROUND_S = 0.25
 
@@ -34,8 +37,14 @@ def divide(slots: int, demands: Sequence[Demand]) -> Sequence[Share]:
     so_far = {demand.name: used[demand.name] + demand.running_s / demand.weight for demand in demands}
     weights = sum(demand.weight for demand in demands)
     mean = sum(so_far[demand.name] * demand.weight for demand in demands) / weights
-    behind = {demand.name: (mean - so_far[demand.name]) * demand.weight for demand in demands}
-    ideal = _corrected(_by_weight(capacity, demands), behind, demands, capacity)
+    plain = _by_weight(capacity, demands)
+    behind = {}
+    for demand in demands:
+        most = _REMEMBERED_S * plain[demand.name]
+        owed = (mean - so_far[demand.name]) * demand.weight
+        behind[demand.name] = max(-most, min(owed, most))
+        used[demand.name] += (owed - behind[demand.name]) / demand.weight
+    ideal = _corrected(plain, behind, demands, capacity)
     allowances = _whole(ideal, behind, demands, int(capacity))
     for demand in demands:
         # Who wants less than its share is not held to that: what it starts next does not wait for a division.

@@ -69,6 +69,17 @@ def test_who_ran_longer_than_its_share_waits() -> None:
     assert sum(found.values()) == 20
 
 
+def test_an_old_debt_is_forgiven() -> None:
+    """
+    I8: who once ran far above its share waits for ten seconds, not until all others have run as long.
+    """
+    demands = (demand("a", time_used=1000.0), demand("b"), demand("c", time_used=0.0))
+    found = {share.name: share.time_used for share in divide(30, demands)}
+    mean = 1000.0 / 3
+    assert found["a"] == pytest.approx(mean + 10.0 * 10)
+    assert found["b"] == found["c"] == pytest.approx(mean - 10.0 * 10)
+
+
 def test_idleness_is_not_saved_up() -> None:
     """
     A tenant that comes back after an hour begins with the others, not an hour ahead of them.
