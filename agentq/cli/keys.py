@@ -22,7 +22,8 @@ def keys() -> None:
 
 @keys.command()
 @click.argument("file", required=False, type=click.Path(dir_okay=False, path_type=Path))
-def generate(file: Path | None) -> None:
+@json_option
+def generate(file: Path | None, as_json: bool) -> None:
     """
     Make a key that wraps the tenants' keys: into FILE, readable by its owner alone, or printed.
 
@@ -32,7 +33,7 @@ def generate(file: Path | None) -> None:
 
     key = new_key()
     if file is None:
-        click.echo(key)
+        print_json({"key": key}) if as_json else click.echo(key)
         return
     before = file.read_text("ascii") if file.exists() else ""
     new = file.with_name(f".{file.name}.{os.getpid()}")
@@ -46,6 +47,9 @@ def generate(file: Path | None) -> None:
     except OSError as error:
         new.unlink(missing_ok=True)
         raise Problem(f"{file} cannot be written: {error.strerror}", REFUSED) from None
+    if as_json:
+        print_json({"file": str(file), "wraps_from_now_on": True, "older": len(before.split())})
+        return
     click.echo(f"a new key is in {file}; set encryption_key_file to it, in every process, and keep a copy elsewhere")
     if before:
         note("after every process has been restarted: agentq keys rewrap")

@@ -67,7 +67,7 @@ def _require_tenant(connected: Client) -> None:
     if context is None or context.info_name == "start":
         return
     tenant = context.params.get("tenant")
-    if isinstance(tenant, str) and not connected.tenants.has(valid_name("tenant", tenant)):
+    if isinstance(tenant, str) and tenant != "*" and not connected.tenants.has(valid_name("tenant", tenant)):
         raise UnknownTenant(tenant)
 
 
