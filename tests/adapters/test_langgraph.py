@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import pytest
+from langchain_core.language_models.fake_chat_models import FakeMessagesListChatModel
 from langchain_core.messages import AIMessage, HumanMessage
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.types import RetryPolicy, Send, interrupt
@@ -15,7 +16,7 @@ from pydantic import BaseModel
 from typing_extensions import TypedDict
 
 import agentq
-from agentq import ApprovalDenied, Permanent, Transient
+from agentq import ApprovalDenied, BudgetExceeded, Permanent, Transient
 from agentq.adapters.langgraph import async_context, context, durable
 from agentq.agents.registry import Registry
 from agentq.client import Client, Session
@@ -347,6 +348,67 @@ def test_what_cannot_be_read_back_is_refused_when_written(
     durable(graph, name="spoiled", registry=registry)
     with pytest.raises(Permanent, match="types="):
         local().drain(client.start("spoiled", tenant=tenant, input={}))
+
+
+class Bill(FakeMessagesListChatModel):
+    """A model that has a provider and a price, as far as LangChain tells."""
+
+    asked: ClassVar[list[str]] = []
+
+    def _get_ls_params(self, stop: Any = None, **more: Any) -> Any:
+        return {"ls_provider": "openai", "ls_model_name": "gpt-5-mini", "ls_max_tokens": 1000}
+
+    @classmethod
+    def is_lc_serializable(cls) -> bool:
+        return False
+
+    def _generate(self, messages: Any, *more: Any, **named: Any) -> Any:
+        self.asked.append(str(messages[-1].content))
+        return super()._generate(messages, *more, **named)
+
+
+def billed(registry: Registry) -> Bill:
+    usage = {"input_tokens": 1000, "output_tokens": 100, "total_tokens": 1100}
+    model = Bill(responses=[AIMessage("hi", usage_metadata=usage)])  # type: ignore[arg-type]
+    Bill.asked.clear()
+
+    def first(state: MessagesState) -> Any:
+        return {"messages": [model.invoke(state["messages"])]}
+
+    async def second(state: MessagesState) -> Any:
+        return {"messages": [await model.ainvoke(state["messages"])]}
+
+    graph = StateGraph(MessagesState)
+    graph.add_node("first", first)
+    graph.add_node("second", second)
+    graph.add_edge(START, "first")
+    graph.add_edge("first", "second")
+    durable(graph, name="talk", registry=registry)
+    return model
+
+
+def test_models_within_nodes_are_held_by_budgets(registry: Registry, client: Client, tenant: str, local: Local) -> None:
+    """
+    I6: each call is reserved before it goes out and charged as the provider counted.
+    """
+    model = billed(registry)
+    given = {"messages": [{"role": "user", "content": "hello"}]}
+    session = client.start("talk", tenant=tenant, input=given)
+    local().drain(session)
+    view = session.view()
+    assert (len(model.asked), view.input_tokens, view.output_tokens) == (2, 2000, 200)
+    assert view.cost_usd > 0
+
+
+def test_a_model_that_no_budget_allows_is_not_asked(
+    registry: Registry, client: Client, tenant: str, local: Local
+) -> None:
+    model = billed(registry)
+    client.budgets.set(tenant, cost_usd="0.000001", period="day", reason="next to nothing")
+    session = client.start("talk", tenant=tenant, input={"messages": [{"role": "user", "content": "hello"}]})
+    with pytest.raises(BudgetExceeded):
+        local().drain(session)
+    assert model.asked == []
 
 
 def test_a_graph_that_goes_on_for_ever_reaches_its_limit(

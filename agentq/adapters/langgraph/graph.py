@@ -12,6 +12,7 @@ from langgraph.pregel import Pregel
 from langgraph.types import Command
 from pydantic import BaseModel
 
+from agentq.adapters.langgraph.money import Purse
 from agentq.adapters.langgraph.node import Superstep, current
 from agentq.adapters.langgraph.thread import Codec, Saver, Thread, serializer_of, types_in
 from agentq.agents.agent import Agent, Step
@@ -75,7 +76,8 @@ class DurableGraph(Agent[Thread]):
         given = self._given(state)
         saver = Saver(state, Codec(self._serializer))
         graph = self.graph.copy({"checkpointer": saver})
-        config: RunnableConfig = {"configurable": {"thread_id": ctx.session_id}}
+        purse = Purse(ctx)
+        config: RunnableConfig = {"configurable": {"thread_id": ctx.session_id}, "callbacks": [purse]}
         token = current.set(Superstep(ctx, state.anchor))
         try:
             output = await graph.ainvoke(
@@ -85,8 +87,12 @@ class DurableGraph(Agent[Thread]):
                 interrupt_after="*",
                 durability="sync",
             )
+        except BaseException as error:
+            purse.close(error)
+            raise
         finally:
             current.reset(token)
+        purse.close(None)
         # Without the configuration's leave, the snapshot would look for a checkpoint of its own.
         snapshot = await graph.aget_state(config)
         saver.store(state)
@@ -166,7 +172,9 @@ def durable(
       `async def`): that happens once, whatever happens around it.
     - Nodes of one superstep run in one process, and one that fails repeats the others. A subgraph runs within
       its node's step.
-    - Model calls are the node's own affair; budgets hold those made within `context().spend(…)`.
+    - Budgets hold each call of a LangChain model (its callbacks tell of it) and what is asked within
+      `context().spend(…)`, no other. Set the model's `max_tokens`, which is what is reserved, and its retries to
+      none. A node that runs again asks its models again, and pays again.
     - What the state holds is read back as LangGraph's safe types and those that its schema or `types` name; any
       other is refused when it is written. Only the latest checkpoint is kept: no time travel in the graph itself.
     - No streaming to the caller; `context().progress(…)` reaches those who watch the session. No `DeltaChannel`.
