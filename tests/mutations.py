@@ -53,6 +53,9 @@ LETTERBOX = "tests/relay/test_letterbox.py::test_"
 MEMORY = "tests/store/test_memory.py::test_"
 REMEMBERING = "tests/agents/test_memory.py::test_"
 RECOVERY = "tests/store/test_recovery.py::test_"
+GRAPHS = "tests/adapters/test_langgraph.py::test_"
+DURABLE = "tests/adapters/test_pydantic_ai.py::test_"
+CLERKS = "tests/adapters/test_openai_agents.py::test_"
 VAULT = "tests/store/test_vault.py::test_"
 TOKENS = "tests/broker/test_tokens.py::test_"
 
@@ -80,6 +83,79 @@ HELD_BY_FENCE = (
 )
 
 MUTATIONS = [
+    # adapters: what ran is not run again, what costs is held, what was refused is not done
+    Mutation(
+        "agentq/adapters/langgraph/node.py",
+        "        if known[0] != run:\n            known[:] = [run, 0]\n",
+        "",
+        GRAPHS + "langgraph_s_own_retries_repeat_no_effect",
+    ),
+    Mutation(
+        "agentq/adapters/langgraph/graph.py",
+        "if not state.anchor or state.anchored_in != ctx.session_id:",
+        "if True:",
+        GRAPHS + "an_interrupt_is_answered_by_people",
+    ),
+    Mutation(
+        "agentq/adapters/langgraph/graph.py",
+        "if self._resume is None and not answer.granted:",
+        "if False:",
+        GRAPHS + "a_refused_interrupt_ends_the_session",
+    ),
+    Mutation(
+        "agentq/adapters/langgraph/thread.py",
+        "if text not in self._known and",
+        "if False and",
+        GRAPHS + "what_cannot_be_read_back_is_refused_when_written",
+    ),
+    Mutation(
+        "agentq/adapters/langgraph/money.py",
+        "raise_error = True",
+        "raise_error = False",
+        GRAPHS + "a_model_that_no_budget_allows_is_not_asked",
+    ),
+    Mutation(
+        "agentq/adapters/replay.py",
+        "len(journal) + len(replay.added) >= self._replay_max",
+        "False",
+        DURABLE + "a_long_run_continues_as_new_from_its_history",
+    ),
+    Mutation(
+        "agentq/adapters/replay.py",
+        "if one != other:",
+        "if True:",
+        DURABLE + "a_long_run_continues_as_new_from_its_history",
+    ),
+    Mutation(
+        "agentq/adapters/replay.py",
+        "replay.suspended = not running.done()",
+        "replay.suspended = False",
+        DURABLE + "each_unit_is_one_span",
+    ),
+    Mutation(
+        "agentq/adapters/pydantic_ai.py",
+        'granted if said["granted"] else',
+        "granted if True else",
+        DURABLE + "the_model_is_told_of_a_refusal",
+    ),
+    Mutation(
+        "agentq/adapters/openai_agents.py",
+        'if said["granted"]:',
+        "if True:",
+        CLERKS + "the_model_is_told_of_a_refusal",
+    ),
+    Mutation(
+        "agentq/adapters/openai_agents.py",
+        "tracing_disabled=True",
+        "tracing_disabled=False",
+        CLERKS + "nothing_is_told_to_the_sdk_s_tracing",
+    ),
+    Mutation(
+        "agentq/adapters/openai_agents.py",
+        'if again or failure.kind == "unknown" or',
+        "if",
+        CLERKS + "what_nobody_declared_is_not_repeated",
+    ),
     # rates: what was not used, and no more, is given back
     Mutation(
         "agentq/agents/spending.py",
@@ -475,8 +551,8 @@ MUTATIONS = [
     sql("calls = e.calls + 1", "calls = e.calls", STORED + "a_call_that_failed_may_go_out_again"),
     Mutation(
         "agentq/agents/calls.py",
-        "key = f\"s:{place or f'{self._attempt.claim.path}:{self._count}'}\"",
-        "key = f\"s:{place or f'{self._attempt.claim.path}:{self._count}'}:{self.attempt}\"",
+        'return f"{self._attempt.claim.path}:{self._count}"',
+        'return f"{self._attempt.claim.path}:{self._count}:{self._attempt.claim.attempt}"',
         EFFECTS + "a_recorded_result_is_recalled_in_the_next_attempt",
     ),
     Mutation(

@@ -171,7 +171,7 @@ class Calls:
         self._means.permissions.require_tool(self._tenant, name)
         arguments = bounded(f"the arguments of {name}", canonical([args, kwargs]), self._means.payload_max_bytes)
         # The ordinal, not the arguments: prose that a model words anew must not make a new payment.
-        key = f"s:{place or f'{self._attempt.claim.path}:{self._count}'}"
+        key = f"s:{place or self._place()}"
         if declared.repairable and self._attempt.claim.repairs:
             key += f":r{self._attempt.claim.repairs}"  # the recorded answer is the one that was wrong
         if declared.key is not None:
@@ -185,6 +185,9 @@ class Calls:
         if declared.sandbox is not None:
             function = boxed(function, declared.sandbox)
         return Call(key, name, declared, function, args, kwargs, fingerprint(name.encode(), arguments), adapter)
+
+    def _place(self) -> str:
+        return f"{self._attempt.claim.path}:{self._count}"
 
     def _permitted(self, call: Call) -> Call:
         """The call with the arguments that a person, or policy, allowed; raises when nobody has."""

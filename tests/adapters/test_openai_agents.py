@@ -265,6 +265,35 @@ def test_it_speaks_to_a_real_server(registry: Registry, client: Client, tenant: 
     assert session.view().cost_usd > 0
 
 
+def test_nothing_is_told_to_the_sdk_s_tracing(
+    registry: Registry, client: Client, tenant: str, local: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Its default is to send prompts and results to OpenAI, here once for each replay.
+    """
+    told: list[Any] = []
+
+    class Recorder(sdk.tracing.TracingProcessor):
+        def on_trace_start(self, trace: Any) -> None:
+            told.append(trace)
+
+        on_trace_end = on_span_start = on_span_end = on_trace_start
+
+        def shutdown(self) -> None:
+            """Nothing to end."""
+
+        force_flush = shutdown
+
+    monkeypatch.delenv("OPENAI_AGENTS_DISABLE_TRACING", raising=False)
+    sdk.set_trace_processors([Recorder()])
+    try:
+        asking(registry, model := Scripted([call("look", x=1)], "done"))
+        assert local().drain(start(client, tenant)).result == "done"
+    finally:
+        sdk.set_trace_processors([])
+    assert (model.ran, told) == (["model 0", "look", "model 1"], [])
+
+
 def test_guardrails_and_limits_end_the_session(registry: Registry, client: Client, tenant: str, local: Local) -> None:
     @sdk.input_guardrail(run_in_parallel=False)
     def never(context: Any, agent: Any, input: Any) -> sdk.GuardrailFunctionOutput:
