@@ -106,6 +106,8 @@ class Runtime:
         self.metrics_server: MetricsServer | None = None
         self.exporter: Exporter | None = None
         self.reports = Reports(settings, release()) if settings.sentry_dsn else None
+        if self.reports is not None:
+            self.dependencies.opened = self.reports.opened
         self.submissions = Submissions(settings, registry, self.store, self.publisher, self.in_flight)
         self.poison = PoisonKeeper(DeadLetterStore(self.store), POISON_BODY_MAX_BYTES)
         self.on_tenants: Callable[[list[str]], Any] | None = None
@@ -316,6 +318,7 @@ class Runtime:
             housekeeping=self._keep_house,
             lost=self.reports.lost if self.reports is not None else None,
             anomalies=self._anomalies().round,
+            turns=self.reports.relay_turns if self.reports is not None else lambda: None,
             dead_letters=Letterbox(DeadLetterStore(self.store), Redrives(self.store), self.publisher).round,
         )
 

@@ -198,7 +198,7 @@ class Settings(BaseModel):
     anomaly_tail: float = Field(
         2.0, ge=0, description="tokens, cost, time, failures: so many times the 99th percentile; 0: never"
     )
-    anomaly_mad_z: float = Field(5.0, ge=0, description="deviations of the logarithm from its median; 0: never")
+    anomaly_mad_z: float = Field(3.5, ge=0, description="deviations of the logarithm from its median; 0: never")
     anomaly_multiple: float = Field(10.0, ge=0, description="times the median, while a baseline is young; 0: never")
     anomaly_ewma_sigma: float = Field(
         3.5, ge=0, description="deviations of the cost by hour, smoothed over hours; 0: never"

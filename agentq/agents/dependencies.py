@@ -59,6 +59,8 @@ class Dependencies:
         worker: Callable[[], uuid.UUID | None] = lambda: None,
     ) -> None:
         self.breakers = Breakers(store, rules.as_json(), worker)
+        # Told of each breaker (tenant or `FLEET`, and name) that opens, as this process sees it.
+        self.opened: Callable[[Scope], object] = lambda _: None
         self._rules = rules
         self._report_s = report_s
         self._classify = classify
@@ -282,6 +284,10 @@ class Dependencies:
                     self._noted[scope] = report if later is None else report + later
         else:
             now = time.monotonic()
+            before = {scope for scope, (breaker, _) in self._view.items() if breaker.state in ("open", "half_open")}
+            for breaker in breakers:
+                if breaker.state == "open" and breaker.scope not in before:
+                    self.opened(breaker.scope)
             self._view = {
                 breaker.scope: (breaker, now + (self._rules.pause_max_s if breaker.wait_s is None else breaker.wait_s))
                 for breaker in breakers

@@ -37,7 +37,7 @@ class Thresholds:
     runs_few: int = 20
     p99_steps: float = 1.5
     p99: float = 2.0
-    mad_z: float = 5.0
+    mad_z: float = 3.5
     multiple: float = 10.0
     ewma_sigma: float = 3.5
     ewma_hours: int = 24
@@ -82,21 +82,20 @@ class Sketch:
         facts = facts or {}
         self.counts: dict[int, float] = {int(name): float(n) for name, n in facts.get("counts", {}).items()}
         self.top = float(facts.get("top", 0.0))
+        self.n = sum(self.counts.values())
 
     def as_json(self) -> dict[str, Any]:
         return {"counts": {str(name): n for name, n in sorted(self.counts.items())}, "top": self.top}
-
-    @property
-    def n(self) -> float:
-        return sum(self.counts.values())
 
     def add(self, value: float) -> None:
         """Learn a number; the older half fades when there are many."""
         bucket = round(math.log1p(max(value, 0.0)) / _STEP)
         self.counts[bucket] = self.counts.get(bucket, 0.0) + 1.0
         self.top = max(self.top, value)
+        self.n += 1.0
         if self.n >= 2 * _MEMORY:
             self.counts = {name: n / 2 for name, n in self.counts.items() if n / 2 >= 0.25}
+            self.n = sum(self.counts.values())
             self.top = max(map(_value, self.counts))
 
     def quantile(self, share: float) -> float:

@@ -122,6 +122,18 @@ def channels_of(settings: Settings) -> dict[str, Send]:
 
 def facts_of(notice: DueNotice, settings: Settings) -> dict[str, Any]:
     """What a notice may say."""
+    if notice.kind == "anomaly":
+        return {
+            "id": str(notice.notice_id),
+            "kind": notice.kind,
+            "anomaly": str(notice.approval_id),
+            "tenant": notice.tenant,
+            "agent": notice.agent,
+            "session": str(notice.session_id),
+            "measure": notice.name,
+            "why": notice.question,
+            "found_at": _iso(notice.asked_at),
+        }
     facts: dict[str, Any] = {
         "id": str(notice.notice_id),
         "kind": notice.kind,
@@ -253,13 +265,22 @@ def mail_of(notice: DueNotice, settings: Settings, receivers: list[str]) -> Emai
     """The mail. Its Message-ID is the notice's id, the same in every attempt."""
     facts = facts_of(notice, settings)
     question = " ".join(notice.question.split())  # a line break in a header would begin another header
-    say = {"asked": "Approval wanted", "reminder": "Still waiting", "decided": notice.state.capitalize()}[notice.kind]
+    say = {
+        "asked": "Approval wanted",
+        "reminder": "Still waiting",
+        "decided": notice.state.capitalize(),
+        "anomaly": f"{notice.agent} is not as usual",
+    }[notice.kind]
     message = EmailMessage()
     message["From"] = settings.notify_email_from
     message["To"] = ", ".join(receivers)
     message["Subject"] = f"[{notice.tenant}] {say}: {question[:100]}"
     message["Message-ID"] = f"<{notice.notice_id}@{settings.notify_email_from.rpartition('@')[2] or 'agentq'}>"
     message["Date"] = datetime.now(UTC)
+    if notice.kind == "anomaly":
+        look = f"agentq anomaly show {notice.approval_id}\nagentq session trace {notice.session_id}"
+        message.set_content(f"{notice.question}\n\nSession {notice.session_id}, tenant {notice.tenant}\n{look}\n")
+        return message
     lines = [
         notice.question,
         "",

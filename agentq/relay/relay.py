@@ -34,6 +34,7 @@ log = logging.getLogger("agentq.relay")
 _SLOW_S = 1.0
 _FORGET_S = 600.0
 _RETENTION_S = 5.0
+_TURNS_S = 60.0
 _REMOVE_MAX = 50
 
 
@@ -68,6 +69,7 @@ class Relay:
         lost: Callable[[TakenBack], None] | None = None,
         dead_letters: Callable[[], None] = lambda: None,
         anomalies: Callable[[], object] = lambda: None,
+        turns: Callable[[], object] = lambda: None,
         fair_shares: Callable[[bool], object] = lambda _: None,
     ) -> None:
         self._fair_shares = fair_shares
@@ -103,6 +105,7 @@ class Relay:
             Chore("memories", self.expire_memories, _RETENTION_S),
             Chore("dead letters", self._dead_letters, _SLOW_S),
             Chore("anomalies", anomalies, _SLOW_S),
+            Chore("word that it turns", turns, _TURNS_S),
             # A wiped broker has forgotten it, and foreign producers' submissions would be dropped silently.
             Chore("the queue of submissions", lambda: publisher.declare(SUBMIT), _SLOW_S),
             Chore("housekeeping", self.keep_house, _FORGET_S, due=time.monotonic() + _FORGET_S),

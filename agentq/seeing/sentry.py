@@ -10,6 +10,7 @@ An error's message stays at home, because it may quote what a user typed; its ca
 from __future__ import annotations
 
 import logging
+import uuid
 from typing import Any
 
 import sentry_sdk
@@ -27,10 +28,25 @@ _ALLOWED = frozenset(
     {"event_id", "timestamp", "platform", "level", "logger", "logentry", "message", "fingerprint", "tags", "release",
      "environment", "sdk"}
 )  # fmt: skip
+_CHECK_IN = frozenset(
+    {
+        "event_id",
+        "timestamp",
+        "type",
+        "check_in_id",
+        "monitor_slug",
+        "status",
+        "monitor_config",
+        "release",
+        "environment",
+    }
+)
 
 
 def only_allowed(event: Any, _hint: Any) -> Any:
     """The event without anything that is not named here."""
+    if event.get("type") == "check_in":
+        return {name: value for name, value in event.items() if name in _CHECK_IN}
     return {name: value for name, value in event.items() if name in _ALLOWED}
 
 
@@ -78,6 +94,57 @@ class Reports:
             {"tenant": step.tenant, "session": str(step.session_id), "class": "worker_lost", "fate": step.fate},
         )
 
+    def tripped(self, claim: Granted, hold: dict[str, Any]) -> None:
+        """A session goes in circles, and its breaker parked it."""
+        rule = str((hold.get("evidence") or {}).get("rule") or hold.get("kind"))
+        self._send(
+            "warning",
+            f"{claim.agent}: a session parked itself, by the rule {rule}",
+            ["session breaker", claim.agent, rule],
+            {
+                "tenant": claim.ref.tenant,
+                "agent": claim.agent,
+                "session": str(claim.ref.session_id),
+                "step": claim.name,
+                "class": "breaker",
+                "rule": rule,
+            },
+        )
+
+    def opened(self, scope: tuple[str, str]) -> None:
+        """A dependency's breaker opened. Each process that calls it says so, in one issue."""
+        tenant, name = scope
+        self._send(
+            "error",
+            f"dependency {name} is out of order{'' if tenant == '*' else f' for tenant {tenant}'}: steps wait for it",
+            ["dependency", tenant, name],
+            {"tenant": tenant, "dependency": name, "class": "breaker"},
+        )
+
+    def relay_turns(self) -> None:
+        """
+        Check in with Sentry's monitor `agentq-relay`, once a minute from each relay.
+
+        When the last relay stands still, nobody checks in, and Sentry says so by itself.
+        """
+        event: Any = {
+            "type": "check_in",
+            "check_in_id": uuid.uuid4().hex,
+            "monitor_slug": "agentq-relay",
+            "status": "ok",
+            "monitor_config": {
+                "schedule": {"type": "interval", "value": 1, "unit": "minute"},
+                "checkin_margin": 2,
+                "failure_issue_threshold": 1,
+                "recovery_threshold": 1,
+                "timezone": "UTC",
+            },
+        }
+        try:
+            self._client.capture_event(event)
+        except Exception as error:
+            log.debug("Sentry could not be told: %s", type(error).__name__)
+
     def anomaly(self, anomaly: Anomaly) -> None:
         """A session is not as usual: an issue for each agent and measure, with numbers and no words of anybody."""
         kind = anomaly.measure.partition(":")[0]
@@ -122,6 +189,8 @@ class Reporting:
         self._counts.carried(claim, settlement, seconds)
         if settlement.closing == "dead" and settlement.failure is not None:
             self._reports.buried(claim, settlement.failure)
+        elif settlement.closing == "park" and (settlement.hold or {}).get("kind") == "breaker":
+            self._reports.tripped(claim, settlement.hold or {})
 
     def ended(self, verdict: Verdict) -> None:
         self._counts.ended(verdict)

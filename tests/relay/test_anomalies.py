@@ -13,7 +13,9 @@ from agentq.agents.registry import Registry
 from agentq.client import Client
 from agentq.policies.anomalies import BaselineRules, Thresholds
 from agentq.relay.anomalies import Anomaly, AnomalyWatch
+from agentq.relay.notices import facts_of, mail_of
 from agentq.store.anomalies import Anomalies
+from agentq.store.approvals import Approvals
 from agentq.testing import LocalFleet
 
 LIMITS = Thresholds(runs_min=20, runs_few=10, window=20)
@@ -189,3 +191,22 @@ def test_people_mute_and_their_names_are_kept(watched: Watched) -> None:
     assert anomalies.unmute(str(row.anomaly_id), reason="not so")
     done = [one.action for one in watched.client.operators.actions(tenant=watched.tenant)]
     assert done[:2] == ["anomaly unmute", "anomaly mute"]
+
+
+def test_people_are_told_once_with_numbers_alone(client: Client, local: Local, registry: Registry, tenant: str) -> None:
+    """
+    A notice for each channel, written with the anomaly; not for what is muted.
+    """
+    watched = Watched(client, local, registry, tenant, channels=("webhook", "email"))
+    watched.teach()
+    client.anomalies.order("mute", tenant=tenant, measure="steps", reason="known")
+    session = watched.run(left=60)
+    watched.rounds()
+    found = [one for one in Approvals(client.sessions.store).take_notices(500, lease_s=60) if one.tenant == tenant]
+    measures = {one.measure for one in watched.mine()}
+    assert "steps" not in measures
+    assert {(one.channel, one.name) for one in found} == {(c, m) for c in ("webhook", "email") for m in measures}
+    facts = facts_of(found[0], client.settings)
+    assert (facts["kind"], facts["session"], facts["agent"]) == ("anomaly", session.id, "walker")
+    mail = mail_of(found[0], client.settings.model_copy(update={"notify_email_from": "a@b.example"}), ["c@d.example"])
+    assert "agentq anomaly show" in mail.get_content()

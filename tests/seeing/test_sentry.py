@@ -8,19 +8,27 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
+from agentq import Agent, Context, Done
+from agentq.agents.dependencies import Dependencies, rules_of
 from agentq.agents.registry import Registry
 from agentq.client import Client
+from agentq.errors import Park
+from agentq.policies.failures import classify
+from agentq.relay.anomalies import Anomaly
 from agentq.seeing.metrics import ProcessMetrics
 from agentq.seeing.sentry import Reporting, Reports, only_allowed
 from agentq.settings import Settings
 from agentq.store.ledger import TakenBack
+from agentq.store.pool import Store
 from agentq.testing import LocalFleet
-from tests.support.bad_run import SECRET, define
+from agentq.verdicts import Failure
+from tests.support.bad_run import SECRET, Ticket, define
 
 Local = Callable[..., LocalFleet]
 
@@ -110,6 +118,73 @@ def test_a_workers_death_is_told(ingest: Ingest, reports: Reports, tenant: str) 
     assert [(event["level"], event["fingerprint"]) for event in ingest.events()] == [
         ("warning", ["worker lost", "again"]), ("error", ["worker lost", "buried"]),
     ]  # fmt: skip
+
+
+def test_breakers_and_anomalies_are_told_with_numbers_and_no_words(
+    registry: Registry, client: Client, tenant: str, local: Local, ingest: Ingest, reports: Reports
+) -> None:
+    """
+    A session that parked itself, a dependency that is out of order, a session that is not as usual: an issue each.
+    """
+    agent = Agent("circles", state=Ticket, registry=registry)
+
+    @agent.step(start=True)
+    def go(state: Ticket, ctx: Context) -> Done:
+        raise Park("breaker", f"stale: my prompt text {SECRET}", {"rule": "stale", "calls": ["my prompt text"]})
+
+    fleet = local()
+    fleet.engine.watch = Reporting(ProcessMetrics(), reports)
+    session = client.start("circles", tenant=tenant, input={})
+    fleet.carry_next(tenant)
+    assert session.view().state == "paused"
+    reports.opened(("*", "stripe"))
+    reports.anomaly(
+        Anomaly(tenant, "desk", 1, uuid.UUID(session.id), f"tool:{SECRET}", "new_tool", 1.0, 0.0, 0.0, True, False)
+    )
+    reports.close()
+    told = {event["tags"]["class"] + event["tags"].get("dependency", ""): event for event in ingest.events()}
+    assert set(told) == {"breaker", "breakerstripe", "anomaly"}
+    assert told["breaker"]["tags"]["session"] == told["anomaly"]["tags"]["session"] == session.id
+    assert told["breaker"]["fingerprint"] == ["session breaker", "circles", "stale"]
+    assert told["anomaly"]["fingerprint"] == ["anomaly", "desk", "tool"]
+    text = "".join(ingest.envelopes)
+    assert "my prompt text" not in text
+    assert SECRET not in text
+
+
+def test_a_breaker_that_opens_is_told_once(store: Store, settings: Settings, tenant: str) -> None:
+    """
+    When it opens, and not again while it stays open.
+    """
+    rules = rules_of(settings.model_copy(update={"dependency_volume_min": 2}))
+    told: list[tuple[str, str]] = []
+    with closing(Dependencies(store, rules, report_s=0, classify=classify)) as dependencies:
+        dependencies.opened = told.append
+        for _ in range(6):
+            dependencies.report(f"dep-{tenant}", False, Failure("transient", "ConnectError", "refused"))
+    assert told == [("*", f"dep-{tenant}")]
+
+
+def test_a_relay_checks_in(ingest: Ingest, reports: Reports) -> None:
+    """
+    With the monitor's own configuration and nothing else; silence is what Sentry reports.
+    """
+    reports.relay_turns()
+    reports.close()
+    [found] = [json.loads(line) for body in ingest.envelopes for line in body.splitlines() if "monitor_slug" in line]
+    assert (found["monitor_slug"], found["status"]) == ("agentq-relay", "ok")
+    assert found["monitor_config"]["schedule"] == {"type": "interval", "value": 1, "unit": "minute"}
+    assert set(found) <= {
+        "event_id",
+        "timestamp",
+        "type",
+        "check_in_id",
+        "monitor_slug",
+        "status",
+        "monitor_config",
+        "release",
+        "environment",
+    }
 
 
 def test_nothing_that_is_not_named_goes_out() -> None:

@@ -254,7 +254,13 @@ begin
                a.effect_key, a.args_hash
           from taken n
           join agentq.approval a on a.tenant = n.tenant and a.approval_id = n.approval_id
-          join agentq.session s on s.tenant = a.tenant and s.session_id = a.session_id;
+          join agentq.session s on s.tenant = a.tenant and s.session_id = a.session_id
+        union all
+        select n.tenant, n.notice_id, n.kind, n.channel, n.attempts, n.anomaly_id, o.session_id, o.agent, o.measure, o.why,
+               null::bytea, '{}'::text[], o.state, o.found_at, o.found_at, null::text,
+               null::text, null::bytea
+          from taken n
+          join agentq.anomaly o on o.tenant = n.tenant and o.anomaly_id = n.anomaly_id;
 end $$;
 
 
