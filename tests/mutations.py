@@ -1143,6 +1143,25 @@ MUTATIONS = [
         "            if False:",
         JUDGE + "a_fault_that_hit_nothing_fails_the_run",
     ),
+    # tools of MCP servers
+    Mutation(
+        "agentq/agents/model/mcp.py",
+        "                if hash_of(await offered(client)) != self._hash:\n",
+        "                if False:\n",
+        "tests/agents/test_mcp.py::test_a_list_that_changes_between_two_looks",
+    ),
+    Mutation(
+        "agentq/agents/model/calling.py",
+        "        if entry.ready is not None:\n",
+        "        if False:\n",
+        "tests/agents/test_mcp.py::test_another_description_stops_the_session",
+    ),
+    Mutation(
+        "agentq/agents/model/mcp.py",
+        "irreversible=tool.name not in self._trusted",
+        "irreversible=False",
+        "tests/agents/test_mcp.py::test_over_http_a_person_is_asked_and_the_answer_is_marked",
+    ),
     # model agents: of what they are unsure, and of whom they cannot ask
     Mutation(
         "agentq/agents/model/turn.py",

@@ -76,7 +76,7 @@ class ModelAgent(Agent[Conversation]):
         model: ModelLike,
         version: int = 1,
         instructions: Instruction | Sequence[Instruction] = (),
-        tools: Sequence[Callable[..., Any] | Tool[Any]] = (),
+        tools: Sequence[Callable[..., Any] | Tool[Any] | Entry] = (),
         output: Any = str,
         input: type[BaseModel] = Prompt,
         prompt: Callable[[Any], str] | None = None,

@@ -36,6 +36,8 @@ def call_sync(agent: ModelAgent, entry: Entry, state: Conversation, ctx: Context
 async def call_async(agent: ModelAgent, entry: Entry, state: Conversation, ctx: AsyncContext, call: Call) -> Returned:
     """Carry out one call of an `async def` function."""
     try:
+        if entry.ready is not None:
+            await entry.ready()
         with Calling(agent.context_for(state, ctx)):
             value = await ctx.call(entry.perform, **entry.check(call.arguments))
     except Exception as error:

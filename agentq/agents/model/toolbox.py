@@ -7,7 +7,7 @@ import contextvars
 import inspect
 import re
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
@@ -40,6 +40,8 @@ class Entry:
     is_async: bool
     perform: Callable[..., Any]
     _validate: Callable[[Any], dict[str, Any]]
+    # Asked before the call is claimed, and before a person is.
+    ready: Callable[[], Awaitable[None]] | None = None
 
     @property
     def step(self) -> str:
@@ -63,7 +65,7 @@ class Entry:
 class Toolbox:
     """The tools of one agent by name."""
 
-    def __init__(self, functions: Iterable[Callable[..., Any] | Tool[Any]]) -> None:
+    def __init__(self, functions: Iterable[Callable[..., Any] | Tool[Any] | Entry]) -> None:
         self._entries: dict[str, Entry] = {}
         for function in [*functions, read_result]:
             entry = _entry(function)
@@ -103,7 +105,14 @@ class Calling:
         _current.reset(self._token)
 
 
-def _entry(function: Callable[..., Any] | Tool[Any]) -> Entry:
+def current() -> ToolContext:
+    """The context of the tool call that is being made."""
+    return _current.get()
+
+
+def _entry(function: Callable[..., Any] | Tool[Any] | Entry) -> Entry:
+    if isinstance(function, Entry):
+        return function
     if isinstance(function, Tool):
         if function.takes_ctx:
             raise ConfigError(f"tool {function.name!r} wants a RunContext: use agentq.adapters.pydantic_ai.durable")
