@@ -54,6 +54,7 @@ from agentq.store.fairness import Fairness
 from agentq.store.ledger import Ledger
 from agentq.store.memory import Memories
 from agentq.store.operators import Operators
+from agentq.store.placement import Placement
 from agentq.store.pool import Store
 from agentq.store.providers import provider_of
 from agentq.store.redrives import Redrives
@@ -93,7 +94,8 @@ class Runtime:
         self.workers = Workers(self.store)
         self.approvals = Approvals(self.store)
         self.fairness = Fairness(self.store, divide)
-        self.publisher = Publisher(connect)
+        self.placement = Placement(self.store, own_max=settings.own_queues_max, shards=settings.queue_shards)
+        self.publisher = Publisher(connect, self.placement.queues_of)
         self.in_flight = InFlight()
         self.dependencies = Dependencies(
             self.store,
@@ -154,7 +156,7 @@ class Runtime:
             self.engine = self._engine(self.heart, serves, quarantine=group == "quarantine")
         self.heart.start(self.engine)
         if relay:
-            self.relay = self._relay()
+            self.relay = self._relay(group)
             self.relay.start()
             if settings.notify_channels:
                 self.notices = Notices(self.approvals, settings)
@@ -300,7 +302,7 @@ class Runtime:
             watch=Reporting(self.metrics, self.reports) if self.reports is not None else self.metrics,
         )
 
-    def _relay(self) -> Relay:
+    def _relay(self, group: str) -> Relay:
         settings = self.settings
         return Relay(
             fair_shares=self._share_slots if settings.fair_shares else lambda _: None,
@@ -309,6 +311,8 @@ class Runtime:
             approvals=self.approvals,
             publisher=self.publisher,
             follow_tenants=self._follow_tenants,
+            placement=self.placement,
+            group=group,
             interval_s=settings.relay_interval_s,
             batch=settings.relay_batch,
             lease_s=settings.lease_s,
@@ -348,9 +352,9 @@ class Runtime:
         traces.forget(self.settings.trace_keep_days)
         Anomalies(self.store).sweep()
 
-    def _follow_tenants(self, names: list[str]) -> None:
+    def _follow_tenants(self, queues: list[str]) -> None:
         if self.on_tenants is not None:
-            self.on_tenants(names)
+            self.on_tenants(queues)
 
 
 _lock = threading.Lock()

@@ -136,6 +136,13 @@ class Settings(BaseModel):
     unknown_tenant: Literal["refuse", "create"] = Field(
         "refuse", description="what a start for a tenant that is not in the table does"
     )
+    own_queues_max: int = Field(
+        200, ge=0, description="tenants of a worker group that get a queue of their own by themselves; others share"
+    )
+    queue_shards: int = Field(
+        32, ge=1, le=1024, description="shared queues of each worker group, for tenants placed from now on"
+    )
+    worker_group: str = Field("default", pattern=NAME_PATTERN, description="the tenants that a worker process serves")
     tenant_concurrency: int = Field(64, ge=1, description="concurrency cap of a tenant added without one")
     submit_tokens: Literal["required", "optional"] = Field(
         "optional", description="tokens of submissions; optional: only for tenants for which there is one"

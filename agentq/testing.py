@@ -109,7 +109,7 @@ class LocalFleet:
         self.heart = Heart(
             self.store,
             in_flight=self.in_flight,
-            group="default",
+            group="*",  # serves every tenant, wherever it is placed
             role="steps",
             release="test",
             serves=serves,

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from agentq.broker.publisher import Publisher
-from agentq.broker.queues import QUARANTINE, queue_for, tenant_of
+from agentq.broker.queues import QUARANTINE
 from agentq.engine import InFlight
 from agentq.errors import BrokerUnavailable, StoreUnavailable
 from agentq.store.ledger import Ledger
@@ -117,18 +117,15 @@ class Watchdog:
     def _stalled(self, now: float) -> list[uuid.UUID]:
         """Steps that were here at every look for long enough, and whose message is or was in the broker."""
         queues = self._consumer.queues()
-        tenants = [tenant for queue in queues if (tenant := tenant_of(queue))]
         quarantine = QUARANTINE in queues
-        found = self._ledger.unclaimed(
-            tenants=None if quarantine else tenants, quarantine=quarantine, serves=self._serves
-        )
+        found = self._ledger.unclaimed(queues=queues, quarantine=quarantine, serves=self._serves)
         self._seen = {key: self._seen.get(key, (now, sent)) for key, (_, sent) in found.items()}
         long = [key for key, (since, _) in self._seen.items() if now - since >= self._stall_s]
         if not long:
             return []
         # A message that is lost comes back by the relay; only one that is there, or was sent again, should have come.
-        depths = {tenant: self._publisher.depth(queue_for(tenant, quarantine=quarantine))
-                  for tenant in {found[key][0] for key in long}}  # fmt: skip
+        names = {found[key][0] for key in long}
+        depths = {name: self._publisher.depth(QUARANTINE if quarantine else name) for name in names}
         return [key[0] for key in long if depths[found[key][0]] or found[key][1] > self._seen[key][1]]
 
     def _run(self) -> None:

@@ -22,9 +22,12 @@ from celery.worker.consumer import Consumer as CeleryConsumer
 
 from agentq.broker import transport
 from agentq.broker.envelope import SUBMIT_TASK
-from agentq.broker.queues import QUARANTINE, carries_wakes, declared, tenant_of, tenant_queue
+from agentq.broker.queues import QUARANTINE, SUBMIT, carries_wakes, declared, follows_tenants
+from agentq.settings import load
 
 log = logging.getLogger("agentq.worker")
+
+QUARANTINE_GROUP = "quarantine"
 
 
 def install(app: Celery) -> None:
@@ -40,8 +43,8 @@ def install(app: Celery) -> None:
 
 
 def group_of(app: Celery) -> str:
-    """A worker that listens to the quarantine queue is of that group, any other of the default one."""
-    return "quarantine" if QUARANTINE in app.amqp.queues.consume_from else "default"
+    """A worker that listens to the quarantine queue is of that group, any other of the one that its settings name."""
+    return QUARANTINE_GROUP if QUARANTINE in app.amqp.queues.consume_from else load().worker_group
 
 
 def headroom(slots: int) -> int:
@@ -77,7 +80,7 @@ class RuntimeStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
         self.group = group_of(worker.app)
         forks = worker.pool_cls.__module__.endswith("prefork")
-        if self.group == "quarantine" and not forks:
+        if self.group == QUARANTINE_GROUP and not forks:
             log.warning("quarantine wants prefork, which survives its steps: `agentq worker --group quarantine`")
         begin(group=self.group, steps=not forks, relay=True, slots=0 if forks else self.slots)
         if forks:
@@ -107,8 +110,11 @@ class FollowTenants(bootsteps.StartStopStep):  # type: ignore[misc]
     def start(self, consumer: Any) -> None:
         from agentq.runtime import runtime
 
-        if group_of(consumer.app) == "default":
-            runtime().on_tenants = lambda names: consumer.call_soon(self._reconcile, consumer, names)
+        if group_of(consumer.app) not in ("default", QUARANTINE_GROUP) and consumer.task_consumer is not None:
+            # Submissions are of every tenant: workers of a group are not to see those of others.
+            consumer.cancel_task_queue(SUBMIT)
+        if group_of(consumer.app) != QUARANTINE_GROUP:
+            runtime().on_tenants = lambda queues: consumer.call_soon(self._reconcile, consumer, queues)
 
     def stop(self, consumer: Any) -> None:
         from agentq.runtime import runtime
@@ -116,11 +122,11 @@ class FollowTenants(bootsteps.StartStopStep):  # type: ignore[misc]
         runtime().on_tenants = None
 
     @staticmethod
-    def _reconcile(consumer: Any, names: list[str]) -> None:
+    def _reconcile(consumer: Any, queues: list[str]) -> None:
         if consumer.task_consumer is None:
             return  # reconnecting; the next round finds it
-        wanted = {tenant_queue(name) for name in names}
-        listening = {name for name in consumer.app.amqp.queues.consume_from if tenant_of(name)}
+        wanted = set(queues)
+        listening = {name for name in consumer.app.amqp.queues.consume_from if follows_tenants(name)}
         for queue in sorted(wanted - listening):
             consumer.app.amqp.queues.add(declared(queue))
             consumer.add_task_queue(queue)

@@ -103,6 +103,7 @@ def settings(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Sett
         dead_look_s=0.5,
         relay_interval_s=0.1,
         queued_stale_s=0.5,
+        own_queues_max=100_000,  # a test that wants a shard says so
         worker_threads=8,
         database_pool=8,
         drain_s=5.0,

@@ -52,6 +52,7 @@ REDRIVEN = "tests/redrives/test_redrives.py::test_"
 LETTERBOX = "tests/relay/test_letterbox.py::test_"
 MEMORY = "tests/store/test_memory.py::test_"
 REMEMBERING = "tests/agents/test_memory.py::test_"
+PLACES = "tests/store/test_placement.py::test_"
 RECOVERY = "tests/store/test_recovery.py::test_"
 GRAPHS = "tests/adapters/test_langgraph.py::test_"
 DURABLE = "tests/adapters/test_pydantic_ai.py::test_"
@@ -326,14 +327,37 @@ MUTATIONS = [
         LEDGER + "a_worker_without_the_agents_version_is_refused",
     ),
     sql(
-        "where te.name = p_tenant and te.state <> 'paused')",
-        "where te.name = p_tenant)",
+        "where te.name = p_tenant and te.state <> 'paused'\n",
+        "where te.name = p_tenant\n",
         LEDGER + "a_step_of_a_paused_tenant_waits_for_admission",
     ),
     sql(
-        "where wo.worker_id = p_worker and wo.state in ('live', 'draining'))",
-        "where true)",
+        "and wo.worker_id = p_worker and wo.state in ('live', 'draining')\n",
+        "and wo.worker_id = p_worker\n",
         LEDGER + "a_worker_taken_for_dead_claims_nothing",
+    ),
+    sql(
+        "and (p_quarantine or wo.worker_group in (te.worker_group, '*')))",
+        ")",
+        PLACES + "only_its_group_runs_a_tenants_steps",
+    ),
+    sql(
+        "wo.worker_group in (te.worker_group, '*')",
+        "wo.worker_group = '*'",
+        PLACES + "only_its_group_runs_a_tenants_steps",
+    ),
+    sql("(p_quarantine or wo.worker_group", "(false or wo.worker_group", PLACES + "quarantine_serves_every_group"),
+    Mutation(
+        "agentq/store/sql/ledger.sql",
+        "or t.former_queues <> '{}' and not e.quarantine and e.queued_at < t.placed_at)",
+        ")",
+        PLACES + "what_was_queued_before_a_move_is_missed_at_once",
+    ),
+    Mutation(
+        "agentq/store/sql/placement.sql",
+        "or q.queue like 'agentq.shard.%%' and exists (",
+        "or false and exists (",
+        PLACES + "a_shard_that_others_use_is_not_removed",
     ),
     sql("attempt = l.attempt + 1", "attempt = l.attempt", LEDGER + "one_of_many_claims_is_granted"),
     # I2, I3: settlements

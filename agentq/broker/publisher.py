@@ -13,7 +13,8 @@ from kombu import Connection, Producer
 from kombu.exceptions import KombuError
 
 from agentq.broker.envelope import step_message
-from agentq.broker.queues import declared, queue_for
+from agentq.broker.queues import QUARANTINE, declared
+from agentq.broker.routes import Look, Routes
 from agentq.errors import BrokerUnavailable
 from agentq.verdicts import Wake
 
@@ -32,8 +33,9 @@ class Publisher:
     missing. Not shared across a fork.
     """
 
-    def __init__(self, connect: Callable[[], Connection]) -> None:
+    def __init__(self, connect: Callable[[], Connection], queues: Look = lambda _: {}) -> None:
         self._connect = connect
+        self._routes = Routes(queues)
         self._waiting: queue.SimpleQueue[Wake | threading.Event | None] = queue.SimpleQueue()
         self._connection: Connection | None = None
         self._producer: Producer | None = None
@@ -93,6 +95,23 @@ class Publisher:
             except self._gone() as error:
                 self._disconnect()
                 if str(getattr(error, "reply_code", "")) != "404":
+                    raise BrokerUnavailable(f"the broker did not answer: {error}") from error
+
+    def remove(self, name: str) -> None:
+        """
+        Remove a queue with all that waits in it, unless somebody listens where the broker can tell.
+
+        Raises:
+            BrokerUnavailable: it did not answer.
+        """
+        with self._lock:
+            try:
+                queue = declared(name).bind(self._ready().channel)
+                queue.declare()  # or kombu's Redis transport knows of nothing to remove
+                queue.delete(if_unused=True)
+            except self._gone() as error:
+                self._disconnect()
+                if str(getattr(error, "reply_code", "")) not in ("404", "406"):
                     raise BrokerUnavailable(f"the broker did not answer: {error}") from error
 
     def declare(self, name: str) -> None:
@@ -179,25 +198,26 @@ class Publisher:
         return None
 
     def _publish_batch(self, wakes: list[Wake]) -> None:
+        queues = self._routes.of(wake.tenant for wake in wakes if not wake.quarantine)
         try:
             producer = self._ready()
             if len(wakes) == 1:
-                self._publish_one(producer, wakes[0])
+                self._publish_one(producer, wakes[0], queues)
                 return
             with producer.batch(max_size=_BATCH_MAX):
                 for wake in wakes:
-                    self._publish_one(producer, wake)
+                    self._publish_one(producer, wake, queues)
         except self._gone() as error:
             # Uncertain is as good as lost: a repeat is dropped at the claim.
             self._disconnect()
             self._complain(len(wakes), error)
 
     @staticmethod
-    def _publish_one(producer: Producer, wake: Wake) -> None:
+    def _publish_one(producer: Producer, wake: Wake, queues: dict[str, str]) -> None:
         body, headers, properties = step_message(wake)
         producer.publish(
             body,
-            routing_key=queue_for(wake.tenant, quarantine=wake.quarantine),
+            routing_key=QUARANTINE if wake.quarantine else queues[wake.tenant],
             exchange="",
             headers=headers,
             serializer="json",

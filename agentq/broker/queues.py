@@ -1,4 +1,4 @@
-"""Queues: one per tenant, one for suspects, one door for submissions."""
+"""Queues: one per tenant or shared by many, one for suspects, one door for submissions."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ DEAD_MARK = "agentq.dead.mark"
 
 _TENANT = "agentq.t."
 _DEAD = ".dead"
+_SHARD = "agentq.shard."
 
 
 def tenant_queue(tenant: str) -> str:
-    """The queue that carries a tenant's steps."""
+    """The queue that carries the steps of a tenant with a queue of its own."""
     return _TENANT + tenant
 
 
@@ -33,12 +34,17 @@ def tenant_of(queue: str) -> str | None:
 
 def carries_wakes(queue: str) -> bool:
     """Whether a queue holds nothing but wake-ups, each of which the ledger can send again."""
-    return tenant_of(queue) is not None or queue == QUARANTINE
+    return follows_tenants(queue) or queue == QUARANTINE
 
 
-def queue_for(tenant: str, *, quarantine: bool) -> str:
-    """Where a step is published: its tenant's queue, or quarantine for a suspect."""
-    return QUARANTINE if quarantine else tenant_queue(tenant)
+def follows_tenants(queue: str) -> bool:
+    """Whether a queue carries the steps of one tenant, or of those that share it."""
+    return tenant_of(queue) is not None or queue.startswith(_SHARD)
+
+
+def is_shard(queue: str) -> bool:
+    """Whether tenants share the queue."""
+    return queue.startswith(_SHARD)
 
 
 def declared(name: str) -> Queue:

@@ -144,7 +144,7 @@ def _fleet(settings: Settings) -> Iterator[Finding]:
 
     store = Store(settings.database_url, size=2, name="agentq doctor")
     try:
-        for look in (_workers, _unserved, _watchdog, _dependencies):
+        for look in (_workers, _deserted, _unserved, _watchdog, _dependencies):
             yield from look(store)
         yield from _memory(settings, store)
     finally:
@@ -181,13 +181,33 @@ def _workers(store: Store) -> Iterator[Finding]:
 
     workers = Workers(store)
     present, tenants = workers.present(), workers.tenant_names()
-    for group, todo in (("default", "agentq worker"), ("quarantine", "agentq worker --group quarantine")):
+    groups = {"default", "quarantine"} | {row.group for row in present if row.group != "*"}
+    for group in sorted(groups):
+        todo = "agentq worker" if group == "default" else f"agentq worker --group {group}"
         some = [row for row in present if row.group == group and row.role == "steps"]
         heard = (
             f"{len(some)} alive, last heard {span(min(row.silent_s for row in some))} ago" if some else "none is alive"
         )
         yield Finding(f"workers, {group}", bool(some), heard, todo, warning=True)
     yield Finding("tenants", bool(tenants), f"{len(tenants)} served", "agentq tenant add NAME", warning=True)
+
+
+def _deserted(store: Store) -> Iterator[Finding]:
+    from agentq.store.placement import Placement
+
+    for row in Placement(store).deserted():
+        if row.group == "default":
+            continue  # said of its workers
+        others = f" and {row.tenants - 1} others" if row.tenants > 1 else ""
+        wait = "waits" if row.tenants == 1 else "wait"
+        yield Finding(
+            f"group {row.group}",
+            False,
+            f"tenant {row.tenant}{others} {wait} for group {row.group}, which no worker serves "
+            f"({row.due} steps are due)",
+            f"agentq worker --group {row.group}, or agentq tenant set {row.tenant} --group default",
+            warning=True,
+        )
 
 
 def _unserved(store: Store) -> Iterator[Finding]:

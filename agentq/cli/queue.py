@@ -14,7 +14,29 @@ from agentq.settings import Settings
 
 @click.group()
 def queue() -> None:
-    """Queues: ls."""
+    """Queues: ls, place."""
+
+
+@queue.command()
+@click.option("--reason", required=True, help="Why; kept with your name.")
+@click.option("--dry-run", is_flag=True, help="Say what would move, move nothing.")
+@json_option
+def place(*, reason: str, dry_run: bool, as_json: bool) -> None:
+    """Place every tenant anew, by own_queues_max and queue_shards as they are now.
+
+    Changing these settings moves nobody by itself. Tenants move while they run; nothing is lost.
+    """
+    if not reason.strip():
+        raise click.UsageError("--reason must say something")
+    with client() as connected:
+        moved = connected.tenants.place_again(reason=reason, dry_run=dry_run)
+    if as_json:
+        print_json({"moved": {name: list(pair) for name, pair in moved.items()}, "dry_run": dry_run})
+        return
+    for name, (old, new) in moved.items():
+        click.echo(f"tenant {name}: {old or 'not placed'} {'would become' if dry_run else '→'} {new}")
+    if not moved:
+        note("every tenant is where the settings want it; nothing changed")
 
 
 @queue.command()
@@ -23,8 +45,9 @@ def queue() -> None:
 def ls(tenant: str | None, as_json: bool) -> None:
     """List each tenant's waiting and running steps, beside what the broker holds.
 
-    READY waits in Postgres for admission, QUEUED was handed to the broker, RUNNING is with a worker. The ledger
-    decides: a broker that holds less than QUEUED lost messages, and the relay sends them again.
+    READY waits in Postgres for admission, QUEUED was handed to the broker, RUNNING is with a worker. IN BROKER is of
+    the queue, which tenants in a shard share. The ledger decides: a broker that holds less than QUEUED lost messages,
+    and the relay sends them again.
     """
     from agentq.step import valid_name
 
@@ -32,14 +55,15 @@ def ls(tenant: str | None, as_json: bool) -> None:
         valid_name("tenant", tenant)
     with client() as connected:
         depths = connected.ledger.queue_depths(tenant)
-        broker, trouble = broker_depths(connected.settings, [depth.tenant for depth in depths], own=tenant is None)
+        queues = sorted({depth.queue for depth in depths})
+        broker, trouble = broker_depths(connected.settings, queues, own=tenant is None)
     if as_json:
         rows = [_facts(depth, broker) for depth in depths]
-        fleet = {name: count for name, count in broker.items() if not name.startswith("agentq.t.")}
+        fleet = {name: count for name, count in broker.items() if not name.startswith("agentq.t.")}  # shards among them
         print_json({"tenants": rows, "queues": fleet, "broker_error": trouble})
         return
     print_table(
-        ("TENANT", "STATE", "CAP", "READY", "QUEUED", "RUNNING", "OLDEST", "IN BROKER"),
+        ("TENANT", "STATE", "CAP", "READY", "QUEUED", "RUNNING", "OLDEST", "GROUP", "QUEUE", "IN BROKER"),
         (
             (
                 depth.tenant,
@@ -49,7 +73,9 @@ def ls(tenant: str | None, as_json: bool) -> None:
                 depth.queued,
                 depth.running,
                 span(depth.oldest_due_s),
-                broker.get(f"agentq.t.{depth.tenant}", "?"),
+                depth.group,
+                depth.queue,
+                broker.get(depth.queue, "?"),
             )
             for depth in depths
         ),
@@ -63,13 +89,13 @@ def ls(tenant: str | None, as_json: bool) -> None:
         note(f"the broker does not answer, its counts are missing: {trouble}")
 
 
-def broker_depths(settings: Settings, tenants: list[str], *, own: bool) -> tuple[dict[str, int], str | None]:
+def broker_depths(settings: Settings, queues: list[str], *, own: bool) -> tuple[dict[str, int], str | None]:
     """Messages in each queue, and why they are missing when the broker is away."""
     from agentq.broker.connection import connect
     from agentq.broker.publisher import Publisher
-    from agentq.broker.queues import QUARANTINE, SUBMIT, SUBMIT_DEAD, tenant_queue
+    from agentq.broker.queues import QUARANTINE, SUBMIT, SUBMIT_DEAD
 
-    names = [tenant_queue(name) for name in tenants] + ([QUARANTINE, SUBMIT, SUBMIT_DEAD] if own else [])
+    names = queues + ([QUARANTINE, SUBMIT, SUBMIT_DEAD] if own else [])
     found: dict[str, int] = {}
     publisher = Publisher(lambda: connect(settings))
     try:
@@ -91,5 +117,7 @@ def _facts(depth: Any, broker: dict[str, int]) -> dict[str, Any]:
         "queued": depth.queued,
         "running": depth.running,
         "oldest_due_s": depth.oldest_due_s,
-        "in_broker": broker.get(f"agentq.t.{depth.tenant}"),
+        "group": depth.group,
+        "queue": depth.queue,
+        "in_broker": broker.get(depth.queue),
     }

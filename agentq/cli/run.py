@@ -44,10 +44,9 @@ def demo(stay: bool | None) -> None:
 @click.command(short_help="Run one worker process here until SIGTERM.")
 @click.option(
     "--group",
-    type=click.Choice(["default", "quarantine"]),
-    default="default",
-    show_default=True,
-    help="default: threads, every tenant's queue. quarantine: prefork, steps whose worker died twice.",
+    metavar="NAME",
+    help="The tenants to serve: those placed in this group, and no others (agentq tenant set --group). quarantine: "
+    "prefork, steps whose worker died twice.  [default: worker_group]",
 )
 @click.option(
     "-c",
@@ -56,9 +55,14 @@ def demo(stay: bool | None) -> None:
     help="Steps at once  [default: worker_threads or quarantine_processes]",
 )
 @click.option("--loglevel", "-l", type=_LEVELS, help="How much to say  [default: log_level]")
-def worker(group: str, concurrency: int | None, loglevel: str | None) -> None:
+def worker(group: str | None, concurrency: int | None, loglevel: str | None) -> None:
     """Run one worker process (or prefork group) here until SIGTERM, which drains it."""
+    from agentq.step import valid_name
+
+    if group is not None:
+        os.environ["AGENTQ_WORKER_GROUP"] = valid_name("group", group)  # for the runtime, which reads the settings anew
     settings = servers()
+    group = settings.worker_group
     import_agents(settings)  # before Celery, so that a mistake in them is one line
     from celery.signals import worker_shutting_down
     from celery.utils.nodenames import host_format

@@ -11,6 +11,12 @@ from agentq.cli.reach import client
 from agentq.errors import UnknownTenant
 
 _concurrency = click.option("--concurrency", type=click.IntRange(1, 100_000), help="Steps at once, at most.")
+_queue = click.option(
+    "--queue",
+    type=click.Choice(["auto", "own", "shard"]),
+    help="own: a queue of its own. shard: one that it shares. auto: its own while there are few tenants.",
+)
+_group = click.option("--group", metavar="NAME", help="The workers that serve it: agentq worker --group NAME.")
 _dry_run = click.option("--dry-run", is_flag=True, help="Say what would change, change nothing.")
 
 
@@ -29,10 +35,22 @@ def tenant() -> None:
 @click.argument("name")
 @_concurrency
 @click.option("--weight", type=float, default=1.0, show_default=True, help="Share of the fleet beside the others.")
+@_queue
+@_group
 @click.option("--reason", default="added", show_default=True, help="Why; kept with your name.")
 @_dry_run
 @json_option
-def add(*, name: str, concurrency: int | None, weight: float, reason: str, dry_run: bool, as_json: bool) -> None:
+def add(
+    *,
+    name: str,
+    concurrency: int | None,
+    weight: float,
+    queue: str | None,
+    group: str | None,
+    reason: str,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
     """Add a tenant. Workers listen to its queue within a second. One that is there already is left as it is."""
     from agentq.step import valid_name
 
@@ -43,7 +61,9 @@ def add(*, name: str, concurrency: int | None, weight: float, reason: str, dry_r
         if dry_run:
             added = name not in {row.name for row in connected.tenants.ls()}
         else:
-            added = connected.tenants.add(name, concurrency=concurrency, weight=weight, reason=reason)
+            added = connected.tenants.add(
+                name, concurrency=concurrency, weight=weight, queue=queue, group=group, reason=reason
+            )
     if as_json:
         print_json({"tenant": name, "added": added, "dry_run": dry_run})
     elif added:
@@ -62,8 +82,11 @@ def ls(as_json: bool) -> None:
         print_json(found)
         return
     print_table(
-        ("TENANT", "STATE", "CONCURRENCY", "WEIGHT", "SINCE"),
-        ((row.name, row.state, row.concurrency, row.weight, row.created_at) for row in found),
+        ("TENANT", "STATE", "CONCURRENCY", "WEIGHT", "GROUP", "QUEUE", "SINCE"),
+        (
+            (row.name, row.state, row.concurrency, row.weight, row.group, row.queue or row.placement, row.created_at)
+            for row in found
+        ),
         empty="no tenant yet: agentq tenant add NAME",
     )
 
@@ -96,6 +119,8 @@ def ls(as_json: bool) -> None:
     type=click.Choice(["off", "kept", "exported", "fleet"]),
     help="Inputs and outputs in traces: not written, kept here, also sent by OpenTelemetry; fleet: as the settings.",
 )
+@_queue
+@_group
 @click.option("--reason", required=True, help="Why; kept with your name.")
 @_dry_run
 @json_option
@@ -111,21 +136,25 @@ def set_(
     retention_days: int | None,
     memory_days: int | None,
     trace_content: str | None,
+    queue: str | None,
+    group: str | None,
     reason: str,
     dry_run: bool,
     as_json: bool,
 ) -> None:
     """Change a tenant while the fleet runs. What is not given stays as it is."""
+    from agentq.store.placement import Placement
+
     wanted: dict[str, Any] = {"concurrency": concurrency, "weight": weight, "state": state}
     if preapprove:
         wanted["preapproved"] = sorted({name for name in preapprove if name.strip()})
     wanted |= {"agents": _named(agents), "tools": _named(tools), "retention_days": retention_days}
-    wanted |= {"memory_days": memory_days, "trace_content": trace_content}
+    wanted |= {"memory_days": memory_days, "trace_content": trace_content, "placement": queue, "group": group}
     wanted = {field: value for field, value in wanted.items() if value is not None}
     if not wanted:
         raise click.UsageError(
             "nothing to change: give --concurrency, --weight, --state, --preapprove, --agent, --tool, "
-            "--retention-days, --memory-days, --trace-content"
+            "--retention-days, --memory-days, --trace-content, --queue, --group"
         )
     if weight is not None and not 0 < weight <= 1000:
         raise click.BadParameter("a number above 0, at most 1000", param_hint="--weight")
@@ -141,12 +170,17 @@ def set_(
         change = {field: [getattr(before, field), value] for field, value in after.items()}
         change = {field: pair for field, pair in change.items() if pair[0] != pair[1]}
         if change and not dry_run:
-            connected.tenants.set(name, preapprove=wanted.pop("preapproved", None), **wanted, reason=reason)
+            preapprove, queue = wanted.pop("preapproved", None), wanted.pop("placement", None)
+            connected.tenants.set(name, preapprove=preapprove, queue=queue, **wanted, reason=reason)
+        alone = group is not None and not Placement(connected.ledger.store).is_served(group)
     if as_json:
         print_json({"tenant": name, "changed": change, "dry_run": dry_run})
         return
     for field, (old, new) in change.items():
-        click.echo(f"tenant {name}: {field} {old} {'would become' if dry_run else '→'} {new}")
+        label = "queue" if field == "placement" else field
+        click.echo(f"tenant {name}: {label} {old} {'would become' if dry_run else '→'} {new}")
+    if alone:
+        note(f"tenant {name} waits for group {group}, which no worker serves: agentq worker --group {group}")
     if not change:
         note(f"tenant {name} is so already; nothing changed")
 

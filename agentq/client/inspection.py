@@ -164,7 +164,7 @@ class _Look:
         if e.state == "ready" and e.later:
             yield self._later()
         if e.serving == 0:
-            group = "quarantine" if e.quarantine else "default"
+            group = "quarantine" if e.quarantine else e.tenant_group
             pin = f"{self._session.agent}@{self._session.agent_version}"
             why = f"no living worker of the {group} group serves {pin}"
             yield (
@@ -172,7 +172,7 @@ class _Look:
                 why,
                 e.queued_at,
                 None,
-                f"agentq worker --group {group}" if e.quarantine else "agentq fleet ls",
+                f"agentq worker --group {group}" if group != "default" else "agentq fleet ls",
             )
         if e.state == "ready":
             why = (

@@ -36,6 +36,7 @@ from agentq.store.budgets import Budgets
 from agentq.store.keyring import Keyring
 from agentq.store.ledger import Ledger
 from agentq.store.operators import Operators
+from agentq.store.placement import Placement
 from agentq.store.pool import Store
 from agentq.store.providers import provider_of
 from agentq.store.rates import StoredRates
@@ -157,11 +158,12 @@ class Client:
             keys=provider_of(settings),
         )
         self._door = Door(settings, self.registry)
-        self._publisher = Publisher(lambda: connect(settings))
+        placement = Placement(self._store, own_max=settings.own_queues_max, shards=settings.queue_shards)
+        self._publisher = Publisher(lambda: connect(settings), placement.queues_of)
         self.ledger = Ledger(self._store)
         self.sessions = Sessions(self._store)
         self.operators = Operators(self._store)
-        self.tenants = Tenants(self.operators, settings)
+        self.tenants = Tenants(self.operators, settings, placement)
         self.recovery = Recoveries(Recovery(self._store), self.sessions, self.registry, self._admit)
         self.approvals = Approvals(StoredApprovals(self._store), settings, self._admit)
         self.effects = ClientEffects(self._store)

@@ -12,21 +12,45 @@ from agentq.errors import InvalidInput
 from agentq.settings import Settings
 from agentq.step import valid_name
 from agentq.store.operators import Operators, TenantRow
+from agentq.store.placement import Placement
 
 
 class Tenants:
     """The tenant table, editable while the fleet runs."""
 
-    def __init__(self, operators: Operators, settings: Settings) -> None:
+    def __init__(self, operators: Operators, settings: Settings, placement: Placement) -> None:
         self._operators = operators
         self._settings = settings
+        self._placement = placement
 
-    def add(self, name: str, *, concurrency: int | None = None, weight: float = 1.0, reason: str = "added") -> bool:
-        """Add a tenant; False when it was there already, unchanged. Workers listen to it within a second."""
+    def add(
+        self,
+        name: str,
+        *,
+        concurrency: int | None = None,
+        weight: float = 1.0,
+        queue: str | None = None,
+        group: str | None = None,
+        reason: str = "added",
+    ) -> bool:
+        """
+        Add a tenant; False when it was there already, unchanged. Workers listen to it within a second.
+
+        `queue` and `group` are those of `set`.
+        """
         valid_name("tenant", name)
         cap = self._settings.tenant_concurrency if concurrency is None else concurrency
         _check_limits(cap, weight)
-        return self._operators.add_tenant(name, concurrency=cap, weight=weight, operator=operator_name(), reason=reason)
+        _check_place(queue, group)
+        return self._operators.add_tenant(
+            name,
+            concurrency=cap,
+            weight=weight,
+            operator=operator_name(),
+            reason=reason,
+            place=lambda connection: self._placement.change(connection, name, placement=queue, group=group),
+            detail=_told(queue, group),
+        )
 
     def set(
         self,
@@ -41,6 +65,8 @@ class Tenants:
         retention_days: int | None = None,
         memory_days: int | None = None,
         trace_content: str | None = None,
+        queue: str | None = None,
+        group: str | None = None,
         reason: str,
     ) -> None:
         """
@@ -49,6 +75,10 @@ class Tenants:
         empty list for every one; ended sessions are removed after `retention_days`, 0 for never, and memories
         `memory_days` after they were written: 0 for never, -1 (as it begins) for as long as sessions.
         `trace_content` is off, kept or exported, or fleet: as the settings say.
+
+        `queue` is own, shard (shared with others), or auto: its own while its group has few tenants. `group` names
+        the workers that serve it, and no others: `agentq worker --group`. It moves while it runs; what waits in
+        the queue that it leaves is sent again to the new one.
 
         Raises:
             UnknownTenant, InvalidInput: there is none, or a value is out of range.
@@ -62,6 +92,8 @@ class Tenants:
             raise InvalidInput(f"trace_content is off, kept, exported or fleet, not {trace_content!r}")
         if state not in (None, "active", "paused", "draining"):
             raise InvalidInput(f"a tenant is active, paused or draining, not {state!r}")
+        _check_place(queue, group)
+        moves = queue is not None or group is not None
         self._operators.change_tenant(
             valid_name("tenant", name),
             concurrency=concurrency,
@@ -73,9 +105,27 @@ class Tenants:
             retention_days=retention_days,
             memory_days=memory_days,
             trace_content=trace_content,
+            place=(lambda on: self._placement.change(on, name, placement=queue, group=group)) if moves else None,
+            detail=_told(queue, group),
             operator=operator_name(),
             reason=reason,
         )
+
+    def place_again(self, *, reason: str, dry_run: bool = False) -> dict[str, tuple[str | None, str]]:
+        """
+        Place every tenant anew, by the settings as they are now; those that moved: from which queue to which.
+
+        For when `own_queues_max` or `queue_shards` were changed, which by themselves move nobody.
+        """
+        before = {row.name: row.queue for row in self.ls()}
+        placed = self._placement.place_again(list(before), dry_run=dry_run)
+        moved = {name: (before[name], queue) for name, queue in sorted(placed.items()) if before[name] != queue}
+        if moved and not dry_run:
+            self._operators.record_action(
+                operator=operator_name(), tenant=None, action="queue place", target="all tenants", reason=reason,
+                detail={"moved": len(moved)},
+            )  # fmt: skip
+        return moved
 
     def erase(self, name: str, *, reason: str) -> dict[str, int]:
         """
@@ -122,6 +172,17 @@ def operator_name() -> str:
 
 def _agents(agents: Sequence[str] | None) -> list[str] | None:
     return sorted({valid_name("agent", name) for name in agents}) if agents is not None else None
+
+
+def _check_place(queue: str | None, group: str | None) -> None:
+    if queue not in (None, "auto", "own", "shard"):
+        raise InvalidInput(f"a tenant's queue is auto, own or shard, not {queue!r}")
+    if group is not None and valid_name("group", group) == "quarantine":
+        raise InvalidInput("quarantine serves suspects of every tenant, and no tenant by itself")
+
+
+def _told(queue: str | None, group: str | None) -> dict[str, str]:
+    return {field: value for field, value in (("queue", queue), ("group", group)) if value is not None}
 
 
 def _check_limits(concurrency: int | None, weight: float | None) -> None:

@@ -19,13 +19,14 @@ from dataclasses import dataclass
 
 from agentq import engine
 from agentq.broker.publisher import Publisher
-from agentq.broker.queues import SUBMIT, queue_for
+from agentq.broker.queues import QUARANTINE, SUBMIT
 from agentq.errors import BrokerUnavailable, StoreUnavailable
 from agentq.store.approvals import Approvals
 from agentq.store.budgets import Budgets
 from agentq.store.ledger import Ledger, TakenBack
 from agentq.store.memory import Memories
 from agentq.store.operators import Operators
+from agentq.store.placement import Placement
 from agentq.store.rates import StoredRates
 from agentq.store.workers import Workers
 
@@ -71,7 +72,11 @@ class Relay:
         anomalies: Callable[[], object] = lambda: None,
         turns: Callable[[], object] = lambda: None,
         fair_shares: Callable[[bool], object] = lambda _: None,
+        placement: Placement | None = None,
+        group: str = "default",
     ) -> None:
+        self._placement = placement or Placement(ledger.store)
+        self._group = group
         self._fair_shares = fair_shares
         self._backlogged = True
         self._ledger = ledger
@@ -101,6 +106,7 @@ class Relay:
             Chore("overdue sessions", self.end_overdue, _SLOW_S),
             Chore("approvals", self.expire_approvals, _SLOW_S),
             Chore("leaked reservations", self.settle_leaked, _SLOW_S),
+            Chore("queues that tenants left", self.remove_left, _RETENTION_S),
             Chore("retention", self.remove_expired, _RETENTION_S),
             Chore("memories", self.expire_memories, _RETENTION_S),
             Chore("dead letters", self._dead_letters, _SLOW_S),
@@ -181,19 +187,16 @@ class Relay:
         Only as many as are missing: a queue that is merely slow gets no duplicates. Those that a
         worker has taken and not yet claimed look missing too; a repeat of them is dropped at the claim.
         """
-        queues = self._ledger.broker_should_hold(self._stale_s)
-        quarantined = sum(expected for _, quarantine, expected, _ in queues if quarantine)
-        for tenant, quarantine, expected, stale in queues:
+        for queue, tenants, expected, stale in self._ledger.broker_should_hold(self._stale_s):
             if not stale:
                 continue
-            depth = self._publisher.depth(queue_for(tenant, quarantine=quarantine))
-            missing = min(stale, (quarantined if quarantine else expected) - depth, self._batch)
+            missing = min(stale, expected - self._publisher.depth(queue), self._batch)
             if missing <= 0:
                 continue
-            wakes = self._ledger.republish(tenant, quarantine=quarantine, age_s=self._stale_s, limit=missing)
+            wakes = self._ledger.republish(*tenants, quarantine=queue == QUARANTINE, age_s=self._stale_s, limit=missing)
             engine.probe("republished")
             if wakes:
-                log.info("%s messages of tenant %s were missing and are sent again", len(wakes), tenant)
+                log.info("%s messages were missing from %s and are sent again", len(wakes), queue)
             self._publisher.send(wakes)
 
     def end_overdue(self) -> None:
@@ -225,8 +228,16 @@ class Relay:
             log.warning("%s reserved calls lost their attempt and are charged as estimated", settled)
 
     def follow_tenants(self) -> None:
-        """Consume the queues of the tenants that there are now."""
-        self._follow_tenants(self._workers.tenant_names())
+        """Place new tenants, and consume the queues of those that this worker's group serves now."""
+        self._placement.place_new()
+        self._follow_tenants(self._placement.followed(self._group))
+
+    def remove_left(self) -> None:
+        """Remove the queues that tenants have left; nothing but wake-ups was in them."""
+        for tenant, queue, in_use in self._placement.left_behind():
+            if not in_use:
+                self._publisher.remove(queue)
+            self._placement.forget(tenant, queue)
 
     def keep_house(self) -> None:
         """Forget what nobody asks for any more."""

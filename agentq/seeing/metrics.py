@@ -165,7 +165,7 @@ class FleetCollector(Collector):
         found: list[Metric] = []
         errors = 0
         for question in (
-            self._tenants, self._workers, self._sessions, self._letters, self._people, self._effects,
+            self._tenants, self._groups, self._workers, self._sessions, self._letters, self._people, self._effects,
             self._dependencies, self._budgets, self._anomalies,
         ):  # fmt: skip
             try:
@@ -203,6 +203,10 @@ class FleetCollector(Collector):
             ),
             _gauge("agentq_due_steps", "Steps that wait, of all tenants.", [((), sum(count for _, count in due))]),
         ]  # fmt: skip
+
+    def _groups(self) -> list[Metric]:
+        rows = [((row[0],), row[1]) for row in self._figures.ask("deserted")]
+        return [_gauge("agentq_tenants_unserved", "Tenants of groups that no live worker serves.", rows, "group")]
 
     def _workers(self) -> list[Metric]:
         rows = self._figures.ask("workers")

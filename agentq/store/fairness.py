@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -73,18 +74,20 @@ class Fairness:
             if not run(connection, SQL["begin"], {})[0][0]:
                 return 0
             connection.execute("set local synchronous_commit = off")
-            slots = int(run(connection, SQL["slots"], {})[0][0])
+            slots: dict[str, int] = dict(run(connection, SQL["slots"], {}))
             used = {holder: (steps, seconds) for holder, steps, seconds in run(connection, SQL["used"], {})}
-            demands = [
-                Demand(
-                    name, weight, running, running_s, admitted, wants, time_used, bool(sharing),
-                    *used.get(name, (0, 0.0)),
-                )
-                for name, weight, running, running_s, admitted, wants, time_used, sharing in run(
-                    connection, SQL["demands"], {"most": 4 * slots + 1}
-                )
-            ]  # fmt: skip
-            shares = self._divide(slots, demands)
+            demands: dict[str, list[Demand]] = defaultdict(list)
+            for name, weight, running, running_s, admitted, wants, time_used, sharing, group in run(
+                connection, SQL["demands"], {"most": 4 * sum(slots.values()) + 1}
+            ):
+                demands[group].append(
+                    Demand(
+                        name, weight, running, running_s, admitted, wants, time_used, bool(sharing),
+                        *used.get(name, (0, 0.0)),
+                    )
+                )  # fmt: skip
+            # Workers serve the tenants of their group alone, so each group is divided by itself.
+            shares = [share for group, some in demands.items() for share in self._divide(slots.get(group, 0), some)]
             if shares:
                 run(connection, SQL["write"], {"shares": Jsonb([asdict(share) for share in shares])})
             run(connection, SQL["clear"], {"but": [share.name for share in shares]})

@@ -57,6 +57,8 @@ class QueueDepth:
     queued: int
     running: int
     oldest_due_s: float | None
+    group: str
+    queue: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,25 +155,26 @@ class Ledger:
         """The tenants that have steps waiting for admission, due or not."""
         return [row[0] for row in self.store.query_as(ALL_TENANTS, SQL["backlogged"], {})]
 
-    def broker_should_hold(self, age_s: float) -> list[tuple[str, bool, int, int]]:
-        """Per tenant and quarantine: steps that should be in the broker, and how many are older than `age_s`."""
+    def broker_should_hold(self, age_s: float) -> list[tuple[str, list[str], int, int]]:
+        """Per queue: whose steps should be in it, how many, and how many of them are older than `age_s`."""
         rows = self.store.query_as(ALL_TENANTS, SQL["broker_should_hold"], {"age_s": age_s})
         return [(row[0], row[1], row[2], row[3]) for row in rows]
 
-    def republish(self, tenant: str, *, quarantine: bool, age_s: float, limit: int) -> list[Wake]:
-        """Up to `limit` steps whose message went missing, marked as sent again."""
-        parameters = {"tenant": tenant, "quarantine": quarantine, "age_s": age_s, "max": limit}
-        return [Wake.from_json(tenant, row[0]) for row in self.store.query_as(tenant, SQL["republish"], parameters)]
+    def republish(self, *tenants: str, quarantine: bool, age_s: float, limit: int) -> list[Wake]:
+        """Up to `limit` steps of these tenants whose message went missing, marked as sent again."""
+        parameters = {"tenants": list(tenants), "quarantine": quarantine, "age_s": age_s, "max": limit}
+        rows = self.store.query_as(ALL_TENANTS, SQL["republish"], parameters)
+        return [Wake.from_json(tenant, facts) for tenant, facts in rows]
 
     def offer_served(self) -> int:
         """Let steps go on that waited for a worker of their agent's version; how many."""
         return len(self.store.query_as(ALL_TENANTS, SQL["offer_served"], {}))
 
     def unclaimed(
-        self, *, tenants: list[str] | None, quarantine: bool, serves: list[str]
+        self, *, queues: list[str], quarantine: bool, serves: list[str]
     ) -> dict[tuple[uuid.UUID, int], tuple[str, int]]:
-        """Queued steps that such a worker should get: by step and fence, the tenant, and how often they were resent."""
-        parameters = {"tenants": tenants, "quarantine": quarantine, "serves": serves}
+        """Queued steps that such a worker should get: by step and fence, the queue, and how often they were resent."""
+        parameters = {"queues": queues, "quarantine": quarantine, "serves": serves}
         rows = self.store.query_as(ALL_TENANTS, SQL["unclaimed"], parameters)
         return {(row[2], row[3]): (row[0], row[4]) for row in rows}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -39,6 +40,9 @@ class TenantRow:
     retention_days: int | None = None
     memory_days: int | None = None
     trace_content: str | None = None
+    group: str = "default"
+    placement: str = "auto"
+    queue: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +65,24 @@ class Operators:
     def __init__(self, store: Store) -> None:
         self.store = store
 
-    def add_tenant(self, name: str, *, concurrency: int, weight: float, operator: str, reason: str) -> bool:
-        """Add a tenant; False when it was there already, unchanged."""
+    def add_tenant(
+        self,
+        name: str,
+        *,
+        concurrency: int,
+        weight: float,
+        operator: str,
+        reason: str,
+        place: Callable[[Connection], str | None] | None = None,
+        detail: dict[str, Any] | None = None,
+    ) -> bool:
+        """Add a tenant; False when it was there already, unchanged. `place` gives it a queue."""
         with self.store.transaction(ALL_TENANTS) as connection:
             parameters = {"name": name, "concurrency": concurrency, "weight": weight}
             if not run(connection, SQL["add_tenant"], parameters):
                 return False
+            if place is not None:
+                place(connection)
             record(
                 connection,
                 operator=operator,
@@ -74,7 +90,7 @@ class Operators:
                 action="tenant add",
                 target=name,
                 reason=reason,
-                detail={"concurrency": concurrency, "weight": weight},
+                detail={"concurrency": concurrency, "weight": weight} | (detail or {}),
             )
             return True
 
@@ -93,9 +109,11 @@ class Operators:
         retention_days: int | None = None,
         memory_days: int | None = None,
         trace_content: str | None = None,
+        place: Callable[[Connection], str | None] | None = None,
+        detail: dict[str, Any] | None = None,
     ) -> None:
         """
-        Change what is given; workers follow within a relay round.
+        Change what is given; `place` moves it, `detail` tells of that. Workers follow within a relay round.
 
         Raises:
             UnknownTenant: there is none of that name.
@@ -106,7 +124,9 @@ class Operators:
         with self.store.transaction(ALL_TENANTS) as connection:
             if not run(connection, SQL["change_tenant"], change | {"name": name}):
                 raise UnknownTenant(name)
-            given = {field: value for field, value in change.items() if value is not None}
+            given = {field: value for field, value in change.items() if value is not None} | (detail or {})
+            if place is not None:
+                given["placed"] = place(connection)
             record(
                 connection,
                 operator=operator,

@@ -143,6 +143,7 @@ class WaitRow:
     admitted: int
     ahead: int | None
     serving: int
+    tenant_group: str
 
 
 class Recovery:

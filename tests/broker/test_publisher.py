@@ -14,7 +14,7 @@ import redis
 from agentq.broker.connection import connect, transport_options
 from agentq.broker.envelope import step_message
 from agentq.broker.publisher import Publisher
-from agentq.broker.queues import QUARANTINE, queue_for, tenant_of, tenant_queue
+from agentq.broker.queues import QUARANTINE, carries_wakes, tenant_of, tenant_queue
 from agentq.errors import BrokerUnavailable, InvalidInput
 from agentq.settings import Settings
 from agentq.step import StepRef, new_id
@@ -159,8 +159,10 @@ def test_queues_and_tenants_name_each_other() -> None:
     """
     assert tenant_of(tenant_queue("acme")) == "acme"
     assert tenant_of(QUARANTINE) is None
-    assert queue_for("acme", quarantine=True) == QUARANTINE
-    assert queue_for("quarantine", quarantine=False) != QUARANTINE
+    assert tenant_queue("quarantine") != QUARANTINE
+    assert tenant_of("agentq.shard.3") is None
+    assert carries_wakes("agentq.shard.3")
+    assert carries_wakes("agentq.shard.premium.3")
 
 
 def test_flower_sees_names_and_no_payload(tenant: str) -> None:

@@ -65,6 +65,28 @@ def test_a_tenants_content_is_its_own_affair(cli: Cli, tenant: str, admin: psyco
     assert "secret" in cli.refused(2, "tenant", "set", tenant, "--trace-content", "secret", "--reason", "x")
 
 
+def test_placing(cli: Cli, tenant: str) -> None:
+    """
+    The dry run says what would be, also that nobody serves the group; the record and the queue list follow.
+    """
+    dry = cli("tenant", "set", tenant, "--queue", "shard", "--group", "lonely", "--reason", "x", "--dry-run")
+    assert "queue auto would become shard" in dry.stdout
+    assert "agentq worker --group lonely" in dry.stderr
+    assert listed(cli, tenant)["group"] == "default"
+    change = cli.json("tenant", "set", tenant, "--queue", "shard", "--group", "lonely", "--reason", "small")
+    assert change["changed"] == {"placement": ["auto", "shard"], "group": ["default", "lonely"]}
+    row = listed(cli, tenant)
+    assert row["queue"].startswith("agentq.shard.lonely.")
+    [depth] = cli.json("queue", "ls", "--tenant", tenant)["tenants"]
+    assert (depth["group"], depth["queue"]) == ("lonely", row["queue"])
+    found = cli.json("doctor")["findings"]
+    [group] = [finding for finding in found if finding["check"] == "group lonely"]
+    assert f"tenant {tenant} waits for group lonely, which no worker serves" in group["found"]
+    name = new()
+    cli.ok("tenant", "add", name, "--queue", "own", "--group", "lonely")
+    assert listed(cli, name)["queue"] == f"agentq.t.{name}"
+
+
 @pytest.mark.parametrize(
     ("code", "arguments", "says"),
     [
@@ -80,6 +102,9 @@ def test_a_tenants_content_is_its_own_affair(cli: Cli, tenant: str, admin: psyco
         (2, ("set", "ok", "--reason", "x"), "nothing to change"),
         (2, ("set", "ok", "--state", "gone", "--reason", "x"), "gone"),
         (2, ("set", "ok", "--weight", "1001", "--reason", "x"), "1000"),
+        (2, ("set", "ok", "--queue", "mine", "--reason", "x"), "mine"),
+        (2, ("add", "ok", "--group", "quarantine"), "quarantine"),
+        (2, ("add", "ok", "--group", "Not A Name"), "a-z"),
     ],
 )
 def test_what_is_refused(cli: Cli, code: int, arguments: tuple[str, ...], says: str) -> None:

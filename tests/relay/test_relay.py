@@ -11,6 +11,7 @@ import pytest
 from agentq.errors import BrokerUnavailable, StoreUnavailable
 from agentq.relay.relay import Chore, Relay
 from agentq.store.approvals import Approvals
+from agentq.store.placement import Placement
 from agentq.store.workers import Workers
 from agentq.verdicts import Wake
 from tests.support.hands import Hands, step
@@ -61,6 +62,7 @@ def relay(hands: Hands, broker: Broker) -> Relay:
         lease_s=1.0,
         look_s=0.0,
         stale_s=10.0,
+        placement=Placement(hands.store, own_max=100_000),
     )
 
 

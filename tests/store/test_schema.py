@@ -163,6 +163,9 @@ IMPOSSIBLE = {
         ("retention_days", "retention_days = 0"),
         ("memory_days", "memory_days = -1"),
         ("trace_content", "trace_content = 'loud'"),
+        ("placement", "placement = 'nowhere'"),
+        ("worker_group", "worker_group = 'quarantine'"),
+        ("shard", "shard = -1"),
     ],
     "session": [
         ("agent", "agent = 'Robot!'"),

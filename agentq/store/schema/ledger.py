@@ -22,6 +22,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, DOUBLE_PRECISION, JSONB, REAL
 
 from agentq.store.schema.base import NAME, metadata, one_of, time
 
+PLACEMENTS = ("auto", "own", "shard")
 TENANT_STATES = ("active", "paused", "draining")
 SESSION_LIVE = ("running", "paused")
 SESSION_ENDED = ("done", "failed", "cancelled")
@@ -49,6 +50,11 @@ tenant = Table(
     Column("time_used", DOUBLE_PRECISION, comment="seconds its steps ran while slots were shared, over its weight"),
     time("shared_at"),
     Column("trace_content", Text, comment="inputs and outputs in traces; null: as the fleet"),
+    Column("worker_group", Text, nullable=False, server_default="default", comment="the workers that serve it"),
+    Column("placement", Text, nullable=False, server_default="auto", comment="the queue that was asked for"),
+    Column("shard", Integer, comment="of its group, whose queue it shares; null: a queue of its own"),
+    time("placed_at"),
+    Column("former_queues", ARRAY(Text), nullable=False, server_default=text("'{}'"), comment="left, to be removed"),
     time("created_at", nullable=False, now=True),
     time("changed_at", nullable=False, now=True),
     CheckConstraint(f"name {NAME}", name="name"),
@@ -58,6 +64,14 @@ tenant = Table(
     CheckConstraint("retention_days > 0", name="retention_days"),
     CheckConstraint("memory_days >= 0", name="memory_days"),
     CheckConstraint(one_of("trace_content", ("off", "kept", "exported")), name="trace_content"),
+    CheckConstraint(one_of("placement", PLACEMENTS), name="placement"),
+    CheckConstraint(f"worker_group {NAME} and worker_group <> 'quarantine'", name="worker_group"),
+    CheckConstraint("shard is null or (shard >= 0 and placement <> 'own')", name="shard"),
+    # What workers and the relay look up each second, whatever the number of tenants.
+    Index("tenant_own_queue", "worker_group", "name", postgresql_where=text("shard is null")),
+    Index("tenant_in_shard", "worker_group", "shard", postgresql_where=text("shard is not null")),
+    Index("tenant_not_placed", "name", postgresql_where=text("placed_at is null")),
+    Index("tenant_moved", "placed_at", postgresql_where=text("former_queues <> '{}'")),
 )
 
 session = Table(

@@ -6,7 +6,8 @@ select pg_try_advisory_xact_lock(1634166385, 0)
        and not exists (select from agentq.tenant where shared_at > agentq.now() - interval '0.2 s');
 
 -- name: slots
-select coalesce(sum(slots), 0)::int from agentq.worker where state = 'live' and worker_group <> 'quarantine';
+select worker_group, coalesce(sum(slots), 0)::int from agentq.worker
+ where state = 'live' and worker_group <> 'quarantine' group by worker_group;
 
 -- name: tell
 -- What steps held since they were last told of, by tenant.
@@ -23,7 +24,7 @@ select holder, sum(steps)::int, sum(seconds)::float8 from gone group by holder;
 -- What nobody takes from the broker gets no share, which would lie idle: see agentq.is_under_way().
 select t.name, t.weight::float8, coalesce(a.running, 0), coalesce(a.running_s, 0)::float8, coalesce(a.admitted, 0),
        least(t.concurrency, coalesce(a.admitted, 0) + coalesce(b.waiting, 0)), t.time_used,
-       t.shared_at > agentq.now() - interval '5 s'
+       t.shared_at > agentq.now() - interval '5 s', t.worker_group
   from agentq.tenant t
   left join (select tenant, count(*)::int as admitted, (count(*) filter (where state = 'running'))::int as running,
                     sum(extract(epoch from agentq.now() - started_at)) filter (where state = 'running') as running_s

@@ -29,24 +29,28 @@ select b.tenant from agentq.backlogged() as b (tenant)
 
 -- name: broker_should_hold
 -- What the ledger believes is in each queue, and how much of it is old enough to be missed.
--- The age doubles with each repeat, so a message that nobody consumes is not repeated for ever.
-select tenant, quarantine, count(*),
-       count(*) filter (where queued_at < agentq.now() - make_interval(secs => %(age_s)s * 2 ^ least(dispatches, 6)))
-  from agentq.ledger_entry
- where state = 'queued'
- group by tenant, quarantine;
+-- The age doubles with each repeat, so a message that nobody consumes is not repeated for ever. What was queued
+-- before its tenant moved is in the queue that it left: it is missed at once.
+select case when e.quarantine then 'agentq.quarantine' else agentq.queue_of(t.name, t.worker_group, t.shard) end,
+       array_agg(distinct e.tenant), count(*),
+       count(*) filter (where e.queued_at < agentq.now() - make_interval(secs => %(age_s)s * 2 ^ least(e.dispatches, 6))
+                           or t.former_queues <> '{}' and not e.quarantine and e.queued_at < t.placed_at)
+  from agentq.ledger_entry e join agentq.tenant t on t.name = e.tenant
+ where e.state = 'queued'
+ group by 1;
 
 -- name: republish
 -- Mark missing messages as sent again and return them. Materialized for the reason that `admit` gives.
 with old as materialized (
-    select session_id, step_id from agentq.ledger_entry
-     where state = 'queued' and tenant = %(tenant)s and quarantine = %(quarantine)s
-       and queued_at < agentq.now() - make_interval(secs => %(age_s)s * 2 ^ least(dispatches, 6))
-     order by queued_at limit %(max)s for update skip locked)
+    select l.tenant, l.session_id, l.step_id from agentq.ledger_entry l join agentq.tenant t on t.name = l.tenant
+     where l.state = 'queued' and l.tenant = any (%(tenants)s::text[]) and l.quarantine = %(quarantine)s
+       and (l.queued_at < agentq.now() - make_interval(secs => %(age_s)s * 2 ^ least(l.dispatches, 6))
+            or t.former_queues <> '{}' and not l.quarantine and l.queued_at < t.placed_at)
+     order by l.queued_at limit %(max)s for update of l skip locked)
 update agentq.ledger_entry e
    set queued_at = agentq.now(), dispatches = least(e.dispatches + 1, 1000)
-  from old where e.tenant = %(tenant)s and e.session_id = old.session_id and e.step_id = old.step_id
-returning agentq.wake(e.session_id, e.step_id, e.name, e.quarantine, e.fence);
+  from old where e.tenant = old.tenant and e.session_id = old.session_id and e.step_id = old.step_id
+returning e.tenant, agentq.wake(e.session_id, e.step_id, e.name, e.quarantine, e.fence);
 
 -- name: take_back
 select * from agentq.take_back(%(max)s::int);
@@ -81,32 +85,34 @@ select t.name, t.state, t.concurrency,
        coalesce(sum(e.n) filter (where e.state = 'ready'), 0)::int,
        coalesce(sum(e.n) filter (where e.state = 'queued'), 0)::int,
        coalesce(sum(e.n) filter (where e.state = 'running'), 0)::int,
-       extract(epoch from agentq.now() - min(e.oldest) filter (where e.state in ('ready', 'queued')))::double precision
+       extract(epoch from agentq.now() - min(e.oldest) filter (where e.state in ('ready', 'queued')))::double precision,
+       t.worker_group, agentq.queue_of(t.name, t.worker_group, t.shard)
   from agentq.tenant t
   left join (select tenant, state, count(*) as n, min(due_at) filter (where due_at <= agentq.now()) as oldest
                from agentq.ledger_entry where state in ('ready', 'queued', 'running') group by tenant, state) e
     on e.tenant = t.name
  where %(tenant)s::text is null or t.name = %(tenant)s
- group by t.name, t.state, t.concurrency
+ group by t.name
  order by t.name;
 
 -- name: offer_served
 -- Steps that waited for a worker of their version, now that one lives.
 update agentq.ledger_entry e
    set state = case s.state when 'paused' then 'held' else 'ready' end, unserved = null
-  from agentq.session s
- where e.unserved is not null and s.tenant = e.tenant and s.session_id = e.session_id
+  from agentq.session s, agentq.tenant t
+ where e.unserved is not null and s.tenant = e.tenant and s.session_id = e.session_id and t.name = e.tenant
    and exists (select from agentq.worker w
-                where w.state = 'live' and w.role = 'steps' and e.unserved = any (w.serves))
+                where w.state = 'live' and w.role = 'steps' and e.unserved = any (w.serves)
+                  and (e.quarantine or w.worker_group in (t.worker_group, '*')))
 returning e.step_id;
 
 -- name: unclaimed
--- Steps that should have come to a worker which serves these agents, from these tenants' queues, and did not.
-select e.tenant, e.session_id, e.step_id, e.fence, e.dispatches
+-- Steps that should have come to a worker which serves these agents, from these queues, and did not.
+select agentq.queue_of(t.name, t.worker_group, t.shard), e.session_id, e.step_id, e.fence, e.dispatches
   from agentq.ledger_entry e
   join agentq.session s on s.tenant = e.tenant and s.session_id = e.session_id and s.state = 'running'
   join agentq.tenant t on t.name = e.tenant and t.state <> 'paused'
  where e.state = 'queued' and e.due_at <= agentq.now() and e.quarantine = %(quarantine)s
-   and (%(tenants)s::text[] is null or e.tenant = any (%(tenants)s::text[]))
+   and (%(quarantine)s or agentq.queue_of(t.name, t.worker_group, t.shard) = any (%(queues)s::text[]))
    and s.agent || '@' || s.agent_version = any (%(serves)s::text[])
  order by e.due_at, e.step_id limit 50;

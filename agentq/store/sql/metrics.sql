@@ -30,3 +30,10 @@ select f.name, f.state, f.ok_total, f.bad_total, f.refused_total, f.openings,
        (select count(*) from agentq.dependency t
          where t.name = f.name and t.tenant <> '*' and t.state in ('open', 'half_open', 'forced_open'))
   from agentq.dependency f where f.tenant = '*' order by f.seen_at desc limit %(top)s;
+
+-- name: deserted
+select t.worker_group, count(*) from agentq.tenant t
+ where t.state <> 'paused'
+   and not exists (select from agentq.worker w where w.state = 'live' and w.role = 'steps'
+                      and w.worker_group in (t.worker_group, '*'))
+ group by t.worker_group;

@@ -23,7 +23,8 @@ update agentq.tenant
 returning name;
 
 -- name: tenants
-select name, state, concurrency, weight, created_at, preapproved, agents, tools, retention_days, memory_days, trace_content
+select name, state, concurrency, weight, created_at, preapproved, agents, tools, retention_days, memory_days, trace_content,
+       worker_group, placement, case when placed_at is not null then agentq.queue_of(name, worker_group, shard) end
   from agentq.tenant order by name;
 
 -- name: is_tenant

@@ -104,8 +104,8 @@ select e.step_id, e.seq, e.branch, e.name, e.state, e.attempt, e.attempts_max, e
             and o.due_at <= agentq.now() and (o.priority, o.due_at) < (e.priority, e.due_at)) end::int as ahead,
        (select count(*) from agentq.worker o where o.state = 'live' and o.role = 'steps'
            and s.agent || '@' || s.agent_version = any (o.serves)
-           and (o.worker_group = 'quarantine') = e.quarantine)::int as serving,
-       a.name, a.effect_key, a.args_hash
+           and o.worker_group in (case when e.quarantine then 'quarantine' else t.worker_group end, '*'))::int as serving,
+       t.worker_group as tenant_group, a.name, a.effect_key, a.args_hash
   from agentq.ledger_entry e
   join agentq.session s on s.tenant = e.tenant and s.session_id = e.session_id
   join agentq.tenant t on t.name = e.tenant

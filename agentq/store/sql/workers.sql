@@ -73,18 +73,20 @@ select host, pid, max(watchdog_restarts), extract(epoch from agentq.now() - max(
 -- name: unserved
 -- Due steps that no live worker could take, by what it would have to serve.
 with due as (
-    select s.agent || '@' || s.agent_version as pin, e.quarantine, count(*) as steps, min(e.due_at) as oldest
+    select s.agent || '@' || s.agent_version as pin,
+           case when e.quarantine then 'quarantine' else t.worker_group end as served_by,
+           count(*) as steps, min(e.due_at) as oldest
       from agentq.ledger_entry e
       join agentq.session s on s.tenant = e.tenant and s.session_id = e.session_id and s.state = 'running'
       join agentq.tenant t on t.name = e.tenant and t.state <> 'paused'
      where e.due_at <= agentq.now() and (e.state in ('ready', 'queued') or e.unserved is not null)
      group by 1, 2)
-select pin, case when quarantine then 'quarantine' else 'default' end, steps,
+select pin, served_by, steps,
        extract(epoch from agentq.now() - oldest)::double precision
   from due
  where not exists (select from agentq.worker w
                     where w.state = 'live' and w.role = 'steps' and due.pin = any (w.serves)
-                      and (w.worker_group = 'quarantine') = due.quarantine)
+                      and w.worker_group in (due.served_by, '*'))
  order by steps desc, pin;
 
 -- name: tenant_names

@@ -60,18 +60,19 @@ returns boolean language sql stable as
 $$ select p_state = 'running' or p_dispatches < 2 and p_queued_at > agentq.now() - interval '30 s' $$;
 
 
--- How many of the fleet's slots nobody holds; null when no worker says how many it has.
+-- How many slots of the workers that serve a tenant nobody holds; null when no worker says how many it has.
 -- Not exact while others admit, and need not be: the cap is what is exact.
 create or replace function agentq.free_slots(p_tenant text) returns int language plpgsql as $$
-declare v_slots int; v_free int;
+declare v_group text; v_slots int; v_free int;
 begin
-    select sum(slots) into v_slots from agentq.worker where state = 'live' and worker_group <> 'quarantine';
+    select worker_group into v_group from agentq.tenant where name = p_tenant;
+    select sum(slots) into v_slots from agentq.worker where state = 'live' and worker_group in (v_group, '*');
     if coalesce(v_slots, 0) = 0 then return null; end if;
     perform set_config('agentq.tenant', '*', true);
     select v_slots - count(*) into v_free
-      from (select from agentq.ledger_entry
-             where state in ('queued', 'running') and agentq.is_under_way(state, queued_at, dispatches)
-               and not quarantine limit v_slots) held;
+      from (select from agentq.ledger_entry e join agentq.tenant t on t.name = e.tenant and t.worker_group = v_group
+             where e.state in ('queued', 'running') and agentq.is_under_way(e.state, e.queued_at, e.dispatches)
+               and not e.quarantine limit v_slots) held;
     perform set_config('agentq.tenant', p_tenant, true);
     return v_free;
 end $$;

@@ -48,8 +48,10 @@ begin
     perform set_config('agentq.tenant', p_tenant, true), set_config('synchronous_commit', 'off', true);
     select se.agent, se.agent_version, se.deadline_at, se.dry_effects,
            se.state = 'running' and se.agent || '@' || se.agent_version = any (p_serves)
-           and exists (select from agentq.tenant te where te.name = p_tenant and te.state <> 'paused')
-           and exists (select from agentq.worker wo where wo.worker_id = p_worker and wo.state in ('live', 'draining'))
+           and exists (select from agentq.tenant te, agentq.worker wo
+                        where te.name = p_tenant and te.state <> 'paused'
+                          and wo.worker_id = p_worker and wo.state in ('live', 'draining')
+                          and (p_quarantine or wo.worker_group in (te.worker_group, '*')))
       into agent, agent_version, v_deadline, dry_effects, v_serving
       from agentq.session se where se.tenant = p_tenant and se.session_id = p_session;
     if v_serving then
@@ -92,7 +94,7 @@ declare
     e record;
 begin
     select l.state, l.due_at, l.quarantine, s.state as session_state, s.agent || '@' || s.agent_version as pinned,
-           t.state as tenant_state
+           t.state as tenant_state, t.worker_group
       into e
       from agentq.ledger_entry l
       join agentq.session s on s.tenant = l.tenant and s.session_id = l.session_id
@@ -126,12 +128,21 @@ begin
         return 'tenant_paused';
     end if;
     if e.quarantine <> p_quarantine then return 'quarantined'; end if;
+    if not p_quarantine and exists (select from agentq.worker w
+                                     where w.worker_id = p_worker and not w.worker_group in (e.worker_group, '*')) then
+        -- It came here before its tenant was moved, or before this worker heard of it: admission sends it again,
+        -- to the queue of the group that serves it now.
+        update agentq.ledger_entry set state = 'ready'
+         where tenant = p_tenant and session_id = p_session and step_id = p_step and state = 'queued';
+        return 'elsewhere';
+    end if;
     if not e.pinned = any (p_serves) then
         -- When nobody serves it, it waits without a slot until a worker that does is there: see `offer_served`.
         update agentq.ledger_entry set state = 'held', unserved = e.pinned
          where tenant = p_tenant and session_id = p_session and step_id = p_step and state = 'queued'
            and not exists (select from agentq.worker w
-                            where w.state = 'live' and w.role = 'steps' and e.pinned = any (w.serves));
+                            where w.state = 'live' and w.role = 'steps' and e.pinned = any (w.serves)
+                              and (p_quarantine or w.worker_group in (e.worker_group, '*')));
         return 'unserved';
     end if;
     if not exists (select from agentq.worker where worker_id = p_worker and state in ('live', 'draining')) then

@@ -1,0 +1,61 @@
+-- Placement: which queue carries a tenant's steps. What each function does stands with it.
+
+-- name: place
+select p.name, p.queue from agentq.place(%(names)s::text[], %(own_max)s::int, %(shards)s::int, %(max)s::int) p;
+
+-- name: change
+select agentq.change_placement(%(name)s, %(placement)s::text, %(group)s::text, %(own_max)s::int, %(shards)s::int);
+
+-- name: queues_of
+-- Null: it has not been placed yet.
+select t.name, case when t.placed_at is not null then agentq.queue_of(t.name, t.worker_group, t.shard) end
+  from agentq.tenant t where t.name = any (%(names)s::text[]);
+
+-- name: followed
+-- The queues that workers of a group listen to: its tenants' own, its shards, and for some seconds the own queues
+-- that tenants of it have left, where messages may still wait. By hops through the index from shard to shard,
+-- so that their tenants are not counted through.
+with recursive hop as (
+    (select t.shard from agentq.tenant t where t.worker_group = %(group)s and t.shard is not null order by t.shard limit 1)
+    union all
+    select (select t.shard from agentq.tenant t
+             where t.worker_group = %(group)s and t.shard is not null and t.shard > hop.shard order by t.shard limit 1)
+      from hop where hop.shard is not null)
+select agentq.queue_of('', %(group)s, hop.shard) from hop where hop.shard is not null
+union all
+select agentq.queue_of(t.name, t.worker_group, null) from agentq.tenant t
+ where t.worker_group = %(group)s and t.shard is null and t.placed_at is not null and t.state <> 'paused'
+union all
+select agentq.queue_of(t.name, t.worker_group, null) from agentq.tenant t
+ where t.former_queues <> '{}' and t.worker_group = %(group)s and t.state <> 'paused' and t.shard is not null
+   and t.placed_at > agentq.now() - make_interval(secs => %(linger_s)s)
+   and agentq.queue_of(t.name, t.worker_group, null) = any (t.former_queues);
+
+-- name: left_behind
+-- Queues that tenants left long enough ago, and whether somebody uses them now.
+select t.name, q.queue,
+       q.queue = agentq.queue_of(t.name, t.worker_group, t.shard)
+       or q.queue like 'agentq.shard.%%' and exists (
+           select from agentq.tenant o
+            where o.shard is not null and q.queue = agentq.queue_of(o.name, o.worker_group, o.shard))
+  from agentq.tenant t, unnest(t.former_queues) as q (queue)
+ where t.former_queues <> '{}' and t.placed_at < agentq.now() - make_interval(secs => %(age_s)s)
+ limit 100;
+
+-- name: forget
+update agentq.tenant set former_queues = array_remove(former_queues, %(queue)s) where name = %(name)s;
+
+-- name: is_served
+select exists (select from agentq.worker where state = 'live' and role = 'steps' and worker_group in (%(group)s, '*'));
+
+-- name: deserted
+-- Groups that tenants are placed in and no live worker serves, with one of their tenants and the steps that wait.
+select t.worker_group, count(*), min(t.name),
+       (select count(*) from agentq.ledger_entry e join agentq.tenant o on o.name = e.tenant
+         where o.worker_group = t.worker_group and e.state in ('ready', 'queued') and e.due_at <= agentq.now()
+           and not e.quarantine)
+  from agentq.tenant t
+ where t.state <> 'paused'
+   and not exists (select from agentq.worker w where w.state = 'live' and w.role = 'steps'
+                      and w.worker_group in (t.worker_group, '*'))
+ group by t.worker_group order by t.worker_group;
