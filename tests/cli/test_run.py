@@ -89,7 +89,7 @@ def test_plain_celery_works_too(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("worker", "--group", "other"), "other"),
+        (("worker", "--group", "Other Group"), "Other Group"),
         (("worker", "-c", "0"), "0"),
         (("worker", "-c", "many"), "many"),
         (("worker", "--loglevel", "LOUD"), "LOUD"),
