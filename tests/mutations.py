@@ -802,20 +802,26 @@ MUTATIONS = [
     # the relay
     Mutation(
         "agentq/relay/relay.py",
-        "missing = min(stale, (quarantined if quarantine else expected) - depth, self._batch)",
+        "missing = min(stale, expected - self._publisher.depth(queue), self._batch)",
         "missing = min(stale, self._batch)",
         RELAY + "only_as_many_as_are_missing_are_sent_again",
     ),
     Mutation(
         "agentq/store/sql/ledger.sql",
-        "       and queued_at < agentq.now() - make_interval(secs => %(age_s)s * 2 ^ least(dispatches, 6))",
-        "",
+        "              and (has.room or priority.n > 0))",
+        ")",
+        ADMISSION + "only_where_there_is_something_to_admit_is_it_tried",
+    ),
+    Mutation(
+        "agentq/store/sql/ledger.sql",
+        "       and (l.queued_at < agentq.now() - make_interval(secs => %(age_s)s * 2 ^ least(l.dispatches, 6))",
+        "       and (true",
         LEDGER + "missing_messages_are_sent_again_less_and_less_often",
     ),
     Mutation(
         "agentq/store/sql/ledger.sql",
-        "order by queued_at limit %(max)s for update skip locked)",
-        "order by queued_at limit %(max)s)",
+        "order by l.queued_at limit %(max)s for update of l skip locked)",
+        "order by l.queued_at limit %(max)s)",
         LEDGER + "two_relays_never_send_one_message_twice",
     ),
     # I8: tenants

@@ -151,7 +151,7 @@ class Relay:
         """Admit the due steps of every tenant that has room: new work, retries, timers."""
         backlogged = self._ledger.backlogged()
         self._backlogged = bool(backlogged)
-        for tenant in backlogged:
+        for tenant in (tenant for tenant, due in backlogged.items() if due):
             wakes = self._ledger.admit(tenant, self._batch)
             engine.probe("admitted")
             self._publisher.send(wakes)

@@ -151,9 +151,9 @@ class Ledger:
         rows = self.store.query(SQL["admit"], {"tenant": tenant, "max": limit})
         return [Wake.from_json(tenant, row[0]) for row in rows]
 
-    def backlogged(self) -> list[str]:
-        """The tenants that have steps waiting for admission, due or not."""
-        return [row[0] for row in self.store.query_as(ALL_TENANTS, SQL["backlogged"], {})]
+    def backlogged(self) -> dict[str, bool]:
+        """The tenants that have steps waiting for admission, due or not; whether admission has anything to do there."""
+        return {row[0]: row[1] for row in self.store.query_as(ALL_TENANTS, SQL["backlogged"], {})}
 
     def broker_should_hold(self, age_s: float) -> list[tuple[str, list[str], int, int]]:
         """Per queue: whose steps should be in it, how many, and how many of them are older than `age_s`."""

@@ -210,6 +210,28 @@ def test_priority_first_then_age(hands: Hands, admin: psycopg.Connection) -> Non
     assert order == [first.step_id, old.step_id, young.step_id, low.step_id]
 
 
+def test_only_where_there_is_something_to_admit_is_it_tried(hands: Hands, admin: psycopg.Connection) -> None:
+    """
+    Many tenants that only sleep, or hold all they may, cost the relay one query and no round trip each.
+    """
+    later = "update agentq.ledger_entry set due_at = due_at + interval '1 h' where step_id = %s"
+    asleep = hands.start()
+    admin.execute(later, (asleep.step_id,))
+    assert hands.ledger.backlogged()[hands.tenant] is False
+    cap(admin, hands, 1)
+    hands.start()
+    assert hands.ledger.backlogged()[hands.tenant] is True
+    hands.admit()
+    low = hands.start(priority=2)
+    assert hands.ledger.backlogged()[hands.tenant] is False, "there is no room"
+    admin.execute("update agentq.ledger_entry set due_at = due_at - interval '61 s' where step_id = %s", (low.step_id,))
+    assert hands.ledger.backlogged()[hands.tenant] is True, "it is to go before all that comes later"
+    assert hands.admit() == []
+    assert hands.ledger.backlogged()[hands.tenant] is False
+    admin.execute("update agentq.tenant set shedding = true where name = %s", (hands.tenant,))
+    assert hands.ledger.backlogged()[hands.tenant] is True
+
+
 def test_every_tenant_with_a_backlog_is_found(hands: Hands, other_tenant: str, store: Store) -> None:
     """
     I8: the flood of one tenant hides no other.

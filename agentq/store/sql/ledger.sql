@@ -24,8 +24,25 @@ returning agentq.wake(session_id, step_id, name, quarantine, fence);
 select agentq.admit(%(tenant)s, %(max)s::int);
 
 -- name: backlogged
-select b.tenant from agentq.backlogged() as b (tenant)
-  join agentq.tenant t on t.name = b.tenant and t.state <> 'paused';
+-- Who has a backlog, and whether admission has anything to do there: a step that is due and room for it, one that
+-- has waited so long that its priority no longer counts, or a tenant that may end its shedding. Timers alone, and
+-- a tenant that holds all it may, cost no round trip of their own.
+with admitted as materialized (
+    select tenant, count(*) as steps from agentq.ledger_entry where state in ('queued', 'running') group by tenant)
+select b.tenant,
+       t.shedding or exists (
+           select from generate_series(0, 9) priority (n)
+            where exists (select from agentq.ledger_entry e
+                           where e.tenant = b.tenant and e.state = 'ready' and e.priority = priority.n
+                             and e.due_at <= agentq.now()
+                                             - case when has.room then interval '0' else interval '30 s' * priority.n end)
+              and (has.room or priority.n > 0))
+  from agentq.backlogged() as b (tenant)
+  join agentq.tenant t on t.name = b.tenant and t.state <> 'paused'
+  left join admitted a on a.tenant = b.tenant
+ cross join lateral (
+       select coalesce(a.steps, 0) < least(
+                  t.concurrency, case when t.shared_at > agentq.now() - interval '5 s' then t.allowance end) as room) has;
 
 -- name: broker_should_hold
 -- What the ledger believes is in each queue, and how much of it is old enough to be missed.
