@@ -394,7 +394,7 @@ def test_two_relays_never_send_one_message_twice(hands: Hands, admin: psycopg.Co
     admin.execute(
         "update agentq.ledger_entry set queued_at = queued_at - interval '1 hour' where tenant = %s", (hands.tenant,)
     )
-    parameters = {"tenant": hands.tenant, "quarantine": False, "age_s": 1.0, "max": 100}
+    parameters = {"tenants": [hands.tenant], "quarantine": False, "age_s": 1.0, "max": 100}
     answers: list[list[Wake]] = []
     other = threading.Thread(
         target=lambda: answers.append(hands.ledger.republish(hands.tenant, quarantine=False, age_s=1.0, limit=100))
