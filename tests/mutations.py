@@ -1067,6 +1067,16 @@ MUTATIONS = [
     sql("order by bucket for update;", "order by bucket;", RATES + "a_take_waits_for_another_that_has_not_committed"),
     # I6: budgets
     sql(
+        "    if p_by <> 'settlement' then\n",
+        "    if false then\n",
+        "tests/crash/test_cost_sums.py::test_cost_sums_are_equal_on_every_surface",
+    ),
+    sql(
+        "agentq.usage_of_lost(e));",
+        "null);",
+        "tests/crash/test_cost_sums.py::test_cost_sums_are_equal_on_every_surface",
+    ),
+    sql(
         "where w.spent_micros + w.reserved_micros > l.cost or",
         "where w.spent_micros > l.cost or",
         BUDGETS + "sixty_four_callers_get_exactly_what_is_affordable",

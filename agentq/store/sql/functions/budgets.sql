@@ -201,12 +201,17 @@ begin
         v_settled := v_settled + 1;
         v_changes := v_changes || jsonb_build_object(
             'agent', r.agent, 'provider', r.provider, 'day', r.day, 'month', r.month,
-            'held_micros', case r.state when 'held' then coalesce(r.reserved_micros, 0) else 0 end,
+            'input', coalesce(v_in, 0) - case r.state when 'held' then 0 else coalesce(r.used_input, 0) end,
+            'output', coalesce(v_out, 0) - case r.state when 'held' then 0 else coalesce(r.used_output, 0) end,
+            'at', r.at, 'held_micros', case r.state when 'held' then coalesce(r.reserved_micros, 0) else 0 end,
             'held_tokens', case r.state when 'held' then r.input_tokens + r.max_tokens else 0 end,
             'micros', coalesce(v_micros, 0) - case r.state when 'held' then 0 else coalesce(r.charged_micros, 0) end,
             'tokens', coalesce(v_in + v_out, 0) - case r.state when 'held' then 0 else r.used_input + r.used_output end);
     end loop;
     if v_settled = 0 then return 0; end if;
+    if p_by <> 'settlement' then
+        perform agentq.trace_charges(p_tenant, p_session, p_step, p_fence, v_changes);
+    end if;
 
     -- All windows of all calls, each once and in the one order.
     for w in

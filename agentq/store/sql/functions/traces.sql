@@ -35,6 +35,35 @@ begin
 end $$;
 
 
+-- What an attempt that was lost is known to have used: its calls that were settled before it was.
+-- It waits for a settlement that runs now, which then finds the row that this is for.
+create or replace function agentq.usage_of_lost(e agentq.ledger_entry) returns jsonb language sql volatile as $$
+    with settled as (
+        select charged_micros, used_input, used_output from agentq.reservation
+         where tenant = e.tenant and session_id = e.session_id and step_id = e.step_id and fence = e.fence
+           for update)
+    select jsonb_build_object('usage', jsonb_build_object(
+               'tokens_in', coalesce(sum(used_input), 0), 'tokens_out', coalesce(sum(used_output), 0),
+               'cost_micros', coalesce(sum(charged_micros), 0)))
+      from settled
+$$;
+
+
+-- Calls that were settled without their attempt's settlement: its row, if it is written by now, tells them too,
+-- so that traces and budgets come to the same sums.
+create or replace function agentq.trace_charges(
+    p_tenant text, p_session uuid, p_step uuid, p_fence int, p_changes jsonb
+) returns void language sql as $$
+    update agentq.trace t
+       set tokens_in = t.tokens_in + c.input, tokens_out = t.tokens_out + c.output, cost_micros = t.cost_micros + c.micros
+      from (select sum(k.input)::bigint as input, sum(k.output)::bigint as output, sum(k.micros)::bigint as micros,
+                   min(k.at) as since
+              from jsonb_to_recordset(p_changes) as k (input bigint, output bigint, micros bigint, at timestamptz)) c
+     where t.tenant = p_tenant and t.session_id = p_session and t.step_id = p_step and t.fence = p_fence
+       and t.ordinal = 0 and t.ended_at >= c.since
+$$;
+
+
 -- The events of an attempt. A tenant that keeps no content gets its rows without it.
 create or replace function agentq.trace_events(
     e agentq.ledger_entry, p_agent text, p_version int, p_worker uuid, p_events jsonb

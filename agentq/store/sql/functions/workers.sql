@@ -68,7 +68,8 @@ begin
          where l.tenant = e.tenant and l.session_id = e.session_id and l.step_id = e.step_id
            and l.state = 'running' and l.fence = e.fence and l.fence_token = e.fence_token;
         if not found then continue; end if;
-        perform agentq.trace_attempt(e, v_of.agent, v_of.agent_version, e.worker, 'lost', v_now, v_failure, null, null);
+        perform agentq.trace_attempt(e, v_of.agent, v_of.agent_version, e.worker, 'lost', v_now, v_failure, null,
+                                     agentq.usage_of_lost(e));
         if v_fate = 'buried' then
             if e.join_step is null then
                 v_wake := agentq.end_session(e.tenant, e.session_id, 'failed', null, v_failure, v_now);
