@@ -7,15 +7,16 @@ import struct
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Literal, TypeVar
 
 from psycopg.rows import tuple_row
 
 from agentq.errors import ConfigError, InvalidInput, KeyConflict, NotAllowed, SessionBusy, UnknownSession, UnknownTenant
+from agentq.payload import encode
 from agentq.store import sealing
 from agentq.store.ledger import failure_json
-from agentq.store.pool import ALL_TENANTS, Connection, Row, Store, schema_errors
+from agentq.store.pool import ALL_TENANTS, Connection, Row, Store, run, schema_errors
 from agentq.store.queries import load
 from agentq.store.vault import Vault
 from agentq.verdicts import Failure, Wake
@@ -94,6 +95,20 @@ class SessionListing:
     created_at: datetime
     ended_at: datetime | None
     failure: dict[str, Any] | None
+
+
+# A place in the list of sessions, newest first.
+Place = tuple[datetime, uuid.UUID]
+_NEWEST: Place = (datetime(9999, 1, 1, tzinfo=UTC), uuid.UUID(int=2**128 - 1))
+
+
+@dataclass(frozen=True, slots=True)
+class SessionPage:
+    """A part of the list, and where to go on; not `full`: it is short because it looked far enough."""
+
+    rows: list[SessionListing]
+    more: Place | None
+    full: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,9 +262,14 @@ class Sessions:
         limit: int = 50,
     ) -> list[SessionListing]:
         """The newest sessions that match."""
-        parameters = {"tenant": tenant, "agent": agent, "state": state, "key": key, "limit": limit}
-        rows = self.store.query_as(tenant or ALL_TENANTS, SQL["list"], parameters)
-        return [_open(self.store.vault, row[0], SessionListing(*row)) for row in rows]
+        rows: list[SessionListing] = []
+        before: Place | None = None
+        while len(rows) < limit:
+            found = self.page(tenant=tenant, agent=agent, state=state, key=key, before=before, limit=limit - len(rows))
+            rows, before = rows + found.rows, found.more
+            if before is None:
+                break
+        return rows
 
     def page(
         self,
@@ -259,24 +279,50 @@ class Sessions:
         state: str | None = None,
         key: str | None = None,
         prefix: str | None = None,
-        before: tuple[datetime, uuid.UUID] | None = None,
+        text: str | None = None,
+        before: Place | None = None,
         limit: int = 50,
-    ) -> list[SessionListing]:
-        """The newest sessions that match and stand before a place in the list, the place of the last one seen."""
+    ) -> SessionPage:
+        """
+        The newest sessions that match and stand before a place in the list.
+
+        Keyset pages on an index, whatever is asked for. Where the best index does not serve all of it, a page
+        looks at 20,000 sessions at most; it may then be short or empty, and `more` says where to go on. `text`
+        is looked for in the key, the failure and the first 8 kB of the input, where they are not encrypted.
+        """
         low, high = _range(prefix) if prefix else (None, None)
-        parameters = {
-            "tenant": tenant,
-            "agent": agent,
-            "state": state,
-            "key": key,
-            "low": low,
-            "high": high,
-            "before_at": before[0] if before else None,
-            "before_id": before[1] if before else None,
-            "limit": limit,
-        }
-        rows = self.store.query_as(tenant or ALL_TENANTS, SQL["page"], parameters)
-        return [_open(self.store.vault, row[0], SessionListing(*row)) for row in rows]
+        given: dict[str, Any] = {"tenant": tenant, "agent": agent, "state": state, "key": key, "low": low, "high": high}
+        start = before or _NEWEST
+        given |= {"text": _needle(text), "before_at": start[0], "before_id": start[1], "limit": limit + 1}
+        by = _index_for(tenant, agent, state) if key is None and prefix is None else "named"
+        with self.store.transaction(tenant or ALL_TENANTS) as connection, schema_errors():
+            run(connection, SQL["by_index"], {})
+            found = run(connection, SQL[f"page_{by}"], given)
+            short = len(found) <= limit and by != "named"
+            ends = run(connection, SQL[f"end_{by}"], given) if short else []
+        rows = [_open(self.store.vault, row[0], SessionListing(*row)) for row in found[:limit]]
+        if len(found) > limit:
+            return SessionPage(rows, (rows[-1].created_at, rows[-1].session_id), full=True)
+        return SessionPage(rows, (ends[0][0], ends[0][1]) if ends else None, full=False)
+
+
+def _index_for(tenant: str | None, agent: str | None, state: str | None) -> str:
+    """Which of the pages' indices leaves least to look at."""
+    if tenant is not None:
+        return "tenant_state" if state is not None else "tenant"
+    if state in ("running", "paused", "failed", "cancelled"):
+        return "state"  # few of them, beside those of an agent
+    if agent is not None:
+        return "agent"
+    return "state" if state is not None else "all"
+
+
+def _needle(text: str | None) -> str | None:
+    """A text as it stands in what is searched: as JSON writes it, letters small, beyond ASCII as `encode` escapes."""
+    if not text:
+        return None
+    raw = encode(text)[1:-1].lower()
+    return "".join("\\\\" if byte == 0x5C else chr(byte) if byte < 0x80 else f"\\{byte:03o}" for byte in raw)
 
 
 Failed = TypeVar("Failed", SessionListing, StepRow)

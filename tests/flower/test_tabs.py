@@ -174,6 +174,11 @@ def test_a_session_that_went_wrong_is_found_and_told(window: Window, bad: str, t
     assert EVIL not in listed
     assert bad in window.page(f"/sessions?id={bad[-36:][:13]}")
     assert bad not in window.page(f"/sessions?tenant={tenant}&state=done")
+    for text, there in (("takes no COUPON", True), (EVIL[:9], True), ("nowhere-to-be-found", False)):
+        found = window.page(f"/sessions?{urllib.parse.urlencode({'tenant': tenant, 'text': text})}")
+        assert (bad in found) == there, text
+    assert bad in window.page(f"/sessions?tenant={tenant}&until=2999-01-01")
+    assert bad not in window.page(f"/sessions?tenant={tenant}&until=1999-01-01")
     page = window.page(bad)
     for said in ("<svg", "takes no coupon", "send a coupon", "gpt-5", "$0.1300", "~ loops: 0 → 1", "came to nothing"):
         assert said in page, said
@@ -203,6 +208,7 @@ def test_pages_follow_each_other_by_place(
 @pytest.mark.parametrize(
     "path",
     ["/sessions?tenant=No%20Name", "/sessions?id=xyz", "/sessions?before=rubbish", "/cost?since=1y",
+     "/sessions?until=tuesday",
      "/dead-letters?cause=zzz", f"/session/nobody-at-all/{uuid.UUID(int=5)}"],
 )  # fmt: skip
 def test_bad_questions_are_answered_in_words(window: Window, path: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 
 import psycopg
@@ -9,6 +10,7 @@ import pytest
 
 from agentq.embedded import Stack
 from agentq.store.migrate import upgrade
+from agentq.store.sessions import SQL
 
 ROWS = """
 insert into agentq.session (tenant, session_id, agent, agent_version, input, input_hash)
@@ -63,3 +65,44 @@ def test_a_limit_holds_in_every_plan(
 
     assert len(woken) == rows
     assert admitted == (rows,)
+
+
+TENANTS = "insert into agentq.tenant (name, concurrency) select 't' || i, 1 from generate_series(0, 19) i"
+MANY = """
+insert into agentq.session (tenant, session_id, agent, agent_version, input, input_hash, state, key, created_at)
+select 't' || i % 19, gen_random_uuid(), 'a' || i % 17, 1, '{}', 'h',
+       case when i % 23 = 0 then 'paused' else 'running' end, 'k' || i, agentq.now() - make_interval(secs => i)
+  from generate_series(1, 8000) i
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "index"),
+    [
+        ("all", "session_newest"),
+        ("tenant", "session_recent"),
+        ("tenant_state", "session_tenant_state"),
+        ("agent", "session_agent"),
+        ("state", "session_in_state"),
+        ("named", "session_key"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
+def test_a_page_of_sessions_goes_by_its_index(misled: psycopg.Connection, name: str, index: str, mode: str) -> None:
+    """
+    Whatever is asked, and also by the plan that a prepared statement keeps: nothing reads or sorts the whole table.
+    """
+    of = {"tenant": "t3", "agent": "a3", "state": "paused", "key": None, "text": None, "low": None, "high": None}
+    of |= {"before_at": "9999-01-01", "before_id": str(uuid.UUID(int=2**128 - 1)), "limit": 51}
+    of |= {"key": "k7"} if name == "named" else {}
+    with misled.transaction(force_rollback=True):
+        misled.execute(TENANTS)
+        misled.execute(MANY)
+        misled.execute("analyze agentq.session")
+        misled.execute(SQL["by_index"])
+        misled.execute(f"set local plan_cache_mode = {mode}")
+        for kind in ("page", "end") if name != "named" else ("page",):
+            rows = misled.execute("explain " + SQL[f"{kind}_{name}"], of, prepare=True).fetchall()
+            plan = "\n".join(row[0] for row in rows)
+            assert index in plan, plan
+            assert "Seq Scan on session" not in plan, plan

@@ -3,50 +3,64 @@
 from __future__ import annotations
 
 import uuid
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from urllib.parse import urlencode
 
 from tornado.web import authenticated
 
 from agentq.errors import InvalidInput
 from agentq.flower.pages.tab import Route, Tab
-from agentq.store.sessions import SessionListing
+from agentq.store.sessions import Place
 
 PAGE_ROWS = 50
 
 
 class Sessions(Tab):
-    """Every session, newest first, by tenant, agent, state, key or the beginning of its id."""
+    """Every session, newest first, by tenant, agent, state, key, text or the beginning of its id, back from a day."""
 
     tab = "aq-sessions"
 
     @authenticated
     async def get(self) -> None:
-        filters = {
+        chosen = {
             "tenant": self.chosen("tenant", "tenant"),
             "agent": self.chosen("agent", "agent"),
             "state": self.chosen("state"),
             "key": self.chosen("key"),
-            "prefix": self.chosen("id"),
+            "text": self.chosen("text"),
+            "id": self.chosen("id"),
+            "until": self.chosen("until"),
         }
-        before = _place(self.chosen("before"))
-        rows = await self.ask(lambda: self.client.sessions.page(**filters, before=before, limit=PAGE_ROWS + 1))
-        more = rows[PAGE_ROWS - 1] if len(rows) > PAGE_ROWS else None
-        chosen = {("id" if name == "prefix" else name): value for name, value in filters.items() if value}
+        chosen = {name: value for name, value in chosen.items() if value}
+        filters = {("prefix" if name == "id" else name): value for name, value in chosen.items() if name != "until"}
+        before = _place(self.chosen("before")) or _end_of(chosen.get("until"))
+        page = await self.ask(lambda: self.client.sessions.page(**filters, before=before, limit=PAGE_ROWS))
         self.show(
             "aq_sessions.html",
-            rows=rows[:PAGE_ROWS],
+            rows=page.rows,
             filters=chosen,
-            older=urlencode(chosen | {"before": _mark(more)}) if more is not None else None,
+            older=urlencode(chosen | {"before": _mark(page.more)}) if page.more is not None else None,
+            looked_until=page.more[0] if page.more is not None and not page.full else None,
             first=before is None,
         )
 
 
-def _mark(row: SessionListing) -> str:
-    return f"{row.created_at.isoformat()}~{row.session_id}"
+def _mark(place: Place) -> str:
+    return f"{place[0].isoformat()}~{place[1]}"
 
 
-def _place(mark: str | None) -> tuple[datetime, uuid.UUID] | None:
+def _end_of(day: str | None) -> Place | None:
+    """The end of a day, as a place in the list."""
+    if day is None:
+        return None
+    try:
+        start = datetime.fromisoformat(day)
+        return start.replace(tzinfo=start.tzinfo or UTC) + timedelta(days=1), uuid.UUID(int=0)
+    except (ValueError, OverflowError):
+        raise InvalidInput(f"{day!r} is no day: write 2026-11-24") from None
+
+
+def _place(mark: str | None) -> Place | None:
     """Where a page begins."""
     if mark is None:
         return None

@@ -121,11 +121,14 @@ session = Table(
         "created_at",
         postgresql_where=text("concurrency_key is not null and state in ('running', 'paused')"),
     ),
-    Index("session_recent", "tenant", "created_at"),
+    # What lists of sessions go by, newest first: of a tenant, of an agent, in a state; see sql/sessions.sql.
+    Index("session_recent", "tenant", "created_at", "session_id"),
+    Index("session_tenant_state", "tenant", "state", "created_at", "session_id"),
+    Index("session_agent", "agent", "created_at", "session_id"),
     # A session and all that it led to.
     Index("session_ended", "ended_at", "session_id", postgresql_where=text("ended_at is not null")),
     Index("session_newest", "created_at", "session_id"),
-    Index("session_in_state", "state", "created_at"),
+    Index("session_in_state", "state", "created_at", "session_id"),
     Index("session_paused", "tenant", postgresql_where=text("state = 'paused'")),
     Index("session_trace", "tenant", "trace_id", postgresql_where=text("trace_id is not null")),
     Index(

@@ -58,31 +58,128 @@ select event_id, step_id, kind, body, at from agentq.session_event
  where tenant = %(tenant)s and session_id = %(session)s and event_id > %(after)s
  order by event_id;
 
--- name: list
-select tenant, session_id, agent, agent_version, key, state, created_at, ended_at, failure
-  from agentq.session
- where (%(tenant)s::text is null or tenant = %(tenant)s)
-   and (%(agent)s::text is null or agent = %(agent)s)
-   and (%(state)s::text is null or state = %(state)s)
-   and (%(key)s::text is null or key = %(key)s)
- order by created_at desc limit %(limit)s;
-
 -- name: effects
 select effect_key, step_id, name, state, calls, claimed_at, settled_at, failure from agentq.effect
  where tenant = %(tenant)s and session_id = %(session)s
  order by claimed_at;
 
--- name: page
--- The newest sessions before a place in the list: keyset, so that page 1,000 costs what page 1 does.
+-- name: by_index
+-- Row security hides from the planner how many rows a tenant sees: it expects one in two hundred, and would rather
+-- read and sort the whole table than walk an index to the end. The pages below never need to.
+select set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true),
+       set_config('enable_sort', 'off', true), set_config('enable_incremental_sort', 'off', true);
+
+-- name: page_all
+-- The newest sessions before a place in the list: keyset, so that page 1,000 costs what page 1 does. What no index
+-- serves is looked for among the next 20,000 of the index that serves best, and then the page says how far it came.
 select tenant, session_id, agent, agent_version, key, state, created_at, ended_at, failure
-  from agentq.session
- where (%(tenant)s::text is null or tenant = %(tenant)s)
-   and (%(agent)s::text is null or agent = %(agent)s)
+  from (select tenant, session_id, agent, agent_version, key, state, created_at, ended_at, failure, input from agentq.session
+         where (created_at, session_id) < (%(before_at)s, %(before_id)s::uuid)
+         order by created_at desc, session_id desc limit 20000) looked_at
+ where (%(tenant)s::text is null or tenant = %(tenant)s) and (%(agent)s::text is null or agent = %(agent)s)
    and (%(state)s::text is null or state = %(state)s)
-   and (%(key)s::text is null or key = %(key)s)
-   and (%(low)s::uuid is null or session_id between %(low)s and %(high)s)
-   and (%(before_at)s::timestamptz is null or (created_at, session_id) < (%(before_at)s, %(before_id)s::uuid))
+   and (%(text)s::text is null
+        or position(%(text)s in lower(concat(key, ' ', failure ->> 'type', ' ', failure ->> 'message') collate "C")) > 0
+        or get_byte(input, 0) >= 32
+           and position(%(text)s in lower(encode(substring(input, 1, 8192), 'escape') collate "C")) > 0)
  order by created_at desc, session_id desc limit %(limit)s;
+
+-- name: end_all
+-- Where such a look ended; no row: there was nothing further.
+select created_at, session_id from agentq.session
+ where (created_at, session_id) < (%(before_at)s, %(before_id)s::uuid)
+ order by created_at desc, session_id desc offset 19999 limit 1;
+
+-- name: page_tenant
+select tenant, session_id, agent, agent_version, key, state, created_at, ended_at, failure
+  from (select tenant, session_id, agent, agent_version, key, state, created_at, ended_at, failure, input from agentq.session
+         where tenant = %(tenant)s and (created_at, session_id) < (%(before_at)s, %(before_id)s::uuid)
+         order by created_at desc, session_id desc limit 20000) looked_at
+ where (%(tenant)s::text is null or tenant = %(tenant)s) and (%(agent)s::text is null or agent = %(agent)s)
+   and (%(state)s::text is null or state = %(state)s)
+   and (%(text)s::text is null
+        or position(%(text)s in lower(concat(key, ' ', failure ->> 'type', ' ', failure ->> 'message') collate "C")) > 0
+        or get_byte(input, 0) >= 32
+           and position(%(text)s in lower(encode(substring(input, 1, 8192), 'escape') collate "C")) > 0)
+ order by created_at desc, session_id desc limit %(limit)s;
+
+-- name: end_tenant
+-- Where such a look ended; no row: there was nothing further.
+select created_at, session_id from agentq.session
+ where tenant = %(tenant)s and (created_at, session_id) < (%(before_at)s, %(before_id)s::uuid)
+ order by created_at desc, session_id desc offset 19999 limit 1;
+
+-- name: page_agent
+select tenant, session_id, agent, agent_version, key, state, created_at, ended_at, failure
+  from (select tenant, session_id, agent, agent_version, key, state, created_at, ended_at, failure, input from agentq.session
+         where agent = %(agent)s and (created_at, session_id) < (%(before_at)s, %(before_id)s::uuid)
+         order by created_at desc, session_id desc limit 20000) looked_at
+ where (%(tenant)s::text is null or tenant = %(tenant)s) and (%(agent)s::text is null or agent = %(agent)s)
+   and (%(state)s::text is null or state = %(state)s)
+   and (%(text)s::text is null
+        or position(%(text)s in lower(concat(key, ' ', failure ->> 'type', ' ', failure ->> 'message') collate "C")) > 0
+        or get_byte(input, 0) >= 32
+           and position(%(text)s in lower(encode(substring(input, 1, 8192), 'escape') collate "C")) > 0)
+ order by created_at desc, session_id desc limit %(limit)s;
+
+-- name: end_agent
+-- Where such a look ended; no row: there was nothing further.
+select created_at, session_id from agentq.session
+ where agent = %(agent)s and (created_at, session_id) < (%(before_at)s, %(before_id)s::uuid)
+ order by created_at desc, session_id desc offset 19999 limit 1;
+
+-- name: page_state
+select tenant, session_id, agent, agent_version, key, state, created_at, ended_at, failure
+  from (select tenant, session_id, agent, agent_version, key, state, created_at, ended_at, failure, input from agentq.session
+         where state = %(state)s and (created_at, session_id) < (%(before_at)s, %(before_id)s::uuid)
+         order by created_at desc, session_id desc limit 20000) looked_at
+ where (%(tenant)s::text is null or tenant = %(tenant)s) and (%(agent)s::text is null or agent = %(agent)s)
+   and (%(state)s::text is null or state = %(state)s)
+   and (%(text)s::text is null
+        or position(%(text)s in lower(concat(key, ' ', failure ->> 'type', ' ', failure ->> 'message') collate "C")) > 0
+        or get_byte(input, 0) >= 32
+           and position(%(text)s in lower(encode(substring(input, 1, 8192), 'escape') collate "C")) > 0)
+ order by created_at desc, session_id desc limit %(limit)s;
+
+-- name: end_state
+-- Where such a look ended; no row: there was nothing further.
+select created_at, session_id from agentq.session
+ where state = %(state)s and (created_at, session_id) < (%(before_at)s, %(before_id)s::uuid)
+ order by created_at desc, session_id desc offset 19999 limit 1;
+
+-- name: page_tenant_state
+select tenant, session_id, agent, agent_version, key, state, created_at, ended_at, failure
+  from (select tenant, session_id, agent, agent_version, key, state, created_at, ended_at, failure, input from agentq.session
+         where tenant = %(tenant)s and state = %(state)s and (created_at, session_id) < (%(before_at)s, %(before_id)s::uuid)
+         order by created_at desc, session_id desc limit 20000) looked_at
+ where (%(tenant)s::text is null or tenant = %(tenant)s) and (%(agent)s::text is null or agent = %(agent)s)
+   and (%(state)s::text is null or state = %(state)s)
+   and (%(text)s::text is null
+        or position(%(text)s in lower(concat(key, ' ', failure ->> 'type', ' ', failure ->> 'message') collate "C")) > 0
+        or get_byte(input, 0) >= 32
+           and position(%(text)s in lower(encode(substring(input, 1, 8192), 'escape') collate "C")) > 0)
+ order by created_at desc, session_id desc limit %(limit)s;
+
+-- name: end_tenant_state
+-- Where such a look ended; no row: there was nothing further.
+select created_at, session_id from agentq.session
+ where tenant = %(tenant)s and state = %(state)s and (created_at, session_id) < (%(before_at)s, %(before_id)s::uuid)
+ order by created_at desc, session_id desc offset 19999 limit 1;
+
+-- name: page_named
+-- By key, or by the beginning of its id: one look for each tenant, because the tenant leads every key.
+select s.tenant, s.session_id, s.agent, s.agent_version, s.key, s.state, s.created_at, s.ended_at, s.failure
+  from agentq.tenant t,
+       lateral ((select * from agentq.session k where k.tenant = t.name and k.key = %(key)s
+                    and (%(low)s::uuid is null or k.session_id between %(low)s and %(high)s))
+                union all
+                (select * from agentq.session i where %(key)s::text is null and i.tenant = t.name
+                    and i.session_id between %(low)s and %(high)s
+                  order by i.session_id desc limit 200)) s
+ where (%(tenant)s::text is null or t.name = %(tenant)s) and (%(agent)s::text is null or s.agent = %(agent)s)
+   and (%(state)s::text is null or s.state = %(state)s)
+   and (s.created_at, s.session_id) < (%(before_at)s, %(before_id)s::uuid)
+ order by s.created_at desc, s.session_id desc limit %(limit)s;
 
 -- name: parks_resumed
 -- How often people let the session go on that had parked itself. Each other resume follows a pause of theirs.
