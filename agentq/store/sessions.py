@@ -287,7 +287,7 @@ class Sessions:
         The newest sessions that match and stand before a place in the list.
 
         Keyset pages on an index, whatever is asked for. Where the best index does not serve all of it, a page
-        looks at 20,000 sessions at most; it may then be short or empty, and `more` says where to go on. `text`
+        looks at 5,000 sessions at most; it may then be short or empty, and `more` says where to go on. `text`
         is looked for in the key, the failure and the first 8 kB of the input, where they are not encrypted.
         """
         low, high = _range(prefix) if prefix else (None, None)

@@ -71,11 +71,11 @@ select set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan'
 
 -- name: page_all
 -- The newest sessions before a place in the list: keyset, so that page 1,000 costs what page 1 does. What no index
--- serves is looked for among the next 20,000 of the index that serves best, and then the page says how far it came.
+-- serves is looked for among the next 5,000 of the index that serves best, and then the page says how far it came.
 select tenant, session_id, agent, agent_version, key, state, created_at, ended_at, failure
   from (select tenant, session_id, agent, agent_version, key, state, created_at, ended_at, failure, input from agentq.session
          where (created_at, session_id) < (%(before_at)s, %(before_id)s::uuid)
-         order by created_at desc, session_id desc limit 20000) looked_at
+         order by created_at desc, session_id desc limit 5000) looked_at
  where (%(tenant)s::text is null or tenant = %(tenant)s) and (%(agent)s::text is null or agent = %(agent)s)
    and (%(state)s::text is null or state = %(state)s)
    and (%(text)s::text is null
@@ -88,13 +88,13 @@ select tenant, session_id, agent, agent_version, key, state, created_at, ended_a
 -- Where such a look ended; no row: there was nothing further.
 select created_at, session_id from agentq.session
  where (created_at, session_id) < (%(before_at)s, %(before_id)s::uuid)
- order by created_at desc, session_id desc offset 19999 limit 1;
+ order by created_at desc, session_id desc offset 4999 limit 1;
 
 -- name: page_tenant
 select tenant, session_id, agent, agent_version, key, state, created_at, ended_at, failure
   from (select tenant, session_id, agent, agent_version, key, state, created_at, ended_at, failure, input from agentq.session
          where tenant = %(tenant)s and (created_at, session_id) < (%(before_at)s, %(before_id)s::uuid)
-         order by created_at desc, session_id desc limit 20000) looked_at
+         order by created_at desc, session_id desc limit 5000) looked_at
  where (%(tenant)s::text is null or tenant = %(tenant)s) and (%(agent)s::text is null or agent = %(agent)s)
    and (%(state)s::text is null or state = %(state)s)
    and (%(text)s::text is null
@@ -107,13 +107,13 @@ select tenant, session_id, agent, agent_version, key, state, created_at, ended_a
 -- Where such a look ended; no row: there was nothing further.
 select created_at, session_id from agentq.session
  where tenant = %(tenant)s and (created_at, session_id) < (%(before_at)s, %(before_id)s::uuid)
- order by created_at desc, session_id desc offset 19999 limit 1;
+ order by created_at desc, session_id desc offset 4999 limit 1;
 
 -- name: page_agent
 select tenant, session_id, agent, agent_version, key, state, created_at, ended_at, failure
   from (select tenant, session_id, agent, agent_version, key, state, created_at, ended_at, failure, input from agentq.session
          where agent = %(agent)s and (created_at, session_id) < (%(before_at)s, %(before_id)s::uuid)
-         order by created_at desc, session_id desc limit 20000) looked_at
+         order by created_at desc, session_id desc limit 5000) looked_at
  where (%(tenant)s::text is null or tenant = %(tenant)s) and (%(agent)s::text is null or agent = %(agent)s)
    and (%(state)s::text is null or state = %(state)s)
    and (%(text)s::text is null
@@ -126,13 +126,13 @@ select tenant, session_id, agent, agent_version, key, state, created_at, ended_a
 -- Where such a look ended; no row: there was nothing further.
 select created_at, session_id from agentq.session
  where agent = %(agent)s and (created_at, session_id) < (%(before_at)s, %(before_id)s::uuid)
- order by created_at desc, session_id desc offset 19999 limit 1;
+ order by created_at desc, session_id desc offset 4999 limit 1;
 
 -- name: page_state
 select tenant, session_id, agent, agent_version, key, state, created_at, ended_at, failure
   from (select tenant, session_id, agent, agent_version, key, state, created_at, ended_at, failure, input from agentq.session
          where state = %(state)s and (created_at, session_id) < (%(before_at)s, %(before_id)s::uuid)
-         order by created_at desc, session_id desc limit 20000) looked_at
+         order by created_at desc, session_id desc limit 5000) looked_at
  where (%(tenant)s::text is null or tenant = %(tenant)s) and (%(agent)s::text is null or agent = %(agent)s)
    and (%(state)s::text is null or state = %(state)s)
    and (%(text)s::text is null
@@ -145,13 +145,13 @@ select tenant, session_id, agent, agent_version, key, state, created_at, ended_a
 -- Where such a look ended; no row: there was nothing further.
 select created_at, session_id from agentq.session
  where state = %(state)s and (created_at, session_id) < (%(before_at)s, %(before_id)s::uuid)
- order by created_at desc, session_id desc offset 19999 limit 1;
+ order by created_at desc, session_id desc offset 4999 limit 1;
 
 -- name: page_tenant_state
 select tenant, session_id, agent, agent_version, key, state, created_at, ended_at, failure
   from (select tenant, session_id, agent, agent_version, key, state, created_at, ended_at, failure, input from agentq.session
          where tenant = %(tenant)s and state = %(state)s and (created_at, session_id) < (%(before_at)s, %(before_id)s::uuid)
-         order by created_at desc, session_id desc limit 20000) looked_at
+         order by created_at desc, session_id desc limit 5000) looked_at
  where (%(tenant)s::text is null or tenant = %(tenant)s) and (%(agent)s::text is null or agent = %(agent)s)
    and (%(state)s::text is null or state = %(state)s)
    and (%(text)s::text is null
@@ -164,7 +164,7 @@ select tenant, session_id, agent, agent_version, key, state, created_at, ended_a
 -- Where such a look ended; no row: there was nothing further.
 select created_at, session_id from agentq.session
  where tenant = %(tenant)s and state = %(state)s and (created_at, session_id) < (%(before_at)s, %(before_id)s::uuid)
- order by created_at desc, session_id desc offset 19999 limit 1;
+ order by created_at desc, session_id desc offset 4999 limit 1;
 
 -- name: page_named
 -- By key, or by the beginning of its id: one look for each tenant, because the tenant leads every key.
