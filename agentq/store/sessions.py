@@ -280,6 +280,7 @@ class Sessions:
         key: str | None = None,
         prefix: str | None = None,
         text: str | None = None,
+        within_input: bool = True,
         before: Place | None = None,
         limit: int = 50,
     ) -> SessionPage:
@@ -288,11 +289,13 @@ class Sessions:
 
         Keyset pages on an index, whatever is asked for. Where the best index does not serve all of it, a page
         looks at 5,000 sessions at most; it may then be short or empty, and `more` says where to go on. `text`
-        is looked for in the key, the failure and the first 8 kB of the input, where they are not encrypted.
+        is looked for in the key, the failure and the first 8 kB of the input, where they are not encrypted; not
+        `within_input` for somebody who may not see what redaction hides, and could guess at it by searching.
         """
         low, high = _range(prefix) if prefix else (None, None)
         given: dict[str, Any] = {"tenant": tenant, "agent": agent, "state": state, "key": key, "low": low, "high": high}
         start = before or _NEWEST
+        given |= {"within_input": within_input}
         given |= {"text": _needle(text), "before_at": start[0], "before_id": start[1], "limit": limit + 1}
         by = _index_for(tenant, agent, state) if key is None and prefix is None else "named"
         with self.store.transaction(tenant or ALL_TENANTS) as connection, schema_errors():

@@ -93,7 +93,7 @@ def test_a_page_of_sessions_goes_by_its_index(misled: psycopg.Connection, name: 
     Whatever is asked, and also by the plan that a prepared statement keeps: nothing reads or sorts the whole table.
     """
     of = {"tenant": "t3", "agent": "a3", "state": "paused", "key": None, "text": None, "low": None, "high": None}
-    of |= {"before_at": "9999-01-01", "before_id": str(uuid.UUID(int=2**128 - 1)), "limit": 51}
+    of |= {"before_at": "9999-01-01", "before_id": str(uuid.UUID(int=2**128 - 1)), "limit": 51, "within_input": True}
     of |= {"key": "k7"} if name == "named" else {}
     with misled.transaction(force_rollback=True):
         misled.execute(TENANTS)

@@ -230,3 +230,13 @@ def test_the_hash_of_an_input_is_of_both_parts() -> None:
     A digest of several parts cannot be had by moving a boundary between them.
     """
     assert fingerprint(b"ab", b"c") != fingerprint(b"a", b"bc")
+
+
+def test_a_text_is_found_in_inputs_only_by_who_may_see_them(hands: Hands) -> None:
+    """
+    I8: an input is not redacted, so somebody who may only look does not find out by searching.
+    """
+    hands.start(input=b'{"card": "4111 1111"}', key="order-7")
+    for text, within, found in (("4111", True, 1), ("4111", False, 0), ("ORDER-7", False, 1)):
+        page = hands.sessions.page(tenant=hands.tenant, text=text, within_input=within)
+        assert len(page.rows) == found, (text, within)

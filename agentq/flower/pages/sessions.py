@@ -34,7 +34,11 @@ class Sessions(Tab):
         chosen = {name: value for name, value in chosen.items() if value}
         filters = {("prefix" if name == "id" else name): value for name, value in chosen.items() if name != "until"}
         before = _place(self.chosen("before")) or _end_of(chosen.get("until"))
-        page = await self.ask(lambda: self.client.sessions.page(**filters, before=before, limit=PAGE_ROWS))
+        # Inputs are not redacted: whoever may only look must not find out by searching what pages hide.
+        within = self.may_operate
+        page = await self.ask(
+            lambda: self.client.sessions.page(**filters, within_input=within, before=before, limit=PAGE_ROWS)
+        )
         self.show(
             "aq_sessions.html",
             rows=page.rows,

@@ -80,7 +80,7 @@ select tenant, session_id, agent, agent_version, key, state, created_at, ended_a
    and (%(state)s::text is null or state = %(state)s)
    and (%(text)s::text is null
         or position(%(text)s in lower(concat(key, ' ', failure ->> 'type', ' ', failure ->> 'message') collate "C")) > 0
-        or get_byte(input, 0) >= 32
+        or %(within_input)s and get_byte(input, 0) >= 32
            and position(%(text)s in lower(encode(substring(input, 1, 8192), 'escape') collate "C")) > 0)
  order by created_at desc, session_id desc limit %(limit)s;
 
@@ -99,7 +99,7 @@ select tenant, session_id, agent, agent_version, key, state, created_at, ended_a
    and (%(state)s::text is null or state = %(state)s)
    and (%(text)s::text is null
         or position(%(text)s in lower(concat(key, ' ', failure ->> 'type', ' ', failure ->> 'message') collate "C")) > 0
-        or get_byte(input, 0) >= 32
+        or %(within_input)s and get_byte(input, 0) >= 32
            and position(%(text)s in lower(encode(substring(input, 1, 8192), 'escape') collate "C")) > 0)
  order by created_at desc, session_id desc limit %(limit)s;
 
@@ -118,7 +118,7 @@ select tenant, session_id, agent, agent_version, key, state, created_at, ended_a
    and (%(state)s::text is null or state = %(state)s)
    and (%(text)s::text is null
         or position(%(text)s in lower(concat(key, ' ', failure ->> 'type', ' ', failure ->> 'message') collate "C")) > 0
-        or get_byte(input, 0) >= 32
+        or %(within_input)s and get_byte(input, 0) >= 32
            and position(%(text)s in lower(encode(substring(input, 1, 8192), 'escape') collate "C")) > 0)
  order by created_at desc, session_id desc limit %(limit)s;
 
@@ -137,7 +137,7 @@ select tenant, session_id, agent, agent_version, key, state, created_at, ended_a
    and (%(state)s::text is null or state = %(state)s)
    and (%(text)s::text is null
         or position(%(text)s in lower(concat(key, ' ', failure ->> 'type', ' ', failure ->> 'message') collate "C")) > 0
-        or get_byte(input, 0) >= 32
+        or %(within_input)s and get_byte(input, 0) >= 32
            and position(%(text)s in lower(encode(substring(input, 1, 8192), 'escape') collate "C")) > 0)
  order by created_at desc, session_id desc limit %(limit)s;
 
@@ -156,7 +156,7 @@ select tenant, session_id, agent, agent_version, key, state, created_at, ended_a
    and (%(state)s::text is null or state = %(state)s)
    and (%(text)s::text is null
         or position(%(text)s in lower(concat(key, ' ', failure ->> 'type', ' ', failure ->> 'message') collate "C")) > 0
-        or get_byte(input, 0) >= 32
+        or %(within_input)s and get_byte(input, 0) >= 32
            and position(%(text)s in lower(encode(substring(input, 1, 8192), 'escape') collate "C")) > 0)
  order by created_at desc, session_id desc limit %(limit)s;
 
