@@ -27,6 +27,7 @@ from agentq.settings import Settings
 from agentq.testing import LocalFleet
 from tests.support.bad_run import EVIL, SECRET, define
 from tests.support.fleet import Fleet
+from tests.support.odd import stands_out
 from tests.support.until import until
 
 LOGIN = "jane:pass-word-1,viewer:pass-word-2"
@@ -349,3 +350,60 @@ def test_no_page_of_one_tenant_shows_anothers(
     window.post("/dead-letters/redrive", tenant=other_tenant, letter=str(letter), reason="curious")
     assert client.get(theirs, session).view().state == "failed"
     assert actions(admin, theirs) == []
+
+
+@pytest.fixture
+def odd(client: Client, registry: Registry, tenant: str) -> str:
+    """The path of an open anomaly."""
+    define(registry)
+    client.tenants.set(tenant, state="paused", reason="so that nothing runs")
+    stands_out(client, client.start("part", tenant=tenant, input={}), why=f"steps 60 {EVIL}")
+    [row] = client.anomalies.ls(tenant=tenant)
+    return f"/anomaly/{tenant}/{row.anomaly_id}"
+
+
+def state_of(client: Client, odd: str) -> str:
+    return client.anomalies.get(odd[-36:]).state
+
+
+def test_an_anomaly_is_muted_from_its_page(
+    window: Window, odd: str, tenant: str, admin: psycopg.Connection[Any], client: Client, other_tenant: str
+) -> None:
+    """
+    Listed, told with nothing as markup, muted and taken back under the login's name; not without a reason, and not
+    through another tenant's address (I8).
+    """
+    assert odd in window.page(f"/anomalies?tenant={tenant}")
+    page = window.page(odd)
+    assert "5 to 7" in page
+    assert EVIL not in page
+    elsewhere = odd.replace(tenant, other_tenant)
+    assert window.get(elsewhere)[0] in (400, 404)
+    assert window.post(f"{elsewhere}/mute", reason="curious")[0] >= 400
+    assert window.post(f"{odd}/mute", reason="")[0] == 400
+    assert state_of(client, odd) == "open"
+    assert window.post(f"{odd}/mute", reason="known") == (303, odd)
+    assert state_of(client, odd) == "muted"
+    assert odd not in window.page(f"/anomalies?tenant={tenant}")
+    assert odd in window.page(f"/anomalies?tenant={tenant}&state=muted")
+    assert window.post(f"{odd}/unmute", reason="not so") == (303, odd)
+    assert sorted(actions(admin, tenant)) == [("jane", "anomaly mute", "known"), ("jane", "anomaly unmute", "not so")]
+
+
+def test_an_anomaly_is_not_muted_from_elsewhere_or_by_who_may_only_look(
+    window: Window, flower: str, odd: str, client: Client
+) -> None:
+    """
+    Without our token or with another's; and by the viewer's login also with a valid one.
+    """
+    window.page(odd)
+    assert window.post(f"{odd}/mute", _xsrf=None, reason="x")[0] == 403
+    assert window.post(f"{odd}/mute", _xsrf="2|aaaa|bbbb|1", reason="x")[0] == 403
+    assert window.get(f"{odd}/mute")[0] == 405
+    viewer = Window(flower, login="viewer:pass-word-2")
+    assert '<form method="post"' not in viewer.page(odd)
+    token = re.search(r"_xsrf=([^;]+)", viewer.cookies)
+    assert token is not None
+    assert viewer.post(f"{odd}/mute", _xsrf=token[1], reason="x")[0] == 403
+    assert Window(flower, login=None).get(odd)[0] == 401
+    assert state_of(client, odd) == "open"
