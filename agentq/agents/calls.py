@@ -31,7 +31,7 @@ from agentq.agents.effects import (
     result_adapter,
 )
 from agentq.agents.means import Means
-from agentq.agents.sandboxed import boxed
+from agentq.agents.sandboxed import boxed, is_boxed
 from agentq.agents.tracing import Recording, Span
 from agentq.engine import Attempt
 from agentq.errors import FenceLost, HeldBack, KeyConflict, NotNow, Permanent, ReplayConflict, Stopped, UnknownEffect
@@ -161,7 +161,9 @@ class Calls:
 
     def _span(self, call: Call) -> AbstractContextManager[Span]:
         given = {"args": call.args, "kwargs": call.kwargs} if call.kwargs else call.args
-        return self._recording.span("tool", call.name, input=given, effect_key=call.key)
+        # What ran in the sandbox is told apart where time is added up.
+        where = {"sandbox": True} if is_boxed(call.function) else {}
+        return self._recording.span("tool", call.name, input=given, effect_key=call.key, **where)
 
     def _prepare(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], place: str | None = None

@@ -90,8 +90,19 @@ def boxed(function: Callable[..., Any], limits: Limits) -> Callable[..., Any]:
         return _value(home, ended)
 
     call.__dict__.pop("__wrapped__", None)
+    mark_boxed(call)
     call.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
     return call
+
+
+def mark_boxed(function: Callable[..., Any]) -> None:
+    """Remember of a callable that what it does is done in the sandbox."""
+    function.__agentq_boxed__ = True  # type: ignore[attr-defined]
+
+
+def is_boxed(function: Callable[..., Any]) -> bool:
+    """Whether it is."""
+    return getattr(function, "__agentq_boxed__", False) is True
 
 
 def _value(home: _Home, ended: Ended) -> Any:

@@ -80,6 +80,8 @@ def cost(id_: str, tenant: str | None, as_json: bool) -> None:
             "tokens_out": story.tokens_out,
             "cost_micros": story.cost_micros,
         }
+        total |= {"tokens_cached": sum(line.tokens_cached for line in story.cost)}
+        total |= {f"{kind}_s": story.seconds_of(kind) for kind in ("model", "tool", "sandbox")}
         total |= {"waste_micros": story.waste_micros, "cost_usd": story.cost_micros / 1_000_000}
         print_json({"session_id": story.session.session_id, "total": total, "lines": plain(story.cost)})
         return
@@ -94,7 +96,7 @@ def cost_group() -> None:
 @cost_group.command()
 @click.option(
     "--by",
-    type=click.Choice(["agent", "tenant", "day", "model"]),
+    type=click.Choice(["agent", "tenant", "day", "session", "model", "tool"]),
     default="agent",
     show_default=True,
     help="Sum up by this.",
@@ -108,7 +110,8 @@ def ls(*, by: str, tenant: str | None, agent: str | None, since: str, as_csv: bo
     """
     Sum up what was used and what it cost, the dearest first; days in UTC.
 
-    Waste is what was paid for attempts that came to nothing, and for repairs of what a model wrote.
+    Waste is what was paid for attempts that came to nothing, and for repairs of what a model wrote. By tool
+    it is the calls, those in the sandbox too, and the time that they took; what was recalled was not called.
     """
     from agentq.agents.returns import seconds
     from agentq.step import valid_name
@@ -137,7 +140,10 @@ def ls(*, by: str, tenant: str | None, agent: str | None, since: str, as_csv: bo
         _print_spend(by, rows)
 
 
-_COLUMNS = ("count", "sessions", "tokens_in", "tokens_out", "cost_micros", "waste_micros")
+_COLUMNS = (
+    "count", "sessions", "tokens_in", "tokens_out", "cost_micros", "waste_micros", "tokens_cached", "seconds",
+    "recalled", "seconds_sandbox",
+)  # fmt: skip
 
 
 def _print_csv(by: str, rows: list[SpendRow]) -> None:
@@ -150,11 +156,34 @@ def _print_csv(by: str, rows: list[SpendRow]) -> None:
 
 
 def _print_spend(by: str, rows: list[SpendRow]) -> None:
-    from agentq.seeing.story import dollars
+    from agentq.seeing.story import dollars, seconds_text
 
+    if by == "tool":
+        print_table(
+            ("TOOL", "CALLS", "RECALLED", "TOOK", "IN SANDBOX", "SESSIONS"),
+            (
+                (
+                    row.of, f"{row.count:,}", row.recalled or "", seconds_text(row.seconds),
+                    seconds_text(row.seconds_sandbox) if row.seconds_sandbox else "", row.sessions,
+                )
+                for row in rows
+            ),
+            empty="no tool was called in that time",
+        )  # fmt: skip
+        return
     top = max((row.cost_micros for row in rows), default=0)
     print_table(
-        (by.upper(), "COST", "WASTE", "", "TOKENS IN", "OUT", "REQUESTS" if by == "model" else "ATTEMPTS", "SESSIONS"),
+        (
+            by.upper(),
+            "COST",
+            "WASTE",
+            "",
+            "TOKENS IN",
+            *(("CACHED",) if by == "model" else ()),
+            "OUT",
+            "REQUESTS" if by == "model" else "ATTEMPTS",
+            "SESSIONS",
+        ),
         (
             (
                 row.of,
@@ -162,6 +191,7 @@ def _print_spend(by: str, rows: list[SpendRow]) -> None:
                 dollars(row.waste_micros) if row.waste_micros else "",
                 "█" * round(20 * row.cost_micros / top) if top else "",
                 f"{row.tokens_in:,}",
+                *((f"{row.tokens_cached:,}",) if by == "model" else ()),
                 f"{row.tokens_out:,}",
                 f"{row.count:,}",
                 f"{row.sessions:,}",
@@ -280,13 +310,15 @@ def _show_cost(story: Story) -> None:
 
     heading("Cost")
     print_table(
-        ("WHAT", "KIND", "TIMES", "TOKENS IN", "OUT", "TOOK", "COST", "WASTE"),
+        ("WHAT", "KIND", "TIMES", "RECALLED", "TOKENS IN", "CACHED", "OUT", "TOOK", "COST", "WASTE"),
         (
             (
                 line.what,
                 line.kind,
                 line.count,
+                line.recalled or "",
                 f"{line.tokens_in:,}",
+                f"{line.tokens_cached:,}" if line.tokens_cached else "",
                 f"{line.tokens_out:,}",
                 seconds_text(line.seconds),
                 dollars(line.cost_micros),
@@ -299,6 +331,8 @@ def _show_cost(story: Story) -> None:
     print_facts(
         (
             ("together", dollars(story.cost_micros)),
+            ("tools", seconds_text(took) if (took := story.seconds_of("tool")) else None),
+            ("sandbox", seconds_text(took) if (took := story.seconds_of("sandbox")) else None),
             ("waste", dollars(story.waste_micros) if story.waste_micros else None),
         )
     )

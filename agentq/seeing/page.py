@@ -80,14 +80,15 @@ def cost_table(lines: Iterable[CostLine]) -> str:
     """What used what."""
     rows = "".join(
         f"<tr><td>{escape(line.what)} <span class=why>{escape(line.kind)}</span></td>"
-        f"<td class=n>{line.count:,}</td><td class=n>{line.tokens_in:,}</td><td class=n>{line.tokens_out:,}</td>"
+        f"<td class=n>{line.count:,}</td><td class=n>{line.recalled or ''}</td><td class=n>{line.tokens_in:,}</td>"
+        f"<td class=n>{line.tokens_cached or ''}</td><td class=n>{line.tokens_out:,}</td>"
         f"<td class=n>{seconds_text(line.seconds)}</td><td class=n>{dollars(line.cost_micros)}</td>"
         f"<td class=n>{dollars(line.waste_micros) if line.waste_micros else ''}</td></tr>"
         for line in lines
     )
     if not rows:
         return "<p class=why>nothing was used</p>"
-    numbers = ("times", "tokens in", "out", "took", "cost", "waste")
+    numbers = ("times", "recalled", "tokens in", "cached", "out", "took", "cost", "waste")
     head = "<tr><th>what" + "".join(f"<th class=n>{name}" for name in numbers)
     return f'<div class="aq-scroll"><table>{head}{rows}</table></div>'
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol
 
 from agentq.payload import decode, fold
 from agentq.store.sessions import SessionRow, Sessions, StepRow
-from agentq.store.traces import CheckpointRow, DecisionRow, Relative, TraceRow, Traces
+from agentq.store.traces import ChargeRow, CheckpointRow, DecisionRow, Relative, TraceRow, Traces
+from agentq.verdicts import Usage
 
 Redact = Callable[..., Any]
 
@@ -40,6 +42,8 @@ class CostLine:
     cost_micros: int
     waste_micros: int
     seconds: float
+    tokens_cached: int = 0  # of those in
+    recalled: int = 0  # answers that were there already: no calls, and in neither `count` nor `seconds`
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,10 @@ class Story:
     @property
     def waste_micros(self) -> int:
         return sum(act.row.cost_micros for act in self.acts if act.row.wasted)
+
+    def seconds_of(self, kind: str) -> float:
+        """The time that calls of a kind took: `model`, `tool`, `sandbox`."""
+        return sum(line.seconds for line in self.cost if line.kind == kind)
 
     @property
     def children(self) -> tuple[Relative, ...]:
@@ -111,8 +119,9 @@ def tell(sessions: Sessions, traces: Traces, tenant: str, session_id: uuid.UUID,
         )
 
     acts = tuple(act(row) for row in rows if row.ordinal == 0)
+    cost = tuple(cost_lines(acts, traces.charged(tenant, session_id)))
     open_steps = tuple(step for step in sessions.steps(tenant, session_id) if step.settled_at is None)
-    return Story(session, trace_id, acts, open_steps, tuple(family), tuple(cost_lines(acts)))
+    return Story(session, trace_id, acts, open_steps, tuple(family), cost)
 
 
 def _safe(row: TraceRow, redact: Redact) -> TraceRow:
@@ -172,33 +181,91 @@ def short(value: Any, limit: int = 120) -> str:
     return text if len(text) <= limit else f"{text[:limit]}…"
 
 
-def cost_lines(acts: tuple[Act, ...]) -> list[CostLine]:
-    """By model and tool, then what steps used beyond; together exactly what the attempts used."""
-    sums: dict[tuple[str, str], list[float]] = {}
+@dataclass(slots=True)
+class _Sum:
+    """What is added up for one line."""
 
-    def add(what: str, kind: str, numbers: tuple[int, int, int], *, waste: bool, seconds: float) -> None:
-        line = sums.setdefault((what, kind), [0, 0, 0, 0, 0, 0.0])
-        tokens_in, tokens_out, micros = numbers
-        for at, number in enumerate((1, tokens_in, tokens_out, micros, micros if waste else 0, seconds)):
-            line[at] += number
+    count: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    cost_micros: int = 0
+    waste_micros: int = 0
+    seconds: float = 0.0
+    tokens_cached: int = 0
+    recalled: int = 0
 
+    def add(self, part: _Used, *, waste: bool) -> None:
+        self.tokens_in += part.tokens_in
+        self.tokens_out += part.tokens_out
+        self.cost_micros += part.cost_micros
+        self.waste_micros += part.cost_micros if waste else 0
+
+
+class _Used(Protocol):
+    """Whatever says what it used."""
+
+    @property
+    def tokens_in(self) -> int: ...
+    @property
+    def tokens_out(self) -> int: ...
+    @property
+    def cost_micros(self) -> int: ...
+
+
+def cost_lines(acts: Sequence[Act], charges: Sequence[ChargeRow] = ()) -> list[CostLine]:
+    """
+    By model and tool, then what steps used beyond; together exactly what the attempts used.
+
+    Reserved calls that no event tells of, such as those of an attempt that was lost, are told by the ledger.
+    """
+    sums: dict[tuple[str, str], _Sum] = defaultdict(_Sum)
     for act in acts:
-        told = [0, 0, 0]
         for event in act.events:
-            numbers = (event.tokens_in, event.tokens_out, event.cost_micros)
-            told = [sum(pair) for pair in zip(told, numbers, strict=True)]
-            waste = act.row.wasted or bool((event.detail or {}).get("repair"))
-            what = str((event.detail or {}).get("model") or event.name) if event.kind == "model" else event.name
-            add(what, event.kind, numbers, waste=waste, seconds=event.took_s)
-        row = act.row
-        rest = (row.tokens_in - told[0], row.tokens_out - told[1], row.cost_micros - told[2])
-        if any(rest):
-            add(row.name, "step", rest, waste=row.wasted, seconds=row.took_s)
-    lines = [
-        CostLine(what, kind, int(n), int(tin), int(tout), int(micros), int(waste), seconds)
-        for (what, kind), (n, tin, tout, micros, waste, seconds) in sums.items()
-    ]
+            detail = event.detail or {}
+            kind = "sandbox" if detail.get("sandbox") is True else event.kind
+            line = sums[_model_of(event) if event.kind == "model" else event.name, kind]
+            line.add(event, waste=act.row.wasted or bool(detail.get("repair")))
+            if detail.get("outcome") == "recalled":
+                line.recalled += 1
+                continue
+            line.count += 1
+            line.seconds += event.took_s
+            line.tokens_cached += cached if isinstance(cached := detail.get("cached_tokens"), int) else 0
+        row, left = act.row, _less(act.row, act.events)
+        for charge in _untold(act, charges, left):
+            line = sums[charge.model, "model"]
+            line.add(charge, waste=row.wasted)
+            line.count += charge.count
+            line.tokens_cached += charge.tokens_cached
+            left = _less(left, [charge])
+        if left.tokens_in or left.tokens_out or left.cost_micros:
+            line = sums[row.name, "step"]
+            line.add(left, waste=row.wasted)
+            line.count += 1
+            line.seconds += row.took_s
+    lines = [CostLine(what, kind, **asdict(line)) for (what, kind), line in sums.items()]
     return sorted(lines, key=lambda line: (-line.cost_micros, -line.tokens_in, line.what))
+
+
+def _model_of(event: TraceRow) -> str:
+    return str((event.detail or {}).get("model") or event.name)
+
+
+def _less(whole: _Used, parts: Sequence[_Used]) -> Usage:
+    return Usage(
+        whole.tokens_in - sum(part.tokens_in for part in parts),
+        whole.tokens_out - sum(part.tokens_out for part in parts),
+        whole.cost_micros - sum(part.cost_micros for part in parts),
+    )
+
+
+def _untold(act: Act, charges: Sequence[ChargeRow], left: Usage) -> list[ChargeRow]:
+    """The attempt's reserved calls that its events do not tell; none where they may be the same by another name."""
+    told = {_model_of(event) for event in act.events if event.cost_micros or event.tokens_in or event.tokens_out}
+    attempt = (act.row.step_id, act.row.fence)
+    found = [one for one in charges if (one.step_id, one.fence) == attempt and one.model not in told]
+    after = _less(left, found)
+    return found if min(after.tokens_in, after.tokens_out, after.cost_micros) >= 0 else []
 
 
 def dollars(micros: int) -> str:

@@ -119,7 +119,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class SpendRow:
-    """What was used under one name. Waste is the part that came to nothing."""
+    """What was used under one name. Waste is the part that came to nothing; cached tokens are some of those in."""
 
     of: str
     count: int
@@ -128,6 +128,24 @@ class SpendRow:
     tokens_out: int
     cost_micros: int
     waste_micros: int
+    tokens_cached: int = 0  # by model alone
+    seconds: float = 0.0  # by model and tool
+    recalled: int = 0  # by tool: answers that were there already, and are no calls
+    seconds_sandbox: float = 0.0  # by tool: of those seconds
+
+
+@dataclass(frozen=True, slots=True)
+class ChargeRow:
+    """What an attempt's reserved calls of one model came to."""
+
+    step_id: uuid.UUID
+    fence: int
+    model: str
+    count: int
+    tokens_in: int
+    tokens_out: int
+    cost_micros: int
+    tokens_cached: int
 
 
 def as_plan(extras: Extras) -> dict[str, Any]:
@@ -264,14 +282,34 @@ class Traces:
             rows = run(connection, SQL["family"], {"tenant": tenant, "trace": trace_id})
         return trace_id, [Relative(*row) for row in rows]
 
+    def charged(self, tenant: str, session_id: uuid.UUID) -> list[ChargeRow]:
+        """What the session's reserved calls came to, by attempt and model."""
+        rows = self.store.query_as(tenant, SQL["charged"], {"tenant": tenant, "session": session_id})
+        return [ChargeRow(*row) for row in rows]
+
     def spend(self, by: str, *, seconds: float, tenant: str | None = None, agent: str | None = None) -> list[SpendRow]:
-        """What was used within the last so many seconds, by agent, tenant, day or model; the dearest first."""
+        """
+        What was used within the last so many seconds, the dearest first: by agent, tenant, day, session, model or tool.
+
+        All but tools come to the same sum. What attempts used beyond their events and reserved calls has a line of its
+        own among the models.
+        """
         parameters = {"by": by, "seconds": seconds, "tenant": tenant, "agent": agent}
         whose = tenant or ALL_TENANTS
+
+        def ask(name: str) -> list[SpendRow]:
+            return [SpendRow(*row) for row in self.store.query_as(whose, SQL[name], parameters)]
+
+        if by == "tool":
+            return ask("spend_by_tool")
         if by != "model":
-            return [SpendRow(*row) for row in self.store.query_as(whose, SQL["spend_by"], parameters)]
-        told = [SpendRow(*row) for row in self.store.query_as(whose, SQL["spend_by_model"], parameters)]
-        rest = _rest(self.spend("tenant", seconds=seconds, tenant=tenant, agent=agent), told)
+            return ask("spend_by")
+        told = ask("spend_by_model")
+        attempts = self.spend("tenant", seconds=seconds, tenant=tenant, agent=agent)
+        if _rest(attempts, told) is None:
+            return told
+        told = _together([*told, *ask("spend_untold")])
+        rest = _rest(attempts, told)
         return [*told, rest] if rest is not None else told
 
     def export(
@@ -320,6 +358,21 @@ def _decision_row(vault: Vault, tenant: str, session: uuid.UUID, row: DecisionRo
         picked=vault.open_text(tenant, place("picked"), row.picked),
         why=vault.open_text(tenant, place("why"), row.why),
     )
+
+
+def _together(rows: list[SpendRow]) -> list[SpendRow]:
+    """The rows of one name as one, the dearest first; a session that is in both counts once, as far as is known."""
+    sums: dict[str, SpendRow] = {}
+    for row in rows:
+        if (one := sums.get(row.of)) is None:
+            sums[row.of] = row
+            continue
+        added = {
+            name: getattr(one, name) + getattr(row, name)
+            for name in ("count", "tokens_in", "tokens_out", "cost_micros", "waste_micros", "tokens_cached", "seconds")
+        }
+        sums[row.of] = replace(one, sessions=max(one.sessions, row.sessions), **added)
+    return sorted(sums.values(), key=lambda row: (-row.cost_micros, row.of))
 
 
 def _rest(attempts: list[SpendRow], told: list[SpendRow]) -> SpendRow | None:

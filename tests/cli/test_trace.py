@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from agentq import Agent, Context, Done, Transient
+from agentq import Agent, Context, Done, Transient, effect
 from agentq.agents.registry import Registry
 from agentq.client import Client
 from agentq.testing import LocalFleet
@@ -97,6 +97,30 @@ def test_nothing_used_says_so(cli: Cli, tenant: str) -> None:
     result = cli("cost", "ls", "--tenant", tenant)
     assert (result.exit_code, result.stdout) == (0, "")
     assert "nothing was used" in result.stderr
+
+
+def test_a_recalled_call_is_none(cli: Cli, registry: Registry, client: Client, tenant: str, local: Local) -> None:
+    """What a later attempt found recorded was not called again, nor did it take a tool's time; it is shown apart."""
+    agent = Agent("caller", state=Money, registry=registry)
+
+    @effect(idempotent=True)
+    def weigh(parcel: str) -> int:
+        return len(parcel)
+
+    @agent.step(start=True, retries=2)
+    def send(state: Money, ctx: Context) -> Done:
+        ctx.call(weigh, "A1")
+        if ctx.attempt < 3:
+            raise Transient("not yet")
+        return Done("ok")
+
+    session = client.start("caller", tenant=tenant, input={})
+    local().drain(session)
+    [line] = [line for line in cli.json("session", "cost", session.id)["lines"] if line["kind"] == "tool"]
+    assert (line["count"], line["recalled"]) == (1, 2)
+    [row] = cli.json("cost", "ls", "--by", "tool", "--tenant", tenant)
+    assert (row["count"], row["recalled"], row["seconds"]) == (1, 2, pytest.approx(line["seconds"], abs=1e-3))
+    assert "RECALLED" in cli.ok("cost", "ls", "--by", "tool", "--tenant", tenant)
 
 
 def test_traces_and_budgets_tell_the_same_sums(

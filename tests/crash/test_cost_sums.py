@@ -77,6 +77,7 @@ def test_cost_sums_are_equal_on_every_surface(
     [window] = [row for row in Budgets(store).windows(tenant) if (row.scope, row.period) == ("tenant", "day")]
     assert (window.spent_micros, window.spent_tokens) == (total[0], total[1] + total[2])
 
+    cached = 0
     for id_, (micros, tokens_in, tokens_out) in spent.items():
         told = cli.json("session", "cost", id_)
         assert told["total"]["cost_micros"] == micros
@@ -87,15 +88,24 @@ def test_cost_sums_are_equal_on_every_surface(
         kept = cli.json("session", "show", id_)["cost_usd"]
         assert round(kept * 1_000_000) == micros - told["total"]["waste_micros"]
 
+        # Each call is told by its model, also those that no event tells of, with the cached part of what went in.
+        assert {(line["what"], line["kind"]) for line in told["lines"]} == {("robot", "model"), ("parrot", "model")}
+        of_session = sum(row["used_cached"] or 0 for row in cli.json("budget", "ledger", id_))
+        assert sum(line["tokens_cached"] for line in told["lines"]) == of_session
+        cached += of_session
+
     query = "select sum(cost_micros)::bigint, sum(tokens_in)::bigint, sum(tokens_out)::bigint from agentq.trace"
     where = " where tenant = %s and kind = 'attempt'"
     assert list(admin.execute(query + where, (tenant,)).fetchone() or ()) == total
 
-    for by in ("agent", "tenant", "day", "model"):
+    for by in ("agent", "tenant", "day", "session", "model"):
         rows = cli.json("cost", "ls", "--by", by, "--tenant", tenant)
         assert [sum(row[name] for row in rows) for name in ("cost_micros", "tokens_in", "tokens_out")] == total, by
         text = cli.ok("cost", "ls", "--by", by, "--tenant", tenant, "--csv")
         assert sum(int(row["cost_micros"]) for row in csv.DictReader(io.StringIO(text))) == total[0], by
+        if by == "model":
+            assert {row["of"] for row in rows} == {"robot", "parrot"}
+            assert sum(row["tokens_cached"] for row in rows) == cached
         # What Flower's tab asks.
         assert sum(row.cost_micros for row in Traces(store).spend(by, seconds=86_400, tenant=tenant)) == total[0], by
 

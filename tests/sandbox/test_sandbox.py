@@ -25,6 +25,7 @@ from agentq.errors import SandboxFailed, SandboxUnavailable
 from agentq.sandbox import Backend, Bubblewrap, Docker, Landlock, Limits, kernel
 from agentq.sandbox.attacks import _HEAD, ATTACKS, bystander
 from agentq.sandbox.backends import _ended
+from agentq.store.traces import Traces
 from agentq.testing import LocalFleet
 from tests.sandbox import tools
 from tests.support.hands import at_once
@@ -325,11 +326,13 @@ def test_an_effect_in_the_sandbox_returns_what_it_says(
     registry: Registry, client: Client, tenant: str, any_box: Backend, is_async: bool
 ) -> None:
     """
-    Models in, models out, imported by name in there.
+    Models in, models out, imported by name in there; its time is told as the sandbox's.
     """
     one_call(registry, tools.moved, tools.Point(x=1, y=2), by=5, is_async=is_async)
     with LocalFleet(client) as fleet:
         assert fleet.drain(client.start("boxer", tenant=tenant, input={})).result == {"x": 6, "y": 2}
+    [row] = Traces(client.sessions.store).spend("tool", seconds=3600, tenant=tenant)
+    assert 0 < row.seconds_sandbox == row.seconds
 
 
 def test_an_effect_in_the_sandbox_sees_no_settings(

@@ -17,7 +17,7 @@ from pydantic_ai.tools import ToolDefinition
 
 from agentq.agents.effects import effect
 from agentq.agents.model.reader import read_result
-from agentq.agents.sandboxed import boxed
+from agentq.agents.sandboxed import boxed, mark_boxed
 from agentq.agents.tools import ToolContext, ToolOptions, options_of
 from agentq.errors import ConfigError, Semantic
 from agentq.payload import encode
@@ -199,6 +199,8 @@ def _performer(
         return storable_result(value, _current.get().payload_max_bytes)
 
     perform: Callable[..., Any] = perform_async if is_async else perform_sync
+    if options.sandbox is not None:
+        mark_boxed(perform)
     perform.__name__ = perform.__qualname__ = name
     # As the function itself, so that what people change of an approval's arguments is read by their types.
     perform.__signature__ = signature  # type: ignore[attr-defined]
