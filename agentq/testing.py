@@ -94,7 +94,7 @@ class LocalFleet:
     The clock is moved for this fleet and its client alone.
     """
 
-    def __init__(self, client: Client, *, judge: Judge | None = None) -> None:
+    def __init__(self, client: Client, *, judge: Judge | None = None, group: str = "*") -> None:
         settings = client.settings
         self.client = client
         self.store = Store(settings.database_url, size=6, name="agentq local fleet", keys=provider_of(settings))
@@ -109,7 +109,7 @@ class LocalFleet:
         self.heart = Heart(
             self.store,
             in_flight=self.in_flight,
-            group="*",  # serves every tenant, wherever it is placed
+            group=group,  # by itself it serves every tenant, wherever it is placed
             role="steps",
             release="test",
             serves=serves,

@@ -57,8 +57,8 @@ class QueueDepth:
     queued: int
     running: int
     oldest_due_s: float | None
-    group: str
-    queue: str
+    group: str = "default"
+    queue: str = ""
 
 
 @dataclass(frozen=True, slots=True)

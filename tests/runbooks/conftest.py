@@ -60,7 +60,7 @@ class Scene:
 
     def carry(self, *tenants: str) -> None:
         """Carry what is due in this thread, until nothing is. Agents must be defined by then."""
-        with LocalFleet(self.client) as local:
+        with LocalFleet(self.client, group="default") as local:
             while any(local.carry_next(tenant) is not None for tenant in tenants or (self.tenant,)):
                 pass
 
@@ -68,7 +68,7 @@ class Scene:
         """Carry whatever comes due until the scene ends, as workers of the default or the quarantine group would."""
 
         def work() -> None:
-            with LocalFleet(self.client) as local:
+            with LocalFleet(self.client, group="default") as local:
                 local.engine.quarantine = quarantine
                 while not self._ending.is_set():
                     if not any(local.carry_next(tenant) is not None for tenant in tenants or (self.tenant,)):
