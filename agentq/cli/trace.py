@@ -309,30 +309,27 @@ def _show_cost(story: Story) -> None:
     from agentq.seeing.story import dollars, seconds_text
 
     heading("Cost")
+    # Columns that would be empty stay away: a terminal is narrow.
+    recalled, cached = any(line.recalled for line in story.cost), any(line.tokens_cached for line in story.cost)
     print_table(
-        ("WHAT", "KIND", "TIMES", "RECALLED", "TOKENS IN", "CACHED", "OUT", "TOOK", "COST", "WASTE"),
+        (
+            "WHAT", "KIND", "TIMES", *(["RECALLED"] if recalled else []), "TOKENS IN", *(["CACHED"] if cached else []),
+            "OUT", "TOOK", "COST", "WASTE",
+        ),
         (
             (
-                line.what,
-                line.kind,
-                line.count,
-                line.recalled or "",
-                f"{line.tokens_in:,}",
-                f"{line.tokens_cached:,}" if line.tokens_cached else "",
-                f"{line.tokens_out:,}",
-                seconds_text(line.seconds),
-                dollars(line.cost_micros),
+                line.what, line.kind, line.count, *([line.recalled or ""] if recalled else []), f"{line.tokens_in:,}",
+                *([f"{line.tokens_cached:,}" if line.tokens_cached else ""] if cached else []), f"{line.tokens_out:,}",
+                seconds_text(line.seconds), dollars(line.cost_micros),
                 dollars(line.waste_micros) if line.waste_micros else "",
             )
             for line in story.cost
         ),
         empty="nothing was used",
-    )
+    )  # fmt: skip
     print_facts(
         (
             ("together", dollars(story.cost_micros)),
-            ("tools", seconds_text(took) if (took := story.seconds_of("tool")) else None),
-            ("sandbox", seconds_text(took) if (took := story.seconds_of("sandbox")) else None),
             ("waste", dollars(story.waste_micros) if story.waste_micros else None),
         )
     )
