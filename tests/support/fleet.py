@@ -126,6 +126,19 @@ class Fleet:
             worker.kill()
             # Shown by pytest under a test that failed, and only there.
             print(f"── the end of {worker.name}'s log ──\n{worker.log[-_TOLD:]}")
+        self._bury()
+
+    def _bury(self) -> None:
+        """No relay is left to find them dead, and their threads would count as slots in every test that follows."""
+        query = (
+            "update agentq.worker set state = 'dead', stopped_at = agentq.now()"
+            " where pid = any (%s) and state in ('live', 'draining')"
+        )
+        with (
+            contextlib.suppress(psycopg.OperationalError),  # a test may have stopped its Postgres
+            psycopg.connect(self.settings.database_url, autocommit=True, connect_timeout=5) as connection,
+        ):
+            connection.execute(query, ([worker.pid for worker in self.workers],))
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(self.workers)
