@@ -50,6 +50,8 @@ from agentq.verdicts import Carried, Failure, Verdict, Wake
 SQL = load("testing")
 
 _OPTION = " -c agentq.clock_offset="
+# A local fleet carries whatever it is asked to, at once: nothing waits because its slots are taken.
+_SLOTS = 10_000
 
 
 class Clock:
@@ -110,6 +112,7 @@ class LocalFleet:
             self.store,
             in_flight=self.in_flight,
             group=group,  # by itself it serves every tenant, wherever it is placed
+            slots=_SLOTS,
             role="steps",
             release="test",
             serves=serves,

@@ -245,7 +245,9 @@ def test_a_token_is_seen_by_nobody_but_the_door(
     until(lambda: len(producer.list(tenant=tenant)) == 2, 60, "both are started")
     for row in producer.list(tenant=tenant):
         producer.get(tenant, str(row.session_id)).wait(timeout=60)
-    received = [event for event in told if event.get("name") == "agentq.submit"]
+    # Others' submissions may still be on their way.
+    received = [event for event in told if event.get("name") == "agentq.submit" and tenant in event["kwargs"]]
+    assert received
     assert all(event["kwargs"].startswith(f"tenant={tenant} agent=count key=") for event in received)
     seen = json.dumps(told, default=str) + "".join(worker.log for worker in shared_fleet)
     assert token not in seen
