@@ -49,12 +49,15 @@ def test_a_worker_killed_at(arena: Arena, point: str, count: int) -> None:
     else:
         arena.order(point, count)
     if point == "admitted":
-        # A backlog, which the relay admits; otherwise the client would have done it.
+        # A backlog; otherwise the client would admit all of it.
         arena.set_concurrency(6)
     sessions = {
         kind: arena.walks(kind, number, pause_s=0.05)
         for kind, number in (("repeatable", 10), ("checked", 6), ("undeclared", 6))
     }
+    if point == "admitted":
+        # And room for it that no settlement hands on: the relay finds it.
+        arena.set_concurrency(12)
     if point == "took_back":
         arena.await_deaths(1, "claimed")
         arena.order(point)
@@ -107,7 +110,7 @@ def test_a_worker_killed_among_branches(arena: Arena, point: str) -> None:
     for session in sessions:
         assert session.view().result == {"parts": [0, 1, 2, 3, 4], "children": 2, "said": 5}
     history = arena.assert_nothing_recorded_ran_again()
-    assert history.repeated_runs <= THREADS
+    assert history.repeated_runs <= THREADS + headroom(THREADS)
 
 
 PRODUCER = """
