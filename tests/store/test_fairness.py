@@ -14,6 +14,7 @@ from agentq.store.pool import Store
 from tests.support.hands import Hands
 
 SLOTS = 8
+_PLENTY = 100_000
 
 
 @pytest.fixture
@@ -39,12 +40,11 @@ def share(hands: Hands, rival: Hands, admin: psycopg.Connection) -> Iterator[Fai
 
 def set_slots(admin: psycopg.Connection, hands: Hands, slots: int) -> None:
     """The fleet has so many slots that are not held by what other tests have left."""
-    held = admin.execute(
-        "select count(*) from agentq.ledger_entry where state in ('queued', 'running') and not quarantine"
-        " and agentq.is_under_way(state, queued_at, dispatches)"
-    ).fetchone()
     admin.execute("update agentq.worker set slots = 0")
-    admin.execute("update agentq.worker set slots = %s where worker_id = %s", (slots + held[0], hands.worker))
+    mine = "update agentq.worker set slots = %s where worker_id = %s"
+    admin.execute(mine, (_PLENTY, hands.worker))
+    [(free,)] = admin.execute("select agentq.free_slots(%s)", (hands.tenant,)).fetchall()
+    admin.execute(mine, (slots + _PLENTY - free, hands.worker))
 
 
 def again(admin: psycopg.Connection, share: Fairness) -> int:
