@@ -125,7 +125,7 @@ class Submissions:
             facts: dict[str, Any] = {"submission": number, "reason": reason}
             if not self._sealed:  # else the row alone has it
                 facts["body"] = body[:100_000].decode("utf-8", "replace")
-            self._publisher.publish(SUBMIT_DEAD, facts, {"reason": reason[:200]})
+            self._publisher.publish(SUBMIT_DEAD, [(facts, {"reason": reason[:200]})])
         except BrokerUnavailable as error:
             log.warning("a refused submission is only in Postgres: %s", error)
         return kept

@@ -1,4 +1,9 @@
-"""The publisher: sends wake-ups in batches, from one thread per process, and never insists."""
+"""
+The publisher: sends wake-ups in batches, from one thread per process, and never insists.
+
+Everything else that is asked of the broker goes over a line of its own, so that a thousand notices of dead letters
+are in no step's way.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,8 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from kombu import Connection, Producer
@@ -22,6 +28,43 @@ log = logging.getLogger("agentq.broker")
 
 _BATCH_MAX = 200
 _QUIET_S = 5.0  # one warning per outage and interval, not one per step
+_NOT_THERE = ("404",)
+
+# A body and its headers.
+Message = tuple[Any, dict[str, Any]]
+
+
+class _Line:
+    """One connection to the broker, opened when it is used; whoever uses it holds `lock`."""
+
+    def __init__(self, connect: Callable[[], Connection]) -> None:
+        self._connect = connect
+        self._connection: Connection | None = None
+        self.producer: Producer | None = None
+        self.lock = threading.Lock()
+
+    def ready(self) -> Producer:
+        if self.producer is None:
+            self._connection = self._connect()
+            self._connection.connect()
+            # auto_declare off: declaring costs a round trip and leaves binding keys behind.
+            self.producer = Producer(self._connection.default_channel, auto_declare=False)
+        return self.producer
+
+    def gone(self) -> tuple[type[BaseException], ...]:
+        """What it raises when the broker does not answer, or does not as it should."""
+        known: tuple[type[BaseException], ...] = (OSError, KombuError)
+        if self._connection is not None:
+            known += tuple(self._connection.connection_errors) + tuple(self._connection.channel_errors)
+        return known
+
+    def disconnect(self) -> None:
+        connection, self._connection, self.producer = self._connection, None, None
+        if connection is not None:
+            try:
+                connection.release()
+            except Exception as error:
+                log.debug("closing a broken broker connection: %s", error)
 
 
 class Publisher:
@@ -34,14 +77,12 @@ class Publisher:
     """
 
     def __init__(self, connect: Callable[[], Connection], queues: Look = lambda _: {}) -> None:
-        self._connect = connect
         self._routes = Routes(queues)
         self._waiting: queue.SimpleQueue[Wake | threading.Event | None] = queue.SimpleQueue()
-        self._connection: Connection | None = None
-        self._producer: Producer | None = None
+        self._wakes = _Line(connect)
+        self._others = _Line(connect)
         self._complained_at = float("-inf")
         self._busy = False
-        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="agentq-publisher", daemon=True)
         self._thread.start()
 
@@ -63,7 +104,8 @@ class Publisher:
         """Try what is waiting, then stop."""
         self._waiting.put(None)
         self._thread.join(timeout=5.0)
-        self._disconnect()
+        self._wakes.disconnect()
+        self._others.disconnect()
 
     def depth(self, name: str) -> int:
         """
@@ -72,15 +114,9 @@ class Publisher:
         Raises:
             BrokerUnavailable: it did not answer.
         """
-        with self._lock:
-            try:
-                channel = self._ready().channel
-                return int(channel.queue_declare(queue=name, passive=True).message_count)
-            except self._gone() as error:
-                if str(getattr(error, "reply_code", "")) == "404":
-                    return 0  # Redis has no empty lists: a queue without messages is not there
-                self._disconnect()
-                raise BrokerUnavailable(f"the broker did not answer: {error}") from error
+        with self._asking("did not answer", but=_NOT_THERE) as producer:
+            return int(producer.channel.queue_declare(queue=name, passive=True).message_count)
+        return 0  # Redis has no empty lists: a queue without messages is not there
 
     def purge(self, name: str) -> None:
         """
@@ -89,13 +125,8 @@ class Publisher:
         Raises:
             BrokerUnavailable: it did not answer.
         """
-        with self._lock:
-            try:
-                self._ready().channel.queue_purge(queue=name)
-            except self._gone() as error:
-                self._disconnect()
-                if str(getattr(error, "reply_code", "")) != "404":
-                    raise BrokerUnavailable(f"the broker did not answer: {error}") from error
+        with self._asking("did not answer", but=_NOT_THERE) as producer:
+            producer.channel.queue_purge(queue=name)
 
     def remove(self, name: str) -> None:
         """
@@ -104,15 +135,10 @@ class Publisher:
         Raises:
             BrokerUnavailable: it did not answer.
         """
-        with self._lock:
-            try:
-                queue = declared(name).bind(self._ready().channel)
-                queue.declare()  # or kombu's Redis transport knows of nothing to remove
-                queue.delete(if_unused=True)
-            except self._gone() as error:
-                self._disconnect()
-                if str(getattr(error, "reply_code", "")) not in ("404", "406"):
-                    raise BrokerUnavailable(f"the broker did not answer: {error}") from error
+        with self._asking("did not answer", but=(*_NOT_THERE, "406")) as producer:
+            queue = declared(name).bind(producer.channel)
+            queue.declare()  # or kombu's Redis transport knows of nothing to remove
+            queue.delete(if_unused=True)
 
     def declare(self, name: str) -> None:
         """
@@ -121,28 +147,33 @@ class Publisher:
         Raises:
             BrokerUnavailable: it did not answer.
         """
-        with self._lock:
-            try:
-                declared(name).bind(self._ready().channel).declare()
-            except self._gone() as error:
-                self._disconnect()
-                raise BrokerUnavailable(f"the broker did not answer: {error}") from error
+        with self._asking("did not answer") as producer:
+            declared(name).bind(producer.channel).declare()
 
-    def publish(self, name: str, body: Any, headers: dict[str, Any], **properties: Any) -> None:
+    def publish(self, name: str, messages: Sequence[Message]) -> None:
         """
-        Publish one message of another kind, now.
+        Publish messages of another kind, now and together.
 
         Raises:
-            BrokerUnavailable: it may or may not have arrived.
+            BrokerUnavailable: they may or may not have arrived.
         """
-        with self._lock:
-            try:
-                self._ready().publish(
-                    body, routing_key=name, exchange="", headers=headers, serializer="json", declare=[], **properties
+        with self._asking("did not take the message") as producer, producer.batch(max_size=_BATCH_MAX):
+            for body, headers in messages:
+                producer.publish(
+                    body, routing_key=name, exchange="", headers=headers, serializer="json", declare=[], retry=False
                 )
-            except self._gone() as error:
-                self._disconnect()
-                raise BrokerUnavailable(f"the broker did not take the message: {error}") from error
+
+    @contextmanager
+    def _asking(self, what: str, *, but: tuple[str, ...] = ()) -> Iterator[Producer]:
+        """The line for all that is no wake-up; answers with a code of `but` end the block in silence."""
+        line = self._others
+        with line.lock:
+            try:
+                yield line.ready()
+            except line.gone() as error:
+                line.disconnect()
+                if str(getattr(error, "reply_code", "")) not in but or not but:
+                    raise BrokerUnavailable(f"the broker {what}: {error}") from error
 
     def _send_here(self, wake: Wake) -> bool:
         """
@@ -150,22 +181,23 @@ class Publisher:
 
         Of a broker that no longer answers one caller at a time learns, the others leave it to the publisher's thread.
         """
-        if self._producer is None or self._busy or not self._waiting.empty() or not self._lock.acquire(blocking=False):
+        line = self._wakes
+        if line.producer is None or self._busy or not self._waiting.empty() or not line.lock.acquire(blocking=False):
             return False
         try:
-            if self._producer is None:
+            if line.producer is None:
                 return False
             self._try_batch([wake])
             return True
         finally:
-            self._lock.release()
+            line.lock.release()
 
     def _run(self) -> None:
         while (batch := self._next_batch()) is not None:
             self._busy = True  # or callers could keep taking the lock before it
             wakes = [item for item in batch if isinstance(item, Wake)]
             if wakes:
-                with self._lock:
+                with self._wakes.lock:
                     self._try_batch(wakes)
             self._busy = False
             for item in batch:
@@ -178,7 +210,7 @@ class Publisher:
         except Exception:
             # Whatever it was, the next batch deserves a fresh connection and a living thread.
             log.exception("%s steps could not be published, the relay will send them", len(wakes))
-            self._disconnect()
+            self._wakes.disconnect()
 
     def _next_batch(self) -> list[Wake | threading.Event] | None:
         """Whatever waits now, so that a busy process batches by itself and an idle one does not wait."""
@@ -200,16 +232,16 @@ class Publisher:
     def _publish_batch(self, wakes: list[Wake]) -> None:
         queues = self._routes.of(wake.tenant for wake in wakes if not wake.quarantine)
         try:
-            producer = self._ready()
+            producer = self._wakes.ready()
             if len(wakes) == 1:
                 self._publish_one(producer, wakes[0], queues)
                 return
             with producer.batch(max_size=_BATCH_MAX):
                 for wake in wakes:
                     self._publish_one(producer, wake, queues)
-        except self._gone() as error:
+        except self._wakes.gone() as error:
             # Uncertain is as good as lost: a repeat is dropped at the claim.
-            self._disconnect()
+            self._wakes.disconnect()
             self._complain(len(wakes), error)
 
     @staticmethod
@@ -225,28 +257,6 @@ class Publisher:
             retry=False,
             **properties,
         )
-
-    def _ready(self) -> Producer:
-        if self._producer is None:
-            self._connection = self._connect()
-            self._connection.connect()
-            # auto_declare off: declaring costs a round trip and leaves binding keys behind.
-            self._producer = Producer(self._connection.default_channel, auto_declare=False)
-        return self._producer
-
-    def _gone(self) -> tuple[type[BaseException], ...]:
-        known: tuple[type[BaseException], ...] = (OSError, KombuError)
-        if self._connection is not None:
-            known += tuple(self._connection.connection_errors) + tuple(self._connection.channel_errors)
-        return known
-
-    def _disconnect(self) -> None:
-        connection, self._connection, self._producer = self._connection, None, None
-        if connection is not None:
-            try:
-                connection.release()
-            except Exception as error:
-                log.debug("closing a broken broker connection: %s", error)
 
     def _complain(self, count: int, error: BaseException) -> None:
         if time.monotonic() - self._complained_at > _QUIET_S:

@@ -104,7 +104,7 @@ class Letterbox:
                 return
             if not self._publisher.depth(DEAD_MARK):
                 # Marked before anything is announced anew: two relays must not take turns in wiping.
-                self._publisher.publish(DEAD_MARK, {"about": "this broker was not wiped since"}, {})
+                self._publisher.publish(DEAD_MARK, [({"about": "this broker was not wiped since"}, {})])
                 self._letters.announce_again()
             open_letters = self._letters.open_per_tenant(self._most + 1)
             boards = self._letters.tenants() if self._boards is None else self._boards
@@ -124,9 +124,12 @@ class Letterbox:
         if room and queue not in self._declared:
             self._publisher.declare(queue)
             self._declared.add(queue)
-        for notice in notices[:room]:
-            headers = {"class": notice.kind, "cause": notice.cause, "agent": notice.agent}
-            self._publisher.publish(queue, notice.as_message(), headers)
+        messages = [
+            (notice.as_message(), {"class": notice.kind, "cause": notice.cause, "agent": notice.agent})
+            for notice in notices[:room]
+        ]
+        if messages:
+            self._publisher.publish(queue, messages)
         if self._boards is not None:
             self._boards.add(tenant)
 

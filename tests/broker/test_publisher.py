@@ -14,7 +14,7 @@ import redis
 from agentq.broker.connection import connect, transport_options
 from agentq.broker.envelope import step_message
 from agentq.broker.publisher import Publisher
-from agentq.broker.queues import QUARANTINE, carries_wakes, tenant_of, tenant_queue
+from agentq.broker.queues import QUARANTINE, carries_wakes, dead_queue, tenant_of, tenant_queue
 from agentq.errors import BrokerUnavailable, InvalidInput
 from agentq.settings import Settings
 from agentq.step import StepRef, new_id
@@ -109,9 +109,38 @@ def test_a_broker_that_is_not_there_stops_nobody(settings: Settings, tenant: str
             with pytest.raises(BrokerUnavailable):
                 publisher.depth(tenant_queue(tenant))
             with pytest.raises(BrokerUnavailable):
-                publisher.publish("agentq.submit.dead", {}, {})
+                publisher.publish("agentq.submit.dead", [({}, {})])
         finally:
             publisher.close()
+
+
+def test_wake_ups_do_not_wait_for_anything_else(
+    publisher: Publisher, broker: redis.Redis, settings: Settings, tenant: str
+) -> None:
+    """
+    A thousand notices of dead letters of one tenant are in no step's way: what else is asked of the broker, and
+    whoever asks it, stands in another line.
+    """
+    publisher.send([wake(tenant)])  # from here on they go out in their sender's own thread
+    assert publisher.flush(10)
+    with publisher._asking("did not answer"):  # somebody is at it, for as long as this block lasts
+        publisher.send([wake(tenant)])
+        publisher.send([wake(tenant), wake(tenant)])
+        assert publisher.flush(10)
+        assert len(held(broker, settings, tenant_queue(tenant))) == 4
+
+
+def test_many_messages_of_another_kind_arrive_with_their_headers(
+    publisher: Publisher, broker: redis.Redis, settings: Settings, tenant: str
+) -> None:
+    """
+    In a batch, each with its own.
+    """
+    queue = dead_queue(tenant)
+    publisher.declare(queue)
+    publisher.publish(queue, [({"letter": number}, {"class": "permanent"}) for number in range(50)])
+    assert publisher.depth(queue) == 50
+    assert [json.loads(raw)["headers"]["class"] for raw in held(broker, settings, queue)] == ["permanent"] * 50
 
 
 def test_a_connection_that_breaks_is_opened_anew(
