@@ -67,6 +67,86 @@ def test_a_limit_holds_in_every_plan(
     assert admitted == (rows,)
 
 
+BURST = """
+with s as (insert into agentq.session (tenant, session_id, agent, agent_version, input, input_hash)
+           select %(tenant)s, gen_random_uuid(), 'a', 1, '\\x0161', 'h' from generate_series(1, %(count)s)
+           returning tenant, session_id)
+insert into agentq.ledger_entry (tenant, session_id, step_id, seq, name, state, attempts_max, timeout_s, path,
+                                 settled_at)
+select tenant, session_id, gen_random_uuid(), 0, 's', %(state)s, 1, 1, gen_random_uuid(),
+       case when %(state)s = 'done' then agentq.now() end from s
+"""
+WORKER = """
+insert into agentq.worker (worker_id, lock_key, host, pid, worker_group, role, release, slots, serves, lease_until)
+values (%s, 1, 'h', 1, 'default', 'steps', '0', 100, array['a@1'], agentq.now() + interval '1 day')
+"""
+# Pages that one call may look at, planning of its own included; of a table walked over it is ten times as many.
+PAGES_MAX, PAGES_MAX_AFTER_MANY = 400, 120
+
+
+def pages(connection: psycopg.Connection, statement: str, *values: object) -> int:
+    """How many pages a call looked at."""
+    [[plan]] = connection.execute(f"explain (analyze, buffers, format json) {statement}", values).fetchall()
+    return int(plan[0]["Plan"]["Shared Hit Blocks"] + plan[0]["Plan"]["Shared Read Blocks"])
+
+
+@pytest.mark.parametrize("before", ["ready", "done", "running", "others"])
+def test_a_burst_that_no_analyze_has_seen_is_found_by_its_keys(tmp_path: Path, before: str) -> None:
+    """
+    A tenant's first flood is not in the statistics, and none of the hot path's statements walks over it.
+
+    While they were, handing on a slot took a third of a second with twenty thousand steps in the backlog, for each
+    settlement, until an analyze came by.
+    """
+    worker = uuid.uuid4()
+    with Stack(tmp_path / "data") as stack:
+        url = stack.addresses["admin_database_url"]
+        upgrade(url, fleet_role="agentq_fleet")
+        with psycopg.connect(url, autocommit=True) as connection:
+            execute = connection.execute
+            for table in ("ledger_entry", "session", "session_tally"):
+                execute(f"alter table agentq.{table} set (autovacuum_enabled = off)")
+            execute("select set_config('agentq.tenant', '*', false)")
+            execute("insert into agentq.tenant (name, concurrency) values ('t', 100), ('o', 100)")
+            execute(WORKER, (worker,))
+            if before == "others":
+                execute(BURST, {"tenant": "o", "count": 500, "state": "done"})
+            else:
+                execute(BURST, {"tenant": "t", "count": 1, "state": "done" if before == "done" else "ready"})
+            if before == "running":
+                execute(
+                    "update agentq.ledger_entry set state = 'running', fence = 1, fence_token = 1,"
+                    " started_at = agentq.now(), worker = %s",
+                    (worker,),
+                )
+            for table in ("ledger_entry", "session", "session_tally"):
+                execute(f"analyze agentq.{table}")
+            for state in ("done", "ready"):
+                execute(BURST, {"tenant": "t", "count": 5000, "state": state})
+
+            found = {}
+            for _ in range(2):  # the first of each reads catalogues, and does not count
+                found["admit"] = pages(connection, "select agentq.admit('t', 5)")
+                found["hand on"] = pages(connection, "select agentq.hand_on_slot('t', agentq.now())")
+            execute("select set_config('agentq.tenant', '*', false)")
+            queued = execute("select session_id, step_id from agentq.ledger_entry where state = 'queued'").fetchall()
+            granted = "select * from agentq.claim('t', %s, %s, %s, 7, array['a@1'], false)"
+            for session, step in queued[:2]:
+                found["claim"] = pages(connection, granted, session, step, worker)
+            settle = (
+                "select * from agentq.settle('t', %s, %s, 1, 7, 'end', null, 'full', '\\x0161', null, null, 1,"
+                " '\\x0161', null, null, null, null, null, null, null, %s)"
+            )
+            for session, step in queued[:2]:
+                found["settle"] = pages(connection, settle, session, step, worker)
+            execute("select set_config('agentq.tenant', '*', false)")
+            ended = execute("select count(*) from agentq.session where state = 'done'").fetchone()
+
+    assert ended == (2,)  # it was the statements themselves, not their refusals, that were measured
+    # After as many rows as make an analyze worth while, the keys alone are looked at, of sessions too.
+    assert max(found.values()) < (PAGES_MAX_AFTER_MANY if before == "others" else PAGES_MAX), found
+
+
 TENANTS = "insert into agentq.tenant (name, concurrency) select 't' || i, 1 from generate_series(0, 19) i"
 MANY = """
 insert into agentq.session (tenant, session_id, agent, agent_version, input, input_hash, state, key, created_at)

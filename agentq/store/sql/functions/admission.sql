@@ -1,15 +1,19 @@
 -- Admission: the backlog taken into the broker's share, as far as each tenant's concurrency allows.
 -- How functions are written and replaced: see ledger.sql.
+--
+-- What takes from the front of the backlog must not depend on statistics: they are those of before the burst until an
+-- analyze comes by, and by them Postgres would walk over all that a tenant has for each step that is taken. So rows are
+-- found in the order of `ledger_entry_ready` alone (no sorts), and changed one by one by their key, not by a join.
 
 
 -- Take the tenant's backlog into the broker, as far as its concurrency allows.
 -- Counted under the tenant's lock, so two admissions never share a slot. Losing this commit in a
 -- crash leaves the rows `ready`, so it need not wait for the disk.
 create or replace function agentq.admit(p_tenant text, p_max int)
-returns setof jsonb language plpgsql as $$
+returns setof jsonb language plpgsql set enable_sort = off as $$
 declare
     v_now timestamptz := agentq.now();
-    v_cap int; v_allowance int; v_admitted int; v_room int;
+    v_cap int; v_allowance int; v_admitted int; v_room int; d record; v_wake jsonb;
 begin
     perform set_config('agentq.tenant', p_tenant, true), set_config('synchronous_commit', 'off', true);
     perform pg_advisory_xact_lock(1634166382, hashtext(p_tenant));
@@ -21,14 +25,17 @@ begin
     v_cap := least(v_cap, v_allowance);
     -- Priorities cannot starve: what has been due for half a minute for each step of its priority goes
     -- before all that comes later, and so do the steps that follow it.
-    update agentq.ledger_entry e set priority = 0
-      from (select session_id, step_id from agentq.ledger_entry
-             where tenant = p_tenant and state = 'ready' and priority > 0
-               and due_at <= v_now - interval '30 s' * priority
-             order by priority, due_at limit p_max for update skip locked) old
-     where e.tenant = p_tenant and e.session_id = old.session_id and e.step_id = old.step_id;
-    select count(*) into v_admitted from agentq.ledger_entry
-     where tenant = p_tenant and state in ('queued', 'running');
+    for d in select session_id, step_id from agentq.ledger_entry
+              where tenant = p_tenant and state = 'ready' and priority > 0
+                and due_at <= v_now - interval '30 s' * priority
+              order by priority, due_at limit p_max for update skip locked
+    loop
+        update agentq.ledger_entry set priority = 0
+         where tenant = p_tenant and session_id = d.session_id and step_id = d.step_id;
+    end loop;
+    -- State by state: so both are counted in the index of what is admitted.
+    v_admitted := (select count(*) from agentq.ledger_entry where tenant = p_tenant and state = 'queued')
+                + (select count(*) from agentq.ledger_entry where tenant = p_tenant and state = 'running');
     if v_admitted <= v_cap then
         update agentq.tenant set shedding = false where name = p_tenant and shedding;
     end if;
@@ -38,18 +45,15 @@ begin
         -- comes next does not find the broker full of it. Who has nothing gets one step in, whatever is free.
         v_room := least(v_room, greatest(coalesce(agentq.free_slots(p_tenant), v_room), (v_admitted = 0)::int));
     end if;
-    return query
-        -- Materialized: as a plain subquery the planner may run it once for each row of `e`, and each
-        -- time it locks the next rows, past the limit.
-        with due as materialized (
-            select session_id, step_id from agentq.ledger_entry
-             where tenant = p_tenant and state = 'ready' and due_at <= v_now
-             order by priority, due_at
-             limit v_room
-               for update skip locked)
-        update agentq.ledger_entry e set state = 'queued', queued_at = v_now, dispatches = 0
-          from due where e.tenant = p_tenant and e.session_id = due.session_id and e.step_id = due.step_id
-        returning agentq.wake(e.session_id, e.step_id, e.name, e.quarantine, e.fence);
+    for d in select session_id, step_id from agentq.ledger_entry
+              where tenant = p_tenant and state = 'ready' and due_at <= v_now
+              order by priority, due_at limit v_room for update skip locked
+    loop
+        update agentq.ledger_entry set state = 'queued', queued_at = v_now, dispatches = 0
+         where tenant = p_tenant and session_id = d.session_id and step_id = d.step_id
+        returning agentq.wake(session_id, step_id, name, quarantine, fence) into v_wake;
+        return next v_wake;
+    end loop;
 end $$;
 
 
@@ -95,19 +99,18 @@ $$;
 -- Give the slot that a step leaves to the tenant's next due step: no count, no lock, no polling.
 -- A tenant above a lowered cap is shedding: its slots are not handed on until admission says so.
 create or replace function agentq.hand_on_slot(p_tenant text, p_now timestamptz)
-returns jsonb language plpgsql as $$
-declare v_wake jsonb;
+returns jsonb language plpgsql set enable_sort = off as $$
+declare v_session uuid; v_step uuid; v_wake jsonb;
 begin
     if not exists (select from agentq.tenant where name = p_tenant and state <> 'paused' and not shedding) then
         return null;
     end if;
-    with due as materialized (  -- see admit
-        select session_id, step_id from agentq.ledger_entry
-         where tenant = p_tenant and state = 'ready' and due_at <= p_now
-         order by priority, due_at limit 1 for update skip locked)
-    update agentq.ledger_entry e set state = 'queued', queued_at = p_now, dispatches = 0
-      from due where e.tenant = p_tenant and e.session_id = due.session_id and e.step_id = due.step_id
-    returning agentq.wake(e.session_id, e.step_id, e.name, e.quarantine, e.fence) into v_wake;
+    select session_id, step_id into v_session, v_step from agentq.ledger_entry
+     where tenant = p_tenant and state = 'ready' and due_at <= p_now
+     order by priority, due_at limit 1 for update skip locked;
+    update agentq.ledger_entry set state = 'queued', queued_at = p_now, dispatches = 0
+     where tenant = p_tenant and session_id = v_session and step_id = v_step
+    returning agentq.wake(session_id, step_id, name, quarantine, fence) into v_wake;
     return v_wake;
 end $$;
 
