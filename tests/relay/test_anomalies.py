@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from agentq import Agent, Context, Done, Next, effect
+from agentq import Agent, Ask, Context, Done, Next, effect
 from agentq.agents.registry import Registry
 from agentq.client import Client
 from agentq.policies.anomalies import BaselineRules, Thresholds
@@ -25,6 +25,7 @@ Local = Callable[..., LocalFleet]
 class Walk(BaseModel):
     left: int = 3
     tool: str = "look"
+    ask_at: int = -1
 
 
 @effect(idempotent=True)
@@ -43,10 +44,12 @@ def define(registry: Registry) -> None:
     agent = Agent("walker", state=Walk, registry=registry)
 
     @agent.step(start=True)
-    def go(state: Walk, ctx: Context) -> Next | Done:
+    def go(state: Walk, ctx: Context) -> Next | Ask | Done:
         ctx.call(shout if state.tool == "shout" else look, state.left)
         ctx.usage(input_tokens=100, cost_usd="0.001")
         state.left -= 1
+        if state.left == state.ask_at:
+            return Ask("Go on?", then=go, state=state)
         return Next(go, state) if state.left else Done("there")
 
 
@@ -69,10 +72,15 @@ class Watched:
         while self.watch.round():
             pass
 
-    def teach(self, runs: int = 24) -> None:
+    def teach(self, runs: int = 24, left: int = 3) -> None:
         for number in range(runs):
-            self.run(left=3 + number % 2)
+            self.run(left=left + number % 2)
         self.rounds()
+
+    def carry(self, attempts: int) -> None:
+        for _ in range(attempts):
+            self.fleet.carry_next(self.tenant)
+            self.rounds()
 
     def mine(self) -> list[Anomaly]:
         return [one for one in self.said if one.tenant == self.tenant]
@@ -122,6 +130,23 @@ def test_a_session_at_ten_times_its_steps_is_found_while_it_runs(watched: Watche
     [row] = [one for one in watched.store.ls(tenant=watched.tenant) if one.measure == "steps"]
     assert row.value == 60, "a later look raises what is known"
     assert watched.runs() == 24, "what stands out is not learned from"
+
+
+@pytest.mark.parametrize("asks", [False, True], ids=["parked by a person", "asks a person"])
+def test_who_stops_for_long_is_looked_at_where_it_stops(watched: Watched, asks: bool) -> None:
+    """
+    At fourteen attempts, between the looks at eight and at sixteen: whoever decides how it goes on shall know.
+    """
+    watched.teach(left=8)
+    session = watched.client.start("walker", tenant=watched.tenant, input={"left": 60, "ask_at": 46 if asks else -1})
+    watched.carry(14)
+    if not asks:
+        assert watched.mine() == [], "usual when it was looked at"
+        session.pause("lunch")
+        watched.rounds()
+    found = next(one for one in watched.mine() if one.measure == "steps")
+    assert (found.value, found.running, str(found.session_id)) == (14, True, session.id)
+    assert watched.watch.look_at_running() == 0, "once"
 
 
 def test_a_tool_that_was_never_called_is_named(watched: Watched) -> None:

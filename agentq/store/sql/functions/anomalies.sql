@@ -58,6 +58,13 @@ begin
 end $$;
 
 
+-- Have a session looked at between two of its looks: it stops here for long, and whoever decides how it goes on
+-- is to know whether it is as usual. The session's row is held.
+create or replace function agentq.look_at(p_tenant text, p_session uuid) returns void language sql as $$
+    update agentq.session_tally set due = true where tenant = p_tenant and session_id = p_session and not due
+$$;
+
+
 -- Sessions that run and are to be looked at. Their mark is taken away at once: judging them holds up no settlement.
 create or replace function agentq.tallies_running(p_max int) returns setof agentq.session_tally language plpgsql as $$
 begin
