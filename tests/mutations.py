@@ -1808,6 +1808,12 @@ MUTATIONS = [
         WATCH + "a_session_at_ten_times_its_steps_is_found_while_it_runs",
     ),
     Mutation(
+        "agentq/store/sql/functions/anomalies.sql",
+        "if p_plan ? 'steps' then",
+        "if false then",
+        WATCH + "who_stops_for_long_is_looked_at_where_it_stops",
+    ),
+    Mutation(
         "agentq/relay/anomalies.py",
         'if not raised.fresh or raised.state != "open":',
         'if raised.state != "open":',

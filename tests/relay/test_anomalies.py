@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from agentq import Agent, Ask, Context, Done, Next, effect
+from agentq import Agent, Ask, Context, Done, Next, Sleep, effect
 from agentq.agents.registry import Registry
 from agentq.client import Client
 from agentq.policies.anomalies import BaselineRules, Thresholds
@@ -25,7 +25,8 @@ Local = Callable[..., LocalFleet]
 class Walk(BaseModel):
     left: int = 3
     tool: str = "look"
-    ask_at: int = -1
+    stop_at: int = -1
+    stop: str = ""
 
 
 @effect(idempotent=True)
@@ -44,12 +45,14 @@ def define(registry: Registry) -> None:
     agent = Agent("walker", state=Walk, registry=registry)
 
     @agent.step(start=True)
-    def go(state: Walk, ctx: Context) -> Next | Ask | Done:
+    def go(state: Walk, ctx: Context) -> Next | Ask | Sleep | Done:
         ctx.call(shout if state.tool == "shout" else look, state.left)
         ctx.usage(input_tokens=100, cost_usd="0.001")
         state.left -= 1
-        if state.left == state.ask_at:
+        if state.left == state.stop_at and state.stop == "asks":
             return Ask("Go on?", then=go, state=state)
+        if state.left == state.stop_at and state.stop == "sleeps":
+            return Sleep("1h", then=go, state=state)
         return Next(go, state) if state.left else Done("there")
 
 
@@ -132,15 +135,15 @@ def test_a_session_at_ten_times_its_steps_is_found_while_it_runs(watched: Watche
     assert watched.runs() == 24, "what stands out is not learned from"
 
 
-@pytest.mark.parametrize("asks", [False, True], ids=["parked by a person", "asks a person"])
-def test_who_stops_for_long_is_looked_at_where_it_stops(watched: Watched, asks: bool) -> None:
+@pytest.mark.parametrize("stop", ["is parked", "asks", "sleeps"])
+def test_who_stops_for_long_is_looked_at_where_it_stops(watched: Watched, stop: str) -> None:
     """
     At fourteen attempts, between the looks at eight and at sixteen: whoever decides how it goes on shall know.
     """
     watched.teach(left=8)
-    session = watched.client.start("walker", tenant=watched.tenant, input={"left": 60, "ask_at": 46 if asks else -1})
+    session = watched.client.start("walker", tenant=watched.tenant, input={"left": 60, "stop_at": 46, "stop": stop})
     watched.carry(14)
-    if not asks:
+    if stop == "is parked":
         assert watched.mine() == [], "usual when it was looked at"
         session.pause("lunch")
         watched.rounds()
@@ -173,9 +176,8 @@ def test_an_operators_order_parks_and_mutes(watched: Watched) -> None:
     assert view.state == "paused"
     assert [(one.measure, one.parked) for one in watched.mine()] == [("steps", True)]
     session.resume("let it")
-    watched.fleet.drain(session)
-    watched.rounds()
-    assert session.view().state == "done", "it is parked once"
+    watched.carry(10)
+    assert session.view().state == "running", "it is parked once"
 
 
 def test_a_crash_before_the_commit_learns_nothing_and_loses_nothing(

@@ -14,7 +14,8 @@ $$;
 
 
 -- Add an attempt to its session's row, in the transaction that ends it. The row is looked at every eighth
--- attempt, so that a session that runs away is found while it runs, and once more when the session has ended.
+-- attempt, so that a session that runs away is found while it runs, before it sleeps for a minute or more, and
+-- once more when it has ended.
 -- Sessions never wait for each other here; branches of one take turns, each until its commit.
 create or replace function agentq.tally(
     e agentq.ledger_entry, p_agent text, p_version int, p_closing text, p_now timestamptz, p_failure jsonb, p_plan jsonb
@@ -22,7 +23,7 @@ create or replace function agentq.tally(
 declare
     v_failed boolean := p_closing in ('retry', 'repair', 'dead', 'fail', 'lost');
     -- Marked here already, so that the end itself need not write the row again.
-    v_ends boolean := p_closing in ('end', 'fail', 'dead') and e.join_step is null;
+    v_look boolean := p_closing in ('end', 'fail', 'dead') and e.join_step is null;
     v_busy bigint := greatest(extract(epoch from p_now - e.started_at) * 1000, 0)::bigint;
     v_tokens bigint := 0; v_cost bigint := 0; v_tools jsonb; v_classes jsonb;
 begin
@@ -38,6 +39,10 @@ begin
     if v_failed and p_failure ? 'kind' then
         v_classes := jsonb_build_object(p_failure ->> 'kind', 1);
     end if;
+    if p_plan ? 'steps' then
+        v_look := v_look or exists (
+            select from jsonb_array_elements(p_plan -> 'steps') s where (s ->> 'delay_s')::double precision >= 60);
+    end if;
     loop
         -- The update first: it is what nearly all attempts need, and costs less than an insert that conflicts.
         update agentq.session_tally t
@@ -45,13 +50,13 @@ begin
                cost_micros = t.cost_micros + v_cost, busy_ms = t.busy_ms + v_busy,
                tools = case when v_tools is null then t.tools else agentq.add_counts(t.tools, v_tools) end,
                classes = case when v_classes is null then t.classes else agentq.add_counts(t.classes, v_classes) end,
-               agent_version = p_version, due = t.due or v_ends or (t.steps + 1) % 8 = 0
+               agent_version = p_version, due = t.due or v_look or (t.steps + 1) % 8 = 0
          where t.tenant = e.tenant and t.session_id = e.session_id;
         exit when found;
         insert into agentq.session_tally (
             tenant, session_id, agent, agent_version, steps, failures, tokens, cost_micros, busy_ms, tools, classes, due)
         values (e.tenant, e.session_id, p_agent, p_version, 1, v_failed::int, v_tokens, v_cost, v_busy, v_tools,
-                v_classes, v_ends)
+                v_classes, v_look)
         on conflict do nothing;
         exit when found;  -- or another branch was first
     end loop;
