@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from agentq.agents.context import AsyncContext, AsyncTransaction, Context
     from agentq.agents.effects import effect, idempotency_key
     from agentq.agents.embedding import Embedder
-    from agentq.agents.memory import AsyncStepMemory, StepMemory, chunks, memory_tools
+    from agentq.agents.memory import AsyncStepMemory, StepMemory, chunks
+    from agentq.agents.memory_tools import memory_tools
     from agentq.agents.model import Compaction, ModelAgent, drop_old_tool_results, sliding_window
     from agentq.agents.returns import Answer, Ask, Branch, BranchResult, Child, Done, Fail, Next, Sleep, Spawn
     from agentq.agents.tools import ToolContext, tool
@@ -152,7 +153,7 @@ _HOMES = {
     "StepMemory": "agentq.agents.memory",
     "AsyncStepMemory": "agentq.agents.memory",
     "Embedder": "agentq.agents.embedding",
-    "memory_tools": "agentq.agents.memory",
+    "memory_tools": "agentq.agents.memory_tools",
     "chunks": "agentq.agents.memory",
     "Answer": "agentq.agents.returns",
     "Ask": "agentq.agents.returns",

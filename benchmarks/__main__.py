@@ -112,16 +112,24 @@ def _hops(size: Size, rounds: int, console: Console) -> dict[str, object]:
 
 
 def _tracing(size: Size, rounds: int, console: Console) -> dict[str, object]:
-    """The same empty steps with and without a row for each attempt."""
+    """
+    The same empty steps as shipped and with `trace = false`, which leaves out each attempt's row and its session's
+    tally for anomalies.
+    """
     found, memory = _measure(TRACING, size, rounds, console)
     untraced, traced = found.values()
+    each = [one.steps_per_s / other.steps_per_s for one, other in zip(traced, untraced, strict=True)]
+    low, _, high = statistics.quantiles(each, n=4) if len(each) > 1 else each * 3
     ratio, cost = _ratio(traced, untraced), _cost(traced, untraced)
+    written = [statistics.median(one.wal_bytes_per_step for one in ran) for ran in (untraced, traced)]
     _print(size, found, memory, console)
     console.print(
-        f"steps/s with a trace row for each attempt: [bold]{ratio:.2f}[/] of those without, "
-        f"processor time of the workers {cost:.2f} (medians of {rounds} interleaved rounds)"
+        f"steps/s with a trace row for each attempt: [bold]{ratio:.2f}[/] of those without (half of the rounds from "
+        f"{low:.2f} to {high:.2f}), processor time of workers {cost:.2f}, WAL {written[1] - written[0]:+,.0f} bytes "
+        f"on {written[0]:,.0f} a step (medians of {rounds} interleaved rounds)"
     )
-    return {**_rows(found, memory), "ratio": ratio, "cpu_ratio": cost}
+    spread = {"ratio_quartiles": [low, high], "wal_bytes_per_step": written}
+    return {**_rows(found, memory), "ratio": ratio, "cpu_ratio": cost, **spread}
 
 
 def _encryption(rounds: int, console: Console) -> dict[str, object]:

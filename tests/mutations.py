@@ -10,6 +10,7 @@ stale, and counts too.
 
 from __future__ import annotations
 
+import compileall
 import os
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from py_compile import PycInvalidationMode
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -59,6 +61,9 @@ DURABLE = "tests/adapters/test_pydantic_ai.py::test_"
 CLERKS = "tests/adapters/test_openai_agents.py::test_"
 VAULT = "tests/store/test_vault.py::test_"
 TOKENS = "tests/broker/test_tokens.py::test_"
+ODD = "tests/policies/test_anomalies.py::test_"
+TALLIES = "tests/store/test_anomalies.py::test_"
+WATCH = "tests/relay/test_anomalies.py::test_"
 
 
 @dataclass(frozen=True)
@@ -1595,6 +1600,257 @@ MUTATIONS = [
         "return due",
         "tests/agents/test_compaction.py::test_what_cannot_be_made_short_is_not_tried_for_ever",
     ),
+    # anomalies: each rule at its bound, none where too little is known, and nobody waits for them
+    Mutation(
+        "agentq/policies/anomalies.py",
+        "if baseline.runs >= limits.runs_min:\n        times",
+        "if True:\n        times",
+        ODD + "percentiles_and_deviations_need_two_hundred_runs",
+    ),
+    Mutation("agentq/policies/anomalies.py", "value < FLOORS[name] or", "", ODD + "what_is_little_is_no_runaway"),
+    Mutation(
+        "agentq/policies/anomalies.py", "or baseline.runs < limits.runs_few", "", ODD + "the_multiple_needs_twenty_runs"
+    ),
+    Mutation(
+        "agentq/policies/anomalies.py",
+        "if times and value > times * max(high, 1.0):",
+        "if times and value >= 1.1 * times * max(high, 1.0):",
+        ODD + "a_multiple_of_the_99th_percentile",
+    ),
+    Mutation("agentq/policies/anomalies.py", "times and value >", "value >", ODD + "each_rule_can_be_switched_off"),
+    Mutation(
+        "agentq/policies/anomalies.py",
+        "z > limits.mad_z and",
+        "z > 1.2 * limits.mad_z and",
+        ODD + "deviations_of_the_logarithm",
+    ),
+    Mutation(
+        "agentq/policies/anomalies.py",
+        " and value > max(high, 1.5 * middle)",
+        "",
+        ODD + "a_regular_agent_may_vary_by_half",
+    ),
+    Mutation(
+        "agentq/policies/anomalies.py",
+        "middle > 0 and z",
+        "z",
+        ODD + "deviations_say_nothing_where_most_runs_have_none",
+    ),
+    Mutation(
+        "agentq/policies/anomalies.py",
+        ", 1.5 * sketch.top)",
+        ", 0)",
+        ODD + "ten_times_the_median_and_beyond_all_others",
+    ),
+    Mutation(
+        "agentq/policies/anomalies.py",
+        "baseline.runs >= limits.runs_min and baseline.tools:",
+        "baseline.tools:",
+        ODD + "a_tool_that_was_never_called",
+    ),
+    Mutation("agentq/policies/anomalies.py", "[:5]:", "[:50]:", ODD + "of_many_new_tools_five_are_named"),
+    Mutation(
+        "agentq/policies/anomalies.py",
+        "if not odd and run.done:",
+        "if run.done:",
+        ODD + "what_stands_out_is_not_learned_from",
+    ),
+    Mutation(
+        "agentq/policies/anomalies.py",
+        "if not odd and run.done:",
+        "if not odd:",
+        ODD + "a_run_that_failed_or_was_repeated_is_not_learned_from",
+    ),
+    Mutation(
+        "agentq/policies/anomalies.py",
+        "if odd and baseline.odd > 0.5:",
+        "if False:",
+        ODD + "when_most_runs_stand_out_the_baseline_begins_anew",
+    ),
+    Mutation(
+        "agentq/policies/anomalies.py",
+        "max(limits.tool_mix, 1.7 / n)",
+        "limits.tool_mix",
+        ODD + "the_bound_of_the_mix_grows_where_windows_are_small",
+    ),
+    Mutation(
+        "agentq/policies/anomalies.py",
+        "limits.tool_mix and known and distance",
+        "limits.tool_mix and distance",
+        ODD + "the_mix_needs_two_hundred_runs_and_can_be_switched_off",
+    ),
+    Mutation(
+        "agentq/policies/anomalies.py", "(1 if odd else n)", "n", ODD + "a_run_that_stood_out_weighs_little_in_the_mix"
+    ),
+    Mutation(
+        "agentq/policies/anomalies.py",
+        "if baseline.strange >= _WINDOWS_STRANGE:",
+        "if False:",
+        ODD + "a_change_that_stays_becomes_normal",
+    ),
+    Mutation(
+        "agentq/policies/anomalies.py",
+        "baseline.strange + 1 if strange else 0",
+        "baseline.strange + strange",
+        ODD + "two_odd_windows_are_no_change",
+    ),
+    Mutation(
+        "agentq/policies/anomalies.py",
+        "if baseline.seen >= 2 * _MEMORY:",
+        "if False:",
+        ODD + "old_tools_and_failures_fade",
+    ),
+    Mutation(
+        "agentq/policies/anomalies.py",
+        "if known and k > most_normal:",
+        "if k > most_normal:",
+        ODD + "a_class_of_failure_in_more_runs_than_chance",
+    ),
+    Mutation(
+        "agentq/policies/anomalies.py",
+        "if self.n >= 2 * _MEMORY:",
+        "if False:",
+        ODD + "old_runs_fade_and_the_sketch_stays_small",
+    ),
+    Mutation(
+        "agentq/policies/anomalies.py",
+        "if smooth - middle > bound:",
+        "if smooth - middle > 1.05 * bound:",
+        ODD + "the_mean_cost_of_an_hour_drifts_past_its_bound",
+    ),
+    Mutation(
+        "agentq/policies/anomalies.py",
+        "0.2 * mean + 0.8 * hours.get",
+        "mean + 0.0 * hours.get",
+        ODD + "the_mean_cost_of_an_hour_drifts_past_its_bound",
+    ),
+    Mutation(
+        "agentq/policies/anomalies.py",
+        'if hours["runs"] >= _RUNS_PER_HOUR:',
+        "if True:",
+        ODD + "cost_by_hour_needs_a_day_of_hours_with_ten_runs_each",
+    ),
+    Mutation(
+        "agentq/policies/anomalies.py",
+        "len(past) >= max(limits.ewma_hours, 2):",
+        "len(past) >= 2:",
+        ODD + "cost_by_hour_needs_a_day_of_hours_with_ten_runs_each",
+    ),
+    Mutation("agentq/policies/anomalies.py", "del past[:-_HOURS]", "pass", ODD + "a_week_of_hours_is_kept"),
+    Mutation(
+        "agentq/policies/anomalies.py",
+        "in sorted(tallies, key=lambda one: (one.ended_at is None, one.ended_at)):",
+        "in tallies:",
+        ODD + "a_batch_is_learned_in_the_order_in_which_it_ended",
+    ),
+    Mutation(
+        "agentq/policies/anomalies.py",
+        'tally.state == "done" and tally.first_run',
+        'tally.state == "done"',
+        ODD + "only_a_first_run_that_went_well_teaches",
+    ),
+    Mutation(
+        "agentq/store/anomalies.py",
+        "return self.tenant, self.agent, self.agent_version",
+        "return self.tenant, self.agent, 1",
+        ODD + "a_baseline_is_of_one_tenant_agent_and_version",
+    ),
+    Mutation(
+        "agentq/store/sql/functions/anomalies.sql",
+        "(t.steps + 1) % 8 = 0",
+        "false",
+        TALLIES + "a_session_is_looked_at_every_eighth_attempt",
+    ),
+    Mutation(
+        "agentq/store/sql/functions/anomalies.sql",
+        "p_closing in ('retry', 'repair', 'dead', 'fail', 'lost')",
+        "false",
+        TALLIES + "each_attempt_is_counted_with_what_it_used",
+    ),
+    Mutation(
+        "agentq/store/sql/functions/anomalies.sql",
+        "        exit when found;  -- or another branch was first\n",
+        "        exit;\n",
+        TALLIES + "branches_of_one_session_are_all_counted",
+    ),
+    Mutation(
+        "agentq/store/sql/functions/anomalies.sql",
+        "s.state in ('done', 'failed', 'cancelled') limit p_max for update of d skip locked",
+        "s.state in ('done', 'failed', 'cancelled') limit p_max",
+        TALLIES + "an_ended_session_is_handed_to_one_relay",
+    ),
+    Mutation(
+        "agentq/store/sql/functions/traces.sql",
+        "    if p_closing not in ('release', 'postpone', 'park', 'await', 'cancelled') then",
+        "    if true then",
+        TALLIES + "each_attempt_is_counted_with_what_it_used",
+    ),
+    Mutation(
+        "agentq/store/sql/functions/recovery.sql",
+        "    perform agentq.look_at(p_tenant, p_session);\n    return true;",
+        "    return true;",
+        WATCH + "who_stops_for_long_is_looked_at_where_it_stops",
+    ),
+    Mutation(
+        "agentq/store/sql/functions/approvals.sql",
+        "    perform agentq.look_at(p_tenant, p_session);\nend $$;",
+        "end $$;",
+        WATCH + "who_stops_for_long_is_looked_at_where_it_stops",
+    ),
+    Mutation(
+        "agentq/store/sql/functions/anomalies.sql",
+        "set due = false",
+        "set due = due",
+        WATCH + "who_stops_for_long_is_looked_at_where_it_stops",
+    ),
+    Mutation(
+        "agentq/store/sql/functions/anomalies.sql",
+        "on conflict on constraint anomaly_once do update\n       set value = greatest(a.value, excluded.value)",
+        "on conflict on constraint anomaly_once do update\n       set value = a.value",
+        WATCH + "a_session_at_ten_times_its_steps_is_found_while_it_runs",
+    ),
+    Mutation(
+        "agentq/store/sql/functions/anomalies.sql",
+        "if p_plan ? 'steps' then",
+        "if false then",
+        WATCH + "who_stops_for_long_is_looked_at_where_it_stops",
+    ),
+    Mutation(
+        "agentq/relay/anomalies.py",
+        'if not raised.fresh or raised.state != "open":',
+        'if raised.state != "open":',
+        WATCH + "a_session_at_ten_times_its_steps_is_found_while_it_runs",
+    ),
+    Mutation(
+        "agentq/relay/anomalies.py",
+        'if not raised.fresh or raised.state != "open":',
+        "if not raised.fresh:",
+        WATCH + "an_operators_order_parks_and_mutes",
+    ),
+    Mutation(
+        "agentq/store/sql/functions/anomalies.sql",
+        "    if fresh then\n",
+        "    if true then\n",
+        WATCH + "an_operators_order_parks_and_mutes",
+    ),
+    Mutation(
+        "agentq/store/sql/functions/anomalies.sql",
+        "order by o.tenant <> '*' desc, o.agent <> '' desc, o.measure <> '' desc limit 1",
+        "limit 1",
+        WATCH + "an_operators_order_parks_and_mutes",
+    ),
+    Mutation(
+        "agentq/store/sql/functions/anomalies.sql",
+        "s.generation = 0 and s.forked_from is null as first_run",
+        "true as first_run",
+        WATCH + "a_replayed_session_is_judged_and_teaches_nothing",
+    ),
+    Mutation(
+        "agentq/store/sql/functions/anomalies.sql",
+        "        if state = 'open' then\n            insert into agentq.notice",
+        "        if true then\n            insert into agentq.notice",
+        WATCH + "people_are_told_once_with_numbers_alone",
+    ),
     # the sandbox
     Mutation(
         "agentq/sandbox/backends.py",
@@ -1619,6 +1875,8 @@ def main(words: list[str]) -> int:
         copy = Path(folder) / "copy"
         skipped = shutil.ignore_patterns(".git", ".venv", ".agentq", "*_cache", "__pycache__", "benchmarks")
         shutil.copytree(ROOT, copy, ignore=skipped)
+        # Compiled once instead of by each run; told by hash, a changed file is seen in any case.
+        compileall.compile_dir(copy, quiet=1, invalidation_mode=PycInvalidationMode.CHECKED_HASH)
         for number, mutation in enumerate(chosen, 1):
             fate = survives(copy, mutation)
             print(f"{number:3}/{len(chosen)} {fate:8} {mutation.test}", flush=True)

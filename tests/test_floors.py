@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import graphlib
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import grimp
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -25,6 +29,27 @@ def test_no_module_imports_a_higher_floor(tmp_path: Path) -> None:
         timeout=120,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def imports(*, types: bool) -> graphlib.TopologicalSorter[str]:
+    """What each module imports, also within its functions; with `types` also what it names in annotations alone."""
+    graph = grimp.build_graph("agentq", exclude_type_checking_imports=not types, cache_dir=None)
+    return graphlib.TopologicalSorter({one: graph.find_modules_directly_imported_by(one) for one in graph.modules})
+
+
+def test_no_module_needs_one_that_needs_it() -> None:
+    """
+    Nor by an import that waits within a function: each module can be read, and loaded, after what it stands on.
+    """
+    imports(types=False).prepare()
+
+
+def test_a_circle_is_noticed() -> None:
+    """
+    There are some of types alone, such as a registry's of agents: where those count, the test above would fail.
+    """
+    with pytest.raises(graphlib.CycleError):
+        imports(types=True).prepare()
 
 
 def test_importing_agentq_needs_no_server_and_no_environment() -> None:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from agentq.agents.registry import load_agents
 from agentq.chaos import plan, schedule
 from agentq.chaos.arena import AGENTS, CONCURRENCY, Arena, where
-from agentq.chaos.judge import End, History, Judgement, judge
+from agentq.chaos.judge import End, History, judge
 from agentq.chaos.nemesis import Nemesis
 from agentq.chaos.producer import Producers
 from agentq.chaos.record import ServiceProcess
-from agentq.chaos.recovery import Recovery, recoveries
+from agentq.chaos.recovery import recoveries
+from agentq.chaos.run import Run
 from agentq.chaos.schedule import OUTSIDE, Profile, Schedule
 from agentq.chaos.screen import Screen
 from agentq.chaos.strike import Hit, Servers
@@ -33,22 +33,6 @@ LISTED_MAX = 20_000
 ASK_TRIES = 60
 GREETING_TIMEOUT_S = 60.0
 RESERVE = 200
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run: its schedule, what was recorded, and the verdict."""
-
-    schedule: Schedule
-    history: History
-    judgement: Judgement
-    recoveries: tuple[Recovery, ...]
-    began: float
-    took_s: float
-
-    @property
-    def ok(self) -> bool:
-        return self.judgement.ok
 
 
 def play(

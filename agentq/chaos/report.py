@@ -8,15 +8,13 @@ import json
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from agentq.chaos.judge import KINDS, counts
 from agentq.chaos.record import Request
+from agentq.chaos.run import Run
 from agentq.chaos.schedule import FAULTS
 from agentq.embedded.files import explained, write_private
-
-if TYPE_CHECKING:
-    from agentq.chaos.play import Run
 
 WIDTH, LEFT, ROW, BAR = 1180.0, 190.0, 5.0, 15.0
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -12,10 +11,8 @@ from rich.status import Status
 from rich.table import Table
 
 from agentq.chaos.judge import counts
+from agentq.chaos.run import Run
 from agentq.chaos.strike import Hit
-
-if TYPE_CHECKING:
-    from agentq.chaos.play import Run
 
 PLAIN_EVERY_S = 10.0
 SHOWN = 12

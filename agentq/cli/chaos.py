@@ -17,7 +17,7 @@ from agentq.cli.output import json_option, note, print_json, print_table
 from agentq.settings import load
 
 if TYPE_CHECKING:
-    from agentq.chaos.play import Run
+    from agentq.chaos.run import Run
     from agentq.chaos.schedule import Schedule
     from agentq.chaos.screen import Screen
     from agentq.settings import Settings

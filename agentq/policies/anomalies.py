@@ -27,6 +27,8 @@ _SPREAD_MIN = 0.1  # of the logarithm: an agent that always does the same has a 
 _FADE = 0.05
 _HOURS = 168
 _RUNS_PER_HOUR = 10
+_WINDOWS_STRANGE = 3
+_KNOWN_MIN = 0.01  # of a call: a tool that was called once is known for some seven thousand runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +137,9 @@ class Baseline:
         self.classes: dict[str, float] = dict(facts.get("classes", {}))
         self.hours: dict[str, Any] = dict(facts.get("hours", {}))
         self.odd = float(facts.get("odd", 0.0))
+        # Of tools and classes: runs that they were counted in, and windows in a row whose mix stood out.
+        self.seen = float(facts.get("seen", runs))
+        self.strange = int(facts.get("strange", 0))
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -144,6 +149,8 @@ class Baseline:
             "classes": self.classes,
             "hours": self.hours,
             "odd": self.odd,
+            "seen": self.seen,
+            "strange": self.strange,
         }
 
 
@@ -240,7 +247,8 @@ def _window(run: Run, baseline: Baseline, limits: Thresholds, odd: bool) -> list
     n, known = window["runs"], baseline.runs >= limits.runs_min
     bound = max(limits.tool_mix, 1.7 / n)
     distance = divergence(tools, baseline.tools) if tools and baseline.tools else 0.0
-    if limits.tool_mix and known and distance > bound:
+    strange = bool(limits.tool_mix and known and distance > bound)
+    if strange:
         most = max(
             set(tools) | set(baseline.tools), key=lambda name: abs(_share(tools, name) - _share(baseline.tools, name))
         )
@@ -250,17 +258,36 @@ def _window(run: Run, baseline: Baseline, limits: Thresholds, odd: bool) -> list
         )
         found.append(Finding(run.session, "tool_mix", "jensen_shannon", distance, 0.0, bound, baseline.runs, why))
     for name, k in sorted(classes.items()):
-        usual = baseline.classes.get(name, 0.0) / max(baseline.runs, 1)
+        usual = baseline.classes.get(name, 0.0) / max(baseline.seen, 1)
         most_normal = n * usual + 4 * math.sqrt(n * usual * (1 - min(usual, 1.0))) + 2
         if known and k > most_normal:
             why = f"{k:.0f} of the last {n} runs failed somewhere with {name}; up to {most_normal:.1f} is normal"
             found.append(Finding(run.session, f"class:{name}", "share", k, 0.0, most_normal, baseline.runs, why))
-    # The window is learned, too: one odd window in twenty moves little, and a change that stays becomes normal.
+    _learn_window(baseline, tools, classes, n, strange=strange)
+    return found
+
+
+def _learn_window(
+    baseline: Baseline, tools: Mapping[str, float], classes: Mapping[str, float], n: int, *, strange: bool
+) -> None:
+    """The window is learned, too: one odd window in twenty moves little, and a change that stays becomes normal."""
+    baseline.strange = baseline.strange + 1 if strange else 0
+    if baseline.strange >= _WINDOWS_STRANGE:
+        # It is the agent that has changed. What its tools are called stays known.
+        baseline.tools = {name: min(count, 1.0) for name, count in baseline.tools.items()}
+        baseline.strange = 0
     for into, counts in ((baseline.tools, tools), (baseline.classes, classes)):
         for name, k in counts.items():
             into[name] = into.get(name, 0.0) + k
     baseline.window = {}
-    return found
+    baseline.seen += n
+    if baseline.seen >= 2 * _MEMORY:
+        baseline.seen /= 2
+        for into in (baseline.tools, baseline.classes):
+            for name in list(into):
+                into[name] /= 2
+                if into[name] < _KNOWN_MIN:
+                    del into[name]
 
 
 def divergence(one: Mapping[str, float], other: Mapping[str, float]) -> float:

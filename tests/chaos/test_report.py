@@ -11,8 +11,8 @@ from click.testing import CliRunner
 
 from agentq.chaos import report, schedule
 from agentq.chaos.judge import History, judge
-from agentq.chaos.play import Run
 from agentq.chaos.recovery import recoveries
+from agentq.chaos.run import Run
 from agentq.cli import main
 from tests.chaos.histories import BEGAN, clean
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from agentq import Agent, Context, Done, Next, effect
+from agentq import Agent, Ask, Context, Done, Next, Sleep, effect
 from agentq.agents.registry import Registry
 from agentq.client import Client
 from agentq.policies.anomalies import BaselineRules, Thresholds
@@ -25,6 +25,8 @@ Local = Callable[..., LocalFleet]
 class Walk(BaseModel):
     left: int = 3
     tool: str = "look"
+    stop_at: int = -1
+    stop: str = ""
 
 
 @effect(idempotent=True)
@@ -43,10 +45,14 @@ def define(registry: Registry) -> None:
     agent = Agent("walker", state=Walk, registry=registry)
 
     @agent.step(start=True)
-    def go(state: Walk, ctx: Context) -> Next | Done:
+    def go(state: Walk, ctx: Context) -> Next | Ask | Sleep | Done:
         ctx.call(shout if state.tool == "shout" else look, state.left)
         ctx.usage(input_tokens=100, cost_usd="0.001")
         state.left -= 1
+        if state.left == state.stop_at and state.stop == "asks":
+            return Ask("Go on?", then=go, state=state)
+        if state.left == state.stop_at and state.stop == "sleeps":
+            return Sleep("1h", then=go, state=state)
         return Next(go, state) if state.left else Done("there")
 
 
@@ -69,10 +75,15 @@ class Watched:
         while self.watch.round():
             pass
 
-    def teach(self, runs: int = 24) -> None:
+    def teach(self, runs: int = 24, left: int = 3) -> None:
         for number in range(runs):
-            self.run(left=3 + number % 2)
+            self.run(left=left + number % 2)
         self.rounds()
+
+    def carry(self, attempts: int) -> None:
+        for _ in range(attempts):
+            self.fleet.carry_next(self.tenant)
+            self.rounds()
 
     def mine(self) -> list[Anomaly]:
         return [one for one in self.said if one.tenant == self.tenant]
@@ -124,6 +135,23 @@ def test_a_session_at_ten_times_its_steps_is_found_while_it_runs(watched: Watche
     assert watched.runs() == 24, "what stands out is not learned from"
 
 
+@pytest.mark.parametrize("stop", ["is parked", "asks", "sleeps"])
+def test_who_stops_for_long_is_looked_at_where_it_stops(watched: Watched, stop: str) -> None:
+    """
+    At fourteen attempts, between the looks at eight and at sixteen: whoever decides how it goes on shall know.
+    """
+    watched.teach(left=8)
+    session = watched.client.start("walker", tenant=watched.tenant, input={"left": 60, "stop_at": 46, "stop": stop})
+    watched.carry(14)
+    if stop == "is parked":
+        assert watched.mine() == [], "usual when it was looked at"
+        session.pause("lunch")
+        watched.rounds()
+    found = next(one for one in watched.mine() if one.measure == "steps")
+    assert (found.value, found.running, str(found.session_id)) == (14, True, session.id)
+    assert watched.watch.look_at_running() == 0, "once"
+
+
 def test_a_tool_that_was_never_called_is_named(watched: Watched) -> None:
     watched.teach(40)
     session = watched.run(left=3, tool="shout")
@@ -148,9 +176,8 @@ def test_an_operators_order_parks_and_mutes(watched: Watched) -> None:
     assert view.state == "paused"
     assert [(one.measure, one.parked) for one in watched.mine()] == [("steps", True)]
     session.resume("let it")
-    watched.fleet.drain(session)
-    watched.rounds()
-    assert session.view().state == "done", "it is parked once"
+    watched.carry(10)
+    assert session.view().state == "running", "it is parked once"
 
 
 def test_a_crash_before_the_commit_learns_nothing_and_loses_nothing(

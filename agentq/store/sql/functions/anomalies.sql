@@ -14,33 +14,60 @@ $$;
 
 
 -- Add an attempt to its session's row, in the transaction that ends it. The row is looked at every eighth
--- attempt, so that a session that runs away is found while it runs, and once more when the session has ended.
+-- attempt, so that a session that runs away is found while it runs, before it sleeps for a minute or more, and
+-- once more when it has ended.
+-- Sessions never wait for each other here; branches of one take turns, each until its commit.
 create or replace function agentq.tally(
     e agentq.ledger_entry, p_agent text, p_version int, p_closing text, p_now timestamptz, p_failure jsonb, p_plan jsonb
 ) returns void language plpgsql as $$
 declare
     v_failed boolean := p_closing in ('retry', 'repair', 'dead', 'fail', 'lost');
-    v_tools jsonb;
+    -- Marked here already, so that the end itself need not write the row again.
+    v_look boolean := p_closing in ('end', 'fail', 'dead') and e.join_step is null;
+    v_busy bigint := greatest(extract(epoch from p_now - e.started_at) * 1000, 0)::bigint;
+    v_tokens bigint := 0; v_cost bigint := 0; v_tools jsonb; v_classes jsonb;
 begin
+    if p_plan ? 'usage' then
+        v_tokens := coalesce((p_plan -> 'usage' ->> 'tokens_in')::bigint, 0) + coalesce((p_plan -> 'usage' ->> 'tokens_out')::bigint, 0);
+        v_cost := coalesce((p_plan -> 'usage' ->> 'cost_micros')::bigint, 0);
+    end if;
     if p_plan ? 'trace' then
         select jsonb_object_agg(name, n) into v_tools
           from (select left(x ->> 'name', 100) as name, count(*) as n from jsonb_array_elements(p_plan -> 'trace') x
                  where x ->> 'kind' = 'tool' group by 1 limit 100) as calls;
     end if;
-    insert into agentq.session_tally as t (
-        tenant, session_id, agent, agent_version, steps, failures, tokens, cost_micros, busy_ms, tools, classes, due)
-    values (e.tenant, e.session_id, p_agent, p_version, 1, v_failed::int,
-            coalesce((p_plan -> 'usage' ->> 'tokens_in')::bigint, 0) + coalesce((p_plan -> 'usage' ->> 'tokens_out')::bigint, 0),
-            coalesce((p_plan -> 'usage' ->> 'cost_micros')::bigint, 0),
-            greatest(extract(epoch from p_now - e.started_at) * 1000, 0)::bigint, v_tools,
-            case when v_failed and p_failure ? 'kind' then jsonb_build_object(p_failure ->> 'kind', 1) end, false)
-    on conflict (tenant, session_id) do update
-       set steps = t.steps + 1, failures = t.failures + excluded.failures, tokens = t.tokens + excluded.tokens,
-           cost_micros = t.cost_micros + excluded.cost_micros, busy_ms = t.busy_ms + excluded.busy_ms,
-           tools = agentq.add_counts(t.tools, excluded.tools),
-           classes = agentq.add_counts(t.classes, excluded.classes),
-           agent_version = excluded.agent_version, due = t.due or (t.steps + 1) % 8 = 0;
+    if v_failed and p_failure ? 'kind' then
+        v_classes := jsonb_build_object(p_failure ->> 'kind', 1);
+    end if;
+    if p_plan ? 'steps' then
+        v_look := v_look or exists (
+            select from jsonb_array_elements(p_plan -> 'steps') s where (s ->> 'delay_s')::double precision >= 60);
+    end if;
+    loop
+        -- The update first: it is what nearly all attempts need, and costs less than an insert that conflicts.
+        update agentq.session_tally t
+           set steps = t.steps + 1, failures = t.failures + v_failed::int, tokens = t.tokens + v_tokens,
+               cost_micros = t.cost_micros + v_cost, busy_ms = t.busy_ms + v_busy,
+               tools = case when v_tools is null then t.tools else agentq.add_counts(t.tools, v_tools) end,
+               classes = case when v_classes is null then t.classes else agentq.add_counts(t.classes, v_classes) end,
+               agent_version = p_version, due = t.due or v_look or (t.steps + 1) % 8 = 0
+         where t.tenant = e.tenant and t.session_id = e.session_id;
+        exit when found;
+        insert into agentq.session_tally (
+            tenant, session_id, agent, agent_version, steps, failures, tokens, cost_micros, busy_ms, tools, classes, due)
+        values (e.tenant, e.session_id, p_agent, p_version, 1, v_failed::int, v_tokens, v_cost, v_busy, v_tools,
+                v_classes, v_look)
+        on conflict do nothing;
+        exit when found;  -- or another branch was first
+    end loop;
 end $$;
+
+
+-- Have a session looked at between two of its looks: it stops here for long, and whoever decides how it goes on
+-- is to know whether it is as usual. The session's row is held.
+create or replace function agentq.look_at(p_tenant text, p_session uuid) returns void language sql as $$
+    update agentq.session_tally set due = true where tenant = p_tenant and session_id = p_session and not due
+$$;
 
 
 -- Sessions that run and are to be looked at. Their mark is taken away at once: judging them holds up no settlement.

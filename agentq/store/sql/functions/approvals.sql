@@ -24,6 +24,7 @@ begin
            id uuid, step uuid, kind text, name text, key text, args text, hash text, question text, details text,
            groups text[], channels text[], within_s double precision);
     perform agentq.tell(p_tenant, n.id, 'asked', p_now) from jsonb_to_recordset(p_asks) as n (id uuid);
+    perform agentq.look_at(p_tenant, p_session);
 end $$;
 
 

@@ -10,6 +10,7 @@ begin
     if not found then return false; end if;
     update agentq.ledger_entry set state = 'held'
      where tenant = p_tenant and session_id = p_session and state in ('ready', 'queued');
+    perform agentq.look_at(p_tenant, p_session);
     return true;
 end $$;
 

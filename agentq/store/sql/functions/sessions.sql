@@ -70,7 +70,7 @@ begin
          where tenant = p_tenant and session_id = p_session and state in ('ready', 'queued', 'waiting', 'held');
         perform agentq.void_approvals(p_tenant, p_session, p_now);
     end if;
-    update agentq.session_tally set due = true where tenant = p_tenant and session_id = p_session and not due;
+    perform agentq.look_at(p_tenant, p_session);
     if s.generation > 0 then
         perform agentq.close_letters(p_tenant, p_session, p_state, p_now);
     end if;
