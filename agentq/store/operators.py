@@ -147,7 +147,7 @@ class Operators:
         return bool(self.store.query_as(ALL_TENANTS, SQL["is_tenant"], {"name": name})[0][0])
 
     def remove_expired(self, limit: int) -> dict[str, int]:
-        """Remove sessions that are older than their tenant keeps them, a batch for each; how many."""
+        """Remove a batch of sessions that are older than their tenants keep them; how many of each tenant."""
         return dict(self.store.query(SQL["remove_expired"], {"max": limit}))
 
     def erase_tenant(self, name: str, *, operator: str, reason: str) -> dict[str, int]:

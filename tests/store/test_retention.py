@@ -86,6 +86,26 @@ def test_a_family_goes_together(hands: Hands, store: Store, admin: psycopg.Conne
     assert operators.remove_expired(10)[hands.tenant] == 2
 
 
+def test_a_batch_is_small_whatever_the_number_of_tenants(
+    hands: Hands, store: Store, admin: psycopg.Connection, other_tenant: str
+) -> None:
+    """
+    One transaction removes no more than it was told to, of all tenants together; the next ones do the rest.
+    """
+    operators, other = Operators(store), Hands(store, other_tenant)
+    for one in (hands, other):
+        for _ in range(4):
+            one.settle(one.begin(), "end")
+        age(admin, one, 10)
+        operators.change_tenant(one.tenant, retention_days=9, **WHO)
+    other.close()
+    batches = [operators.remove_expired(3) for _ in range(4)]
+    assert max(sum(batch.values()) for batch in batches) <= 3
+    assert {name: sum(batch.get(name, 0) for batch in batches) for name in (hands.tenant, other_tenant)} == {
+        hands.tenant: 4, other_tenant: 4,
+    }  # fmt: skip
+
+
 def test_an_erased_tenant_leaves_its_charges_alone(hands: Hands, store: Store) -> None:
     """
     Every table that holds what its sessions did is empty; what it was charged is kept, and the deed recorded.
