@@ -29,7 +29,8 @@ begin
 end $$;
 
 
--- Let a paused session go on. What was held waits for admission; a timer keeps its time.
+-- Let a paused session go on. What was held waits for admission; a timer keeps its time. One that waits for the turn
+-- of its concurrency key waits on, while another session has it.
 create or replace function agentq.resume_session(p_tenant text, p_session uuid)
 returns table (state text, changed boolean) language plpgsql as $$
 #variable_conflict use_column
@@ -39,6 +40,7 @@ begin
     select s.state into v_state from agentq.session s
      where s.tenant = p_tenant and s.session_id = p_session for no key update;
     if v_state is distinct from 'paused' then return query select v_state, false; return; end if;
+    if agentq.turn_is_anothers(p_tenant, p_session) then return query select 'paused', false; return; end if;
     update agentq.session s set state = 'running', hold = null where s.tenant = p_tenant and s.session_id = p_session;
     update agentq.ledger_entry l set state = 'ready', unserved = null
      where l.tenant = p_tenant and l.session_id = p_session and l.state = 'held';
@@ -329,6 +331,9 @@ begin
                 || agentq.go_on(p_tenant, c.session_id, null, null, null, null, p_deadline_s, p_now);
         end if;
     end loop;
+    if s.concurrency_key is not null and (s.state not in ('running', 'paused') or s.hold ->> 'kind' = 'turn') then
+        perform agentq.wait_for_turn(p_tenant, p_session, s.concurrency_key, p_now);
+    end if;
     return v_gone_on;
 end $$;
 

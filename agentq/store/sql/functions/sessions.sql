@@ -200,6 +200,33 @@ begin
 end $$;
 
 
+-- Whether a session waits for a turn that another one has.
+create or replace function agentq.turn_is_anothers(p_tenant text, p_session uuid) returns boolean language sql stable as $$
+    select exists (
+        select from agentq.session s
+          join agentq.session o on o.tenant = s.tenant and o.concurrency_key = s.concurrency_key
+                               and o.session_id <> s.session_id
+                               and (o.state = 'running' or o.state = 'paused' and o.hold ->> 'kind' is distinct from 'turn')
+         where s.tenant = p_tenant and s.session_id = p_session and s.hold ->> 'kind' = 'turn')
+$$;
+
+
+-- A session that comes back from its end, locked by the caller: when another one has the turn by now, it waits.
+create or replace function agentq.wait_for_turn(p_tenant text, p_session uuid, p_turn text, p_now timestamptz)
+returns void language plpgsql as $$
+declare v_before uuid;
+begin
+    perform pg_advisory_xact_lock(1634166384, hashtext(p_tenant || ' ' || p_turn));
+    select o.session_id into v_before from agentq.session o
+     where o.tenant = p_tenant and o.concurrency_key = p_turn and o.session_id <> p_session
+       and (o.state = 'running' or o.state = 'paused' and o.hold ->> 'kind' is distinct from 'turn')
+     limit 1;
+    if not found then return; end if;
+    perform agentq.hold_session(p_tenant, p_session, jsonb_build_object('kind', 'turn', 'by', 'agentq', 'reason',
+        format('session %s has the same concurrency key', v_before)), p_now);
+end $$;
+
+
 -- Give the turn of a concurrency key to the session that has waited longest, when nobody has it.
 create or replace function agentq.pass_turn(p_tenant text, p_turn text) returns uuid language plpgsql as $$
 declare v_next uuid;
