@@ -137,7 +137,7 @@ def test_nor_brought_back(client: Client, local: Any, tenant: str, registry: Reg
 @pytest.mark.usefixtures("agents")
 def test_a_tool_that_was_taken_away_is_not_called_again(client: Client, local: Any, tenant: str) -> None:
     """
-    A replay recalls what the tool did and performs nothing; what it had not done yet stays undone.
+    Nor by a replay, also where its result is recorded: what it may be used for is asked at each call.
     """
     fleet = local()
     session = client.start("payer", tenant=tenant, input={})
