@@ -68,6 +68,24 @@ def test_an_alteration_by_hand_is_found(servers: Any, admin: psycopg.Connection[
         admin.execute("alter table agentq.refused_submission drop column extra")
 
 
+@pytest.mark.parametrize(
+    "damage", ["disable row level security", "no force row level security", "drop policy tenant_rows"]
+)
+def test_row_security_that_is_gone_is_found_and_put_back(scratch: str, damage: str) -> None:
+    """
+    I8: `db check`, and with it `doctor`, says which table shows every tenant's rows; `db upgrade` mends it.
+    """
+    migrate.upgrade(scratch)
+    with psycopg.connect(scratch, autocommit=True) as owner:
+        drops = damage.startswith("drop")
+        owner.execute(f"{damage} on agentq.memory" if drops else f"alter table agentq.memory {damage}")
+    status = migrate.check(scratch)
+    assert not status.ready
+    assert status.differences == ("row security of agentq.memory is off or has no policy: run `agentq db upgrade`",)
+    migrate.upgrade(scratch)
+    assert migrate.check(scratch).ready
+
+
 def test_upgrading_again_changes_nothing(servers: Any) -> None:
     """
     A second upgrade, or four at once from four machines, finds nothing to do.
