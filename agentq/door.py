@@ -17,7 +17,7 @@ from agentq.errors import InvalidInput
 from agentq.payload import bounded, storable
 from agentq.settings import Settings
 from agentq.step import new_id, valid_name
-from agentq.store.sessions import NewSession, OnConflict, TraceParent
+from agentq.store.sessions import Creating, NewSession, OnConflict, TraceParent
 
 KEY_MAX = 200
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(-.*)?")
@@ -35,7 +35,8 @@ class Door:
             timeout_s=settings.step_timeout_s,
             payload_max_bytes=settings.payload_max_bytes,
         )
-        self.create_with = settings.tenant_concurrency if settings.unknown_tenant == "create" else None
+        creating = settings.new_tenant_like or settings.tenant_concurrency
+        self.create_with: Creating = creating if settings.unknown_tenant == "create" else None
 
     def check(
         self,

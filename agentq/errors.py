@@ -557,6 +557,8 @@ _NOT_REOPENED = {
     "superseded": "that step was replaced by an earlier replay; take the one that is in its place now",
     "parent_ended": "its parent session has ended without it: reopen the parent, which brings its children back",
     "deadline_over": "its deadline is over: give a new one, or none",
+    "agent_refused": "its tenant may not use its agent, or that of a child, any more (agentq tenant set)",
+    "tenant_closed": "its tenant is draining and takes no new sessions",
 }
 
 

@@ -136,6 +136,11 @@ class Settings(BaseModel):
     unknown_tenant: Literal["refuse", "create"] = Field(
         "refuse", description="what a start for a tenant that is not in the table does"
     )
+    new_tenant_like: str = Field(
+        "",
+        pattern=f"^$|{NAME_PATTERN}",
+        description="the tenant whose record, budgets and rates a tenant that a start creates gets; empty: a cap alone",
+    )
     own_queues_max: int = Field(
         200, ge=0, description="tenants of a worker group that get a queue of their own by themselves; others share"
     )
@@ -236,6 +241,8 @@ class Settings(BaseModel):
             raise ValueError("want notify_webhook_secret beside notify_webhook_url, or anybody could forge a notice")
         if self.notify_smtp_url and not self.notify_email_from:
             raise ValueError("want notify_email_from beside notify_smtp_url")
+        if self.new_tenant_like and self.unknown_tenant != "create":
+            raise ValueError("want unknown_tenant = create beside new_tenant_like, or it makes nothing")
         for name in self.approvers:
             if not name.strip():
                 raise ValueError("an approver needs a name")

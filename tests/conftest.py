@@ -236,8 +236,6 @@ def _clean(servers: Servers) -> None:
         connection.execute("delete from agentq.tenant where name like %s", (f"{TENANTS}%",))
         connection.execute("delete from agentq.api_token where tenants[1] like %s", (f"{TENANTS}%",))
         connection.execute("delete from agentq.redrive_policy where name like %s", (f"{TENANTS}%",))
-        for table in ("operator_action", "refused_submission"):
-            connection.execute(f"delete from agentq.{table} where tenant like %s", (f"{TENANTS}%",))
         connection.execute("delete from agentq.worker where state in ('dead', 'stopped') and release in ('0', 'test')")
     with redis.Redis.from_url(servers.broker_url) as client:
         for key in client.scan_iter(f"agentq-{TENANTS}*"):

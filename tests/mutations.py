@@ -64,6 +64,9 @@ TOKENS = "tests/broker/test_tokens.py::test_"
 ODD = "tests/policies/test_anomalies.py::test_"
 TALLIES = "tests/store/test_anomalies.py::test_"
 WATCH = "tests/relay/test_anomalies.py::test_"
+HEARD = "tests/agents/test_model_http.py::test_"
+STATES = "tests/client/test_tenant_states.py::test_"
+RETENTION = "tests/store/test_retention.py::test_"
 
 
 @dataclass(frozen=True)
@@ -244,6 +247,108 @@ MUTATIONS = [
         "                raise UnknownSession(tenant, str(session_id))\n            trace_id",
         "                found = [(session_id,)]\n            trace_id",
         "tests/client/test_isolation.py::test_no_question_of_a_tenant_is_answered_with_anothers_rows",
+    ),
+    # tenants: isolated, bounded, and told where they came from
+    Mutation(
+        "agentq/agents/model/turn.py",
+        "                listen(model)\n",
+        "",
+        HEARD + "what_an_answer_says_of_its_limits_holds_for_the_fleet[False]",
+    ),
+    Mutation(
+        "agentq/policies/rates.py",
+        "_place(provider, model) if model is not None else provider",
+        "provider",
+        HEARD + "a_refusal_of_a_model_closes_that_model",
+    ),
+    sql(
+        "    if not agentq.agents_allowed(p_tenant, p_session) then",
+        "    if false then",
+        PERMISSIONS + "nor_brought_back",
+    ),
+    sql(
+        "where name = p_tenant and not s.agent = any (agents)) then return 'agent_refused'",
+        "where false) then return 'agent_refused'",
+        PERMISSIONS + "nor_brought_back",
+    ),
+    sql(
+        "select agent from above union all select agent from beneath",
+        "select agent from above",
+        PERMISSIONS + "nor_brought_back",
+    ),
+    sql(
+        "where name = p_tenant and state = 'draining') then return 'tenant_closed'",
+        "where false) then return 'tenant_closed'",
+        STATES + "a_draining_tenant_ends_what_it_has_and_takes_nothing",
+    ),
+    sql(
+        "        if v_flowing and e.priority > 0 and p_next is not null then",
+        "        if false then",
+        ADMISSION + "a_batch_gives_way_between_its_steps",
+    ),
+    sql("and l.priority < e.priority and l.due_at", "and l.due_at", ADMISSION + "a_batch_gives_way_between_its_steps"),
+    sql(
+        "        perform agentq.wait_for_turn(p_tenant, p_session, s.concurrency_key, p_now);\n",
+        "        null;\n",
+        TURNS + "one_that_is_brought_back_waits_for_its_turn",
+    ),
+    sql(
+        "    if agentq.turn_is_anothers(p_tenant, p_session) then",
+        "    if false then",
+        TURNS + "one_that_is_brought_back_waits_for_its_turn",
+    ),
+    Mutation(
+        "agentq/store/sql/security.sql",
+        "'operator_action', 'refused_submission',",
+        "'operator_action',",
+        SCHEMA + "a_tenant_sees_its_own_rows_only[refused_submission]",
+    ),
+    Mutation(
+        "agentq/store/sql/security.sql",
+        "force row level security",
+        "no force row level security",
+        SCHEMA + "every_relation_that_postgres_has_is_guarded",
+    ),
+    Mutation(
+        "agentq/store/operators.py",
+        "            if running:\n",
+        "            if False:\n",
+        RETENTION + "a_tenant_at_work_is_not_erased",
+    ),
+    Mutation(
+        "agentq/store/operators.py",
+        '            run(connection, SQL["close_tenant"], {"name": name})\n',
+        "",
+        RETENTION + "an_erased_tenant_takes_nothing_new_until_somebody_says_what",
+    ),
+    Mutation(
+        "agentq/store/sql/operators.sql",
+        "from agentq.tenant t where t.name = %(name)s for update;",
+        "from agentq.tenant t where t.name = %(name)s;",
+        RETENTION + "a_start_that_has_not_committed_is_erased_too",
+    ),
+    sql(
+        "v_left int := p_max;",
+        "v_left int := p_max * 9;",
+        RETENTION + "a_batch_is_small_whatever_the_number_of_tenants",
+    ),
+    Mutation(
+        "agentq/store/sessions.py",
+        'cursor.execute(SQL["add_like"].encode(), {"tenant": tenant, "like": create_with})',
+        "pass",
+        "tests/client/test_client.py::test_a_tenant_is_created_from_a_policy",
+    ),
+    Mutation(
+        "agentq/store/budgets.py",
+        '            run(connection, SQL["review_alerts"], key)\n',
+        "",
+        BUDGETS + "thresholds_follow_a_changed_limit",
+    ),
+    Mutation(
+        "agentq/store/rates.py",
+        "            record(\n",
+        "            (lambda *_, **__: None)(\n",
+        "tests/client/test_audit.py::test_every_write_leaves_an_audit_row[rates.set]",
     ),
     # encryption: bound to place, row and tenant
     Mutation(

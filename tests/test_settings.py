@@ -28,6 +28,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ({"lease_s": 100, "visibility_timeout_s": 100, "step_timeout_s": 10}, "lease_s < visibility_timeout_s"),
         ({"step_timeout_s": 21600}, "step_timeout_s < visibility_timeout_s"),
         ({"backoff_base_s": 10, "backoff_max_s": 5}, "backoff_base_s <= backoff_max_s"),
+        ({"new_tenant_like": "standard"}, "unknown_tenant = create"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(values: dict[str, Any], words: str) -> None:

@@ -49,6 +49,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from agentq.adapters.replay import MAX_TOKENS, Progress, Replay, ReplayedAgent, Start, Unit, current, told
 from agentq.agents.context import AsyncContext
+from agentq.agents.listening import listen
 from agentq.agents.registry import Registry
 from agentq.agents.returns import Duration, Fail, seconds
 from agentq.errors import ConfigError, FenceLost, Permanent, Stopped
@@ -283,6 +284,7 @@ class DurableAgent(ReplayedAgent):
             async with ctx.spend(
                 model=name, provider=self.provider, input_tokens=tokens, max_tokens=room.max_tokens
             ) as reserved:
+                listen(model)
                 async with ctx.needing(needs) if needs else nullcontext():
                     response = await request.ask(model, bounded)
                 used = {"input_tokens": response.usage.input_tokens, "output_tokens": response.usage.output_tokens}

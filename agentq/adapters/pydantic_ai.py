@@ -44,6 +44,7 @@ from pydantic_ai.usage import UsageLimits
 
 from agentq.adapters.replay import MAX_TOKENS, Progress, Replay, ReplayedAgent, Start, Unit, current
 from agentq.agents.context import AsyncContext
+from agentq.agents.listening import listen
 from agentq.agents.model.request import dependency, estimate_messages, resolve
 from agentq.agents.registry import Registry
 from agentq.agents.returns import Duration, seconds
@@ -168,6 +169,7 @@ class DurableAgent(ReplayedAgent):
                 model=model.model_name, provider=model.system, input_tokens=tokens, max_tokens=most
             ) as reserved:
                 needs = dependency(model)
+                listen(model)
                 async with ctx.needing(needs) if needs else nullcontext():
                     payload: Any = await unit.body()
                 usage = (payload.get("response") or payload).get("usage") or {}

@@ -7,12 +7,14 @@ import logging
 import random
 import threading
 from collections.abc import Callable, Mapping
+from contextvars import Token
 from dataclasses import dataclass
 from decimal import Decimal
 from types import TracebackType
 from typing import Any, Literal, TypeVar
 
 from agentq import engine
+from agentq.agents.listening import Hearer, call_back, call_out
 from agentq.engine import Attempt
 from agentq.errors import BudgetExceeded, FenceLost, InvalidInput, NotNow, UnknownPrice
 from agentq.policies.budgets import estimate_tokens, fate_of, refuse
@@ -73,6 +75,7 @@ class ModelCall:
         self._prices = prices
         self._gate = gate
         self._charge: Charge | None = None
+        self._heard: Mapping[str, Any] = {}
         self.admission = Admission(0.0)
         self.reservation_id = wanted.reservation_id
         self.max_tokens = wanted.max_tokens
@@ -107,7 +110,11 @@ class ModelCall:
 
     def answered(self, headers: Mapping[str, Any]) -> None:
         """The answer's headers: what they say of the provider's limits holds for the whole fleet."""
-        self._gate.learn(self._wanted.provider, headers)
+        self._gate.learn(self._wanted.provider, headers, model=self._wanted.model)
+
+    def hear(self, headers: Mapping[str, Any]) -> None:
+        """The same, while the call is out: taken to heart once it is over, because learning may wait for Postgres."""
+        self._heard = headers
 
     @property
     def cost_micros(self) -> int:
@@ -120,13 +127,13 @@ class ModelCall:
 
     def close(self, error: BaseException | None) -> Charge:
         """What is written with the settlement, whatever became of the block."""
+        if headers := self._heard or (headers_of(error) if error is not None else {}):
+            self.answered(headers)
         if self._charge is not None:
             return self._charge
         if error is None:
             log.warning("call %s did not say what it used and is charged as estimated", self.reservation_id)
             return Charge(self.reservation_id, "uncertain", note="the step did not say what it used")
-        if headers := headers_of(error):
-            self.answered(headers)
         return Charge(self.reservation_id, fate_of(error), note=type(error).__name__)
 
     def give_back(self, charge: Charge) -> None:
@@ -234,9 +241,10 @@ class Spending:
         call = ModelCall(wanted, self._with.prices, self._with.gate)
         try:
             tokens = wanted.input_tokens + wanted.max_tokens
-            call.admission = self._with.gate.admit(self._attempt.claim.ref.tenant, wanted.provider, tokens)
+            tenant = self._attempt.claim.ref.tenant
+            call.admission = self._with.gate.admit(tenant, wanted.provider, tokens, model=wanted.model)
             if (wait_s := call.admission.wait_s) > 0:
-                message = f"{wanted.provider} takes no more calls of {self._attempt.claim.ref.tenant} now"
+                message = f"{wanted.provider} takes no more calls of {tenant} now"
                 # Those who wait for the same bucket do not all come back at once.
                 raise NotNow(message, delay_s=wait_s + random.random() * min(wait_s + 0.1, 5.0))
         except BaseException as error:
@@ -295,50 +303,47 @@ class Spending:
 class Spend:
     """`with ctx.spend(…) as call`: see `Context.spend`."""
 
-    def __init__(self, spending: Spending, request: SpendRequest) -> None:
+    def __init__(self, spending: Spending, request: SpendRequest, *, beside_others: bool = False) -> None:
         self._spending = spending
         self._request = request
+        self._beside_others = beside_others
         self._call: ModelCall | None = None
+        self._out: Token[Hearer | None] | None = None
 
     def __enter__(self) -> ModelCall:
-        self._call = self._spending.reserve(self._spending.wanted(self._request))
-        return self._call
+        wanted = self._spending.wanted(self._request)
+        return self._begin(self._spending.reserve(wanted, beside_others=self._beside_others))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._end(error)
+
+    def _begin(self, call: ModelCall) -> ModelCall:
+        self._call, self._out = call, call_out(call)
+        return call
+
+    def _end(self, error: BaseException | None) -> None:
+        if self._out is not None:
+            call_back(self._out)
         if self._call is not None:
             self._spending.close(self._call, error)
 
 
-class AsyncSpend:
+class AsyncSpend(Spend):
     """`async with ctx.spend(…) as call`: see `AsyncContext.spend`. In a thread of its own, a plain `with` does."""
 
     def __init__(self, spending: Spending, request: SpendRequest) -> None:
-        self._spending = spending
-        self._request = request
-        self._call: ModelCall | None = None
+        super().__init__(spending, request, beside_others=True)
 
     async def __aenter__(self) -> ModelCall:
         wanted = await asyncio.to_thread(self._spending.wanted, self._request)
-        self._call = await asyncio.to_thread(self._spending.reserve, wanted, beside_others=True)
-        return self._call
+        return self._begin(await asyncio.to_thread(self._spending.reserve, wanted, beside_others=True))
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._call is not None:
-            self._spending.close(self._call, error)
-
-    def __enter__(self) -> ModelCall:
-        self._call = self._spending.reserve(self._spending.wanted(self._request), beside_others=True)
-        return self._call
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._call is not None:
-            self._spending.close(self._call, error)
+        self._end(error)
 
 
 class EmbeddingSpend:

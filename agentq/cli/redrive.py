@@ -35,6 +35,7 @@ _REFUSED = {
     "no_step": "ran no step of that name before they died",
     "deadline_over": "are past their deadline: give them a new one with --deadline",
     "parent_ended": "have a parent that was cancelled: bring that one back instead",
+    "agent_refused": "are of an agent that their tenant may not use any more: agentq tenant set NAME --agent",
     "invalid_state": "have a state that the edit makes unfit for their agent's model",
 }
 _SHOWN_MAX = 5

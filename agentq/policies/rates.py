@@ -56,6 +56,7 @@ class Gate:
         self._away_until = 0.0
         self._limits: dict[tuple[str, str], RateRow] = {}
         self._weights: dict[str, float] = {}
+        self._learned: dict[str, float] = {}
         self._until = 0.0
         self._lock = threading.Lock()
 
@@ -63,15 +64,17 @@ class Gate:
         """0 when the call may go out now, and is counted; else the seconds after which to ask again."""
         return self.admit(tenant, provider, tokens).wait_s
 
-    def admit(self, tenant: str, provider: str, tokens: int) -> Admission:
+    def admit(self, tenant: str, provider: str, tokens: int, *, model: str | None = None) -> Admission:
         """Whether the call may go out now; if so, it is counted, as so many tokens."""
         self._refresh()
+        places = (provider,) if model is None else (provider, _place(provider, model))
         take = Take(
-            provider=provider,
+            # Who shares: the callers of the provider, unless only this model of it is limited.
+            provider=provider if (FLEET, provider) in self._limits else places[-1],
             caller=tenant,
             weight=self._weights.get(tenant, 1.0),
-            closed=(f"closed:{provider}",),
-            buckets=tuple(self._buckets(tenant, provider, tokens)),
+            closed=tuple(f"closed:{place}" for place in places),
+            buckets=tuple(self._buckets(tenant, places, tokens)),
         )
         if self._counter is not None and time.monotonic() >= self._away_until:
             try:
@@ -101,19 +104,30 @@ class Gate:
         except (BrokerUnavailable, StoreUnavailable) as error:
             log.debug("unused rates come back by themselves: %s", error)
 
-    def learn(self, provider: str, headers: Mapping[str, Any]) -> None:
-        """Take a provider at its word: its limits, and until when it wants no calls. Never raises."""
-        said = read_headers(headers)
+    def learn(self, provider: str, headers: Mapping[str, Any], *, model: str | None = None) -> None:
+        """
+        Take a provider at its word: its limits, and until when it wants no calls. Never raises.
+
+        Providers limit each model for itself: what one of them says holds for calls of that `model`.
+        """
+        said, place = read_headers(headers), _place(provider, model) if model is not None else provider
         try:
             if said.closed_s > 0:
-                self._close(f"closed:{provider}", min(said.closed_s, _CLOSED_MAX_S))
-            row = self._limits.get((FLEET, provider))
-            known = (row.learned_requests, row.learned_tokens) if row is not None else (None, None)
-            if (said.requests_per_min or known[0], said.tokens_per_min or known[1]) != known:
-                self._stored.learn(provider, said.requests_per_min, said.tokens_per_min)
-                self._until = 0.0
+                self._close(f"closed:{place}", min(said.closed_s, _CLOSED_MAX_S))
+            self._learn(place, said)
         except StoreUnavailable as error:
             log.debug("what %s said of its limits is forgotten: %s", provider, error)
+
+    def _learn(self, place: str, said: Said) -> None:
+        row = self._limits.get((FLEET, place))
+        known = (row.learned_requests, row.learned_tokens) if row is not None else (None, None)
+        if (said.requests_per_min or known[0], said.tokens_per_min or known[1]) == known:
+            return
+        # Not at each answer, should two keys of one provider have different limits.
+        if time.monotonic() >= self._learned.get(place, 0.0):
+            self._learned[place] = time.monotonic() + _FRESH_S
+            self._stored.learn(place, said.requests_per_min, said.tokens_per_min)
+            self._until = 0.0
 
     def _close(self, bucket: str, seconds: float) -> None:
         if self._counter is not None and time.monotonic() >= self._away_until:
@@ -139,10 +153,10 @@ class Gate:
             self._weights = self._stored.weights() if any(name == FLEET for name, _ in self._limits) else {}
             self._until = time.monotonic() + _FRESH_S
 
-    def _buckets(self, tenant: str, provider: str, tokens: int) -> list[Bucket]:
+    def _buckets(self, tenant: str, places: tuple[str, ...], tokens: int) -> list[Bucket]:
         found: list[Bucket] = []
-        for name in (FLEET, tenant):
-            row = self._limits.get((name, provider))
+        for name, place in (*((FLEET, place) for place in places), (tenant, places[0])):
+            row = self._limits.get((name, place))
             if row is None:
                 continue
             share = name == FLEET
@@ -150,10 +164,14 @@ class Gate:
             per_tokens = _lower(row.tokens_per_min, row.learned_tokens)
             for kind, per_min, cost in (("requests", requests, 1), ("tokens", per_tokens, tokens)):
                 if per_min is not None:
-                    prefix = f"{name}:{provider}:{kind}"
+                    prefix = f"{name}:{place}:{kind}"
                     for bucket in buckets_of(prefix, per_min, cost, share=share):
                         found.append(_owned(bucket, tenant))
         return found
+
+
+def _place(provider: str, model: str) -> str:
+    return f"{provider}:{model}"
 
 
 def _admission(taken: Taken, tokens: int, counter: Counter) -> Admission:

@@ -14,6 +14,7 @@ import logging
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -37,6 +38,8 @@ _FORGET_S = 600.0
 _RETENTION_S = 5.0
 _TURNS_S = 60.0
 _REMOVE_MAX = 50
+# Longer than that, steps that are due would wait for it.
+_REMOVE_S = 0.2
 
 
 @dataclass(slots=True)
@@ -213,8 +216,15 @@ class Relay:
         self._approvals.remind(self._batch)
 
     def remove_expired(self) -> None:
-        """Remove sessions that are older than their tenant keeps them, a small batch of each tenant."""
-        for tenant, sessions in Operators(self._ledger.store).remove_expired(_REMOVE_MAX).items():
+        """Remove sessions that are older than their tenants keep them: small batches, as far as a moment goes."""
+        until, operators = time.monotonic() + _REMOVE_S, Operators(self._ledger.store)
+        removed: Counter[str] = Counter()
+        while True:
+            batch = operators.remove_expired(_REMOVE_MAX)
+            removed.update(batch)
+            if sum(batch.values()) < _REMOVE_MAX or time.monotonic() > until:
+                break
+        for tenant, sessions in removed.items():
             log.info("%s sessions of tenant %s were older than it keeps them", sessions, tenant)
 
     def expire_memories(self) -> None:

@@ -253,6 +253,7 @@ class Budgets:
             gone = micros is None and tokens is None
             run(connection, SQL["remove_budget" if gone else "set_budget"], key | limit)
             run(connection, SQL["reopen_budget"], {"tenant": tenant})
+            run(connection, SQL["review_alerts"], key)
             record(
                 connection,
                 operator=operator,

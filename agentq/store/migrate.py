@@ -98,6 +98,9 @@ def check(url: str) -> SchemaStatus:
         applied = connection.execute(sa.text(f"select obj_description(to_regnamespace('{SCHEMA}'), 'pg_namespace')"))
         if exists and applied.scalar() != _functions_digest():
             differences.append("the functions are those of another release: run `agentq db upgrade`")
+        if exists and not pending:
+            for name in connection.execute(sa.text(_UNGUARDED), {"schema": SCHEMA}).scalars():
+                differences.append(f"row security of {SCHEMA}.{name} is off or has no policy: run `agentq db upgrade`")
         bypass = connection.execute(
             sa.text("select rolsuper or rolbypassrls from pg_roles where rolname = current_user")
         ).scalar_one()
@@ -228,6 +231,17 @@ def _applied_each_time() -> list[str]:
 _OUR_FUNCTIONS = """
     select oid::regprocedure::text from pg_proc
      where pronamespace = to_regnamespace(:schema) and proname <> 'now'
+"""
+
+
+# Whatever has a tenant in it, partitions too.
+_UNGUARDED = """
+    select c.relname from pg_class c
+      join pg_attribute a on a.attrelid = c.oid and a.attname = 'tenant' and not a.attisdropped
+     where c.relnamespace = to_regnamespace(:schema) and c.relkind in ('r', 'p')
+       and not (c.relrowsecurity and c.relforcerowsecurity
+                and exists (select from pg_policy p where p.polrelid = c.oid))
+     order by c.relname
 """
 
 

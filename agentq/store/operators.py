@@ -22,7 +22,8 @@ MEMORY = load("memory")
 
 _REFUSED = ("refused_submission.body",)
 _ERASED = ("sessions", "checkpoints", "messages", "effects", "traces", "dead_letters", "reservations", "memories",
-           "steps", "branches", "events", "decisions", "approvals", "notices", "poison", "refused", "keys")  # fmt: skip
+           "steps", "branches", "events", "decisions", "approvals", "notices", "poison", "refused", "anomalies",
+           "tallies", "keys")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,33 +147,30 @@ class Operators:
         return bool(self.store.query_as(ALL_TENANTS, SQL["is_tenant"], {"name": name})[0][0])
 
     def remove_expired(self, limit: int) -> dict[str, int]:
-        """Remove sessions that are older than their tenant keeps them, a batch for each; how many."""
+        """Remove a batch of sessions that are older than their tenants keep them; how many of each tenant."""
         return dict(self.store.query(SQL["remove_expired"], {"max": limit}))
 
     def erase_tenant(self, name: str, *, operator: str, reason: str) -> dict[str, int]:
         """
         Remove every session of a tenant, live or ended, all they left, and its memories; what is left, by table.
 
-        Its data keys are destroyed first: from then on nothing of it opens, wherever a copy lies, not even with
-        the provider's key. Its own row, its budgets and what it was charged are kept. In batches, so a crash in
-        the middle is mended by calling it again.
+        It is closed first: no agent may be started for it until somebody says which (`change_tenant`). Then its
+        data keys are destroyed: from there on nothing of it opens, wherever a copy lies, not even with the
+        provider's key. Its own row, its budgets and what it was charged are kept. In batches, so a crash in the
+        middle is mended by calling it again.
 
         Raises:
             UnknownTenant: there is none.
-            InvalidInput: it is not paused, so its workers may be at work.
+            InvalidInput: it is not paused, or steps of it still run.
         """
-        tenant = {row.name: row for row in self.tenants()}.get(name)
-        if tenant is None:
-            raise UnknownTenant(name)
-        if tenant.state != "paused":
-            raise InvalidInput(f"tenant {name!r} is {tenant.state}: pause it first, and let its running steps end")
+        self._close_tenant(name)
         with self.store.transaction(name) as connection:
             destroyed = len(run(connection, KEYS["destroy"], {"tenant": name}))
         self.store.query_as(ALL_TENANTS, TOKENS["revoke_of_tenant"], {"tenant": name})
         self.store.vault.forget(name)
-        removed = 0
-        while batch := int(self.store.query(SQL["remove_all"], {"tenant": name, "max": 200})[0][0]):
-            removed += batch
+        removed = self._remove_all(name)
+        self._close_tenant(name)  # once more: a start that had passed the door before has committed by now
+        removed += self._remove_all(name)
         memories = 0
         while batch := int(self.store.query(MEMORY["remove"], {"tenant": name, "max": 500})[0][0]):
             memories += batch
@@ -186,6 +184,26 @@ class Operators:
         )
         return {"removed": removed} | gone | left
 
+    def _close_tenant(self, name: str) -> None:
+        with self.store.transaction(ALL_TENANTS) as connection:
+            found = run(connection, SQL["to_erase"], {"name": name})
+            if not found:
+                raise UnknownTenant(name)
+            state, running = found[0]
+            if state != "paused":
+                raise InvalidInput(f"tenant {name!r} is {state}: pause it first, and let its running steps end")
+            if running:
+                raise InvalidInput(
+                    f"{running} steps of tenant {name!r} still run: let them end, or kill their sessions"
+                )
+            run(connection, SQL["close_tenant"], {"name": name})
+
+    def _remove_all(self, name: str) -> int:
+        removed = 0
+        while batch := int(self.store.query(SQL["remove_all"], {"tenant": name, "max": 200})[0][0]):
+            removed += batch
+        return removed
+
     def restricted(self) -> dict[str, tuple[frozenset[str] | None, frozenset[str] | None]]:
         """The tenants that may not use every agent or every tool: what they may."""
         return {
@@ -197,7 +215,7 @@ class Operators:
     ) -> list[ActionRow]:
         """What operators did, newest first; `action` may be the first word alone."""
         parameters = {"tenant": tenant, "operator": operator, "action": action, "limit": limit}
-        rows = [ActionRow(*row) for row in self.store.query(SQL["actions"], parameters)]
+        rows = [ActionRow(*row) for row in self.store.query_as(tenant or ALL_TENANTS, SQL["actions"], parameters)]
         return [replace(row, detail=self.store.vault.open_audit(row.tenant, row.detail)) for row in rows]
 
     def record_action(

@@ -35,6 +35,7 @@ Outcome = Literal[
     "no_step",
     "deadline_over",
     "parent_ended",
+    "agent_refused",  # its tenant may not use it any more
     "invalid_state",  # the edited state does not fit the agent's model
 ]
 

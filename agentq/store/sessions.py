@@ -27,6 +27,10 @@ SQL = load("sessions")
 OnConflict = Literal["queue", "reject", "replace", "merge"]
 
 
+# A start for a tenant that nobody has added is refused (None), or makes it: with so much concurrency, or as another is.
+Creating = int | str | None
+
+
 @dataclass(frozen=True, slots=True)
 class TraceParent:
     """The producer's trace and span, under which a session's own spans hang."""
@@ -144,7 +148,7 @@ class Sessions:
         self.store = store
 
     def start(
-        self, sessions: list[NewSession], *, create_with: int | None, on: Connection | None = None
+        self, sessions: list[NewSession], *, create_with: Creating, on: Connection | None = None
     ) -> list[tuple[uuid.UUID, bool]]:
         """
         Start each session, or find the one that its key already started; all in one transaction.
@@ -344,17 +348,21 @@ def _range(prefix: str) -> tuple[uuid.UUID, uuid.UUID]:
 
 
 async def start_on_async(
-    connection: Any, new: NewSession, create_with: int | None, sealed: Callable[[NewSession], NewSession]
+    connection: Any, new: NewSession, create_with: Creating, sealed: Callable[[NewSession], NewSession]
 ) -> tuple[uuid.UUID, bool]:
     """As `Sessions.start`, within the transaction of a psycopg `AsyncConnection`; `sealed` is `Sessions.sealed`."""
     new = await asyncio.to_thread(sealed, new)
     async with connection.cursor(binary=True, row_factory=tuple_row) as cursor:
+        if isinstance(create_with, str):
+            await cursor.execute(SQL["add_like"], {"tenant": new.tenant, "like": create_with})
         await cursor.execute(SQL["start"], _start_parameters(new, create_with))
         return _started(new, await cursor.fetchone())
 
 
-def _start_all(connection: Connection, sessions: list[NewSession], create_with: int | None) -> list[Row]:
+def _start_all(connection: Connection, sessions: list[NewSession], create_with: Creating) -> list[Row]:
     with connection.cursor(binary=True, row_factory=tuple_row) as cursor:
+        for tenant in {new.tenant for new in sessions} if isinstance(create_with, str) else ():
+            cursor.execute(SQL["add_like"].encode(), {"tenant": tenant, "like": create_with})
         cursor.executemany(
             SQL["start"].encode(), [_start_parameters(new, create_with) for new in sessions], returning=True
         )
@@ -364,7 +372,7 @@ def _start_all(connection: Connection, sessions: list[NewSession], create_with: 
         return rows
 
 
-def _start_parameters(new: NewSession, create_with: int | None) -> dict[str, Any]:
+def _start_parameters(new: NewSession, create_with: Creating) -> dict[str, Any]:
     return {
         "tenant": new.tenant,
         "session": new.session_id,
@@ -379,7 +387,7 @@ def _start_parameters(new: NewSession, create_with: int | None) -> dict[str, Any
         "timeout_s": new.timeout_s,
         "priority": new.priority,
         "deadline_s": new.deadline_s,
-        "create_with": create_with,
+        "create_with": create_with if isinstance(create_with, int) else None,
         "turn": new.concurrency_key,
         "on_conflict": new.on_conflict,
         "trace": new.trace.trace_id if new.trace else None,

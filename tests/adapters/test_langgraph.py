@@ -369,7 +369,8 @@ class Bill(FakeMessagesListChatModel):
 
 def billed(registry: Registry) -> Bill:
     usage = {"input_tokens": 1000, "output_tokens": 100, "total_tokens": 1100}
-    model = Bill(responses=[AIMessage("hi", usage_metadata=usage)])  # type: ignore[arg-type]
+    told = {"headers": {"x-ratelimit-limit-requests": "54321"}}
+    model = Bill(responses=[AIMessage("hi", usage_metadata=usage, response_metadata=told)])  # type: ignore[arg-type]
     Bill.asked.clear()
 
     def first(state: MessagesState) -> Any:
@@ -389,7 +390,8 @@ def billed(registry: Registry) -> Bill:
 
 def test_models_within_nodes_are_held_by_budgets(registry: Registry, client: Client, tenant: str, local: Local) -> None:
     """
-    I6: each call is reserved before it goes out and charged as the provider counted.
+    I6: each call is reserved before it goes out and charged as the provider counted, and what it says of its limits is
+    kept.
     """
     model = billed(registry)
     given = {"messages": [{"role": "user", "content": "hello"}]}
@@ -398,6 +400,7 @@ def test_models_within_nodes_are_held_by_budgets(registry: Registry, client: Cli
     view = session.view()
     assert (len(model.asked), view.input_tokens, view.output_tokens) == (2, 2000, 200)
     assert view.cost_usd > 0
+    assert [row.learned_requests for row in client.rates.ls() if row.provider == "openai:gpt-5-mini"] == [54321]
 
 
 def test_a_model_that_no_budget_allows_is_not_asked(

@@ -245,7 +245,7 @@ def test_it_speaks_to_a_real_server(registry: Registry, client: Client, tenant: 
     """
     replies = [
         error(429, "rate_limit_exceeded", "slow down", Retry_After="1"),
-        Reply(calls=[("look", {"x": 1})]),
+        Reply(calls=[("look", {"x": 1})], headers={"x-ratelimit-limit-tokens": "987654321"}),
         Reply(text="done"),
     ]
 
@@ -261,6 +261,7 @@ def test_it_speaks_to_a_real_server(registry: Registry, client: Client, tenant: 
         assert local().drain(session).result == "done"
     assert len(server.requests) == 3
     assert {request.get("max_tokens") for request in server.requests} == {4096}
+    assert [row.learned_tokens for row in client.rates.ls() if row.provider == "openai:gpt-5-mini"] == [987654321]
     assert [message["role"] for message in server.requests[-1]["messages"]] == ["user", "assistant", "tool"]
     assert session.view().cost_usd > 0
 

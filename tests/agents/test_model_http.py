@@ -11,6 +11,9 @@ from pydantic import BaseModel
 from agentq import ModelAgent, tool
 from agentq.agents.registry import Registry
 from agentq.client import Client
+from agentq.policies.rates import Gate
+from agentq.store.pool import Store
+from agentq.store.rates import StoredRates
 from agentq.testing import LocalFleet
 from tests.support.openai_server import OpenAIServer, Reply, error
 
@@ -193,3 +196,51 @@ def test_a_history_too_long_for_the_model_is_shown_shorter(
     session, died = run(server, registry, client, tenant, local, *[too_long] * 9)
     assert died is not None
     assert len(server.requests) - 14 <= 4
+
+
+def limits_of(client: Client, place: str) -> list[tuple[int | None, int | None]]:
+    return [(row.learned_requests, row.learned_tokens) for row in client.rates.ls() if row.provider == place]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_an_answer_says_of_its_limits_holds_for_the_fleet(
+    server: OpenAIServer, registry: Registry, client: Client, tenant: str, local: Local, stream: bool
+) -> None:
+    """
+    Pydantic AI hands no headers on: they are heard at its HTTP client. The limit is the model's, and when nothing
+    remains of it, the next request waits for its reset; another model of the provider does not.
+    """
+    model = f"gpt-5-{tenant}"
+    client.budgets.set_price(f"openai:{model}", input_usd=1, output_usd=1, reason="a test")
+    told = {
+        "x-ratelimit-limit-requests": "4321", "x-ratelimit-limit-tokens": "9876543",
+        "x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "6m0s",
+    }  # fmt: skip
+    server.replies = [Reply(calls=[("add", {"a": 1, "b": 2})], headers=told), Reply("3")]
+    needs = f"openai-{tenant}"
+    ModelAgent("desk", model=server.model(model), tools=[add], needs=needs, registry=registry, stream=stream)
+    session, fleet = client.start("desk", tenant=tenant, input={"prompt": "1 + 2?"}), local()
+    assert fleet.drain(session).result.strip() == "3"
+    assert limits_of(client, f"openai:{model}") == [(4321, 9_876_543)]
+    assert fleet.clock.offset_s > 300  # the second request waited for the reset
+    assert len(server.requests) == 2
+    gate = Gate(StoredRates(client._store))
+    assert gate.admit(tenant, "openai", 1, model=f"{model}-mini").wait_s == 0
+
+
+def test_a_refusal_of_a_model_closes_that_model(
+    server: OpenAIServer, registry: Registry, client: Client, tenant: str, local: Local, store: Store
+) -> None:
+    """
+    Retry-After of a real answer: every worker's next call of the model waits, not only the step that was refused.
+    """
+    model = f"gpt-5-{tenant}"
+    client.budgets.set_price(f"openai:{model}", input_usd=1, output_usd=1, reason="a test")
+    server.replies = [error(429, "rate_limit_exceeded", retry_after="90")]
+    ModelAgent("desk", model=server.model(model), needs=f"openai-{tenant}", registry=registry)
+    session, fleet = client.start("desk", tenant=tenant, input={"prompt": "hello"}), local()
+    fleet.carry_next(tenant)
+    assert session.view().state == "running"
+    elsewhere = Gate(StoredRates(store))
+    assert 80 < elsewhere.admit(tenant, "openai", 1, model=model).wait_s <= 90
+    assert elsewhere.admit(tenant, "openai", 1, model=f"{model}-mini").wait_s == 0

@@ -9,8 +9,8 @@ from pydantic import BaseModel
 
 from agentq import Agent, Child, Context, Done, Permanent, Spawn
 from agentq.agents.registry import Registry
-from agentq.client import Client
-from agentq.errors import NotAllowed
+from agentq.client import Client, Selection
+from agentq.errors import NotAllowed, NotReopened
 
 
 class Empty(BaseModel):
@@ -81,3 +81,68 @@ def test_a_tool_that_is_not_allowed_is_not_called(client: Client, local: Any, te
         local().drain(session)
     client.tenants.set(tenant, tools=[tool_name()], reason="a test")
     assert local().drain(client.start("payer", tenant=tenant, input={})).result == 3
+
+
+@pytest.mark.usefixtures("agents")
+def test_nor_brought_back(client: Client, local: Any, tenant: str, registry: Registry) -> None:
+    """
+    What a tenant may not use any more comes back by no other door: replay, fork and redrive are refused, and said so.
+
+    Nor as a child that its parent's replay would bring back with it.
+    """
+    broken = [True]
+    frail, holder = Agent("frail", state=Empty, registry=registry), Agent("holder", state=Empty, registry=registry)
+
+    @frail.step(start=True, retries=0)
+    def work(state: Empty, ctx: Context) -> Done:
+        if broken[0]:
+            raise Permanent("broken")
+        return Done("mended")
+
+    @holder.step(start=True)
+    def begin(state: Empty) -> Spawn:
+        return Spawn([Child("frail", input={})], then=end, state=state)
+
+    @holder.step
+    def end(state: Empty, ctx: Context) -> Done:
+        return Done([result.value for result in ctx.results])
+
+    fleet = local()
+    alone, parent = (client.start(name, tenant=tenant, input={}) for name in ("frail", "holder"))
+    for session in (alone, parent):
+        with pytest.raises(Permanent):
+            fleet.drain(session)
+    broken[0] = False
+    selection = Selection(tenant=tenant)
+    client.tenants.set(tenant, agents=["holder"], reason="their contract")
+    for refused in (
+        lambda: alone.replay("a test"),
+        lambda: alone.fork("a test", from_step="0"),
+        lambda: parent.replay("a test"),
+    ):
+        with pytest.raises(NotReopened, match="may not use its agent"):
+            refused()
+    *_, last = client.dead_letters.redrive(selection, reason="a test")
+    assert last.job.redriven == 0
+    assert last.job.refused == 2
+    assert {session.view().state for session in (alone, parent)} == {"failed"}
+
+    client.tenants.set(tenant, agents=[], reason="all of them again")
+    *_, last = client.dead_letters.redrive(selection, reason="once more")
+    assert last.job.redriven == 2
+    assert fleet.drain(alone).result == "mended"
+    assert fleet.drain(parent).result == ["mended"]
+
+
+@pytest.mark.usefixtures("agents")
+def test_a_tool_that_was_taken_away_is_not_called_again(client: Client, local: Any, tenant: str) -> None:
+    """
+    Nor by a replay, also where its result is recorded: what it may be used for is asked at each call.
+    """
+    fleet = local()
+    session = client.start("payer", tenant=tenant, input={})
+    assert fleet.drain(session).result == 3
+    client.tenants.set(tenant, tools=["something-else"], reason="a test")
+    session.replay("a test", from_step="0")
+    with pytest.raises(Permanent, match="may not use the tool"):
+        local().drain(session)

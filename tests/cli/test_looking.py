@@ -153,6 +153,7 @@ def test_a_new_database_is_upgraded_and_granted(cli: Cli, stack: Stack, monkeypa
         assert cli("db", "check").exit_code == 0
         assert cli.json("session", "ls") == []
         with psycopg.connect(os.environ["AGENTQ_ADMIN_DATABASE_URL"]) as connection:
+            connection.execute("set agentq.tenant = '*'")
             [(operator, reason)] = connection.execute("select operator, reason from agentq.operator_action").fetchall()
         assert (operator, reason) == ("tester", "first")
     finally:

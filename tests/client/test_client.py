@@ -197,6 +197,49 @@ def test_a_tenant_is_created_when_that_is_wanted(settings: Settings, registry: R
         assert f"{tenant}-made" in {row.name for row in client.tenants.ls()}
 
 
+@pytest.mark.parametrize("joins", [False, True])
+def test_a_tenant_is_created_from_a_policy(
+    settings: Settings, registry: Registry, tenant: str, client: Client, joins: bool
+) -> None:
+    """
+    The record, budgets and rates of the tenant that the settings name, once, and the audit says where it came from.
+    """
+    session = client.start("robot", tenant=tenant, input={})
+    change: dict[str, Any] = {"weight": 2.5, "concurrency": 3, "agents": ["robot"], "retention_days": 30}
+    client.tenants.set(tenant, **change, state="draining", reason="a template")
+    client.budgets.set(tenant, cost_usd="5", period="month", reason="a template")
+    client.budgets.set(tenant, scope="session", period="session", tokens=1000, on_refusal="park", reason="a template")
+    client.budgets.set(
+        tenant, scope="session", subject=session.id, period="session", tokens=9, on_refusal="end", reason="one of its"
+    )
+    client.rates.set("openai", tenant=tenant, requests_per_min=7, reason="a template")
+    made = f"{tenant}-like{int(joins)}"
+    with (
+        Client(
+            settings.model_copy(update={"unknown_tenant": "create", "new_tenant_like": tenant}), registry
+        ) as creating,
+        psycopg.connect(settings.database_url) as connection,
+    ):
+        for _ in range(2):
+            creating.start("robot", tenant=made, input={}, connection=connection if joins else None)
+    [row] = [row for row in client.tenants.ls() if row.name == made]
+    assert {name: getattr(row, name) for name in change} | {"state": row.state} == change | {"state": "active"}
+    budgets = [(b.scope, b.subject, b.period, b.cost_micros, b.tokens, b.on_refusal) for b in client.budgets.ls(made)]
+    assert budgets == [("session", "", "session", None, 1000, "park"), ("tenant", "", "month", 5_000_000, None, "wait")]
+    assert [(r.provider, r.requests_per_min) for r in client.rates.ls() if r.tenant == made] == [("openai", 7)]
+    [action] = client.operators.actions(tenant=made)
+    assert (action.operator, action.action, action.detail) == ("agentq", "tenant add", {"like": tenant})
+
+
+def test_a_policy_that_is_not_there_creates_nothing(settings: Settings, registry: Registry, tenant: str) -> None:
+    """
+    Without the budgets that were meant for it, a tenant is not let in.
+    """
+    change = {"unknown_tenant": "create", "new_tenant_like": f"{tenant}-gone"}
+    with Client(settings.model_copy(update=change), registry) as creating, pytest.raises(UnknownTenant):
+        creating.start("robot", tenant=f"{tenant}-made", input={})
+
+
 # ── the caller's transaction ─────────────────────────────────────────────────
 
 

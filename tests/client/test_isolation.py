@@ -24,7 +24,7 @@ from tests.support.hands import Hands
 # What of a client is walked: all that answers questions. Another attribute that does must be added.
 PARTS = (
     "sessions", "ledger", "operators", "tenants", "recovery", "approvals", "effects", "dependencies", "dead_letters",
-    "rates", "budgets", "memory", "keys", "tokens",
+    "rates", "budgets", "memory", "keys", "tokens", "anomalies",
 )  # fmt: skip
 # Questions that name no tenant and answer for the whole fleet: an operator's, not a tenant's.
 CHANGES = frozenset({"reason", "verdict", "failure", "operator", "by", "write", "value", "if_version"})
@@ -74,7 +74,7 @@ def arguments(method: Callable[..., Any], ours: str, theirs: dict[str, Any]) -> 
             given[name] = ours
         elif name == "selection":
             given[name] = Selection(tenant=ours, state=None)
-        elif name in theirs:
+        elif name in theirs and (name != "text" or parameter.default is inspect.Parameter.empty):
             wants_text = str(parameter.annotation).startswith("str")
             wants_id = str(parameter.annotation).startswith("uuid")
             value = theirs[name]
@@ -85,6 +85,14 @@ def arguments(method: Callable[..., Any], ours: str, theirs: dict[str, Any]) -> 
         ):
             raise LookupError(f"the walk does not know what to give for {name} of {method}")
     return given
+
+
+def test_every_part_of_the_client_is_walked(walker: Client) -> None:
+    """
+    A part that is added is walked, or fails here.
+    """
+    parts = {name for name, value in vars(walker).items() if not name.startswith("_") and hasattr(value, "__dict__")}
+    assert parts - {"settings", "registry"} == set(PARTS)
 
 
 def ids_of(theirs: Hands, ours: str) -> dict[str, Any]:
@@ -101,7 +109,7 @@ def ids_of(theirs: Hands, ours: str) -> dict[str, Any]:
         "states": ["pending", "done", "unknown", "failed"], "most": 10, "by": "cause", "max_generation": 9,
         "with_state": True, "seconds": 86400, "id_": str(session), "name": ours, "agent": "robot", "model": "m",
         "scope": "tenant", "subject": "", "period": "day", "provider": "test", "input_tokens": 1, "tool": "pay",
-        "terms": Terms(),
+        "terms": Terms(), "text": str(theirs.rows("select anomaly_id from agentq.anomaly")[0]["anomaly_id"]),
     }  # fmt: skip
 
 

@@ -84,6 +84,34 @@ def test_broker_down(arena: Arena, wiped: bool) -> None:
     assert arena.history().repeated_runs == 0
 
 
+def test_a_tenant_added_while_nobody_listens_is_served(arena: Arena) -> None:
+    """
+    Added and changed while the broker is away, or while there is no worker: whoever reconnects or starts later serves
+    it as its record says by then.
+    """
+    valkey, made = arena.stack.valkey, f"late-{random.randrange(10**6)}"
+
+    def begin(tenant: str) -> Session:
+        return arena.client.start("walk", tenant=tenant, input={"kind": "repeatable", "steps": 3, "pause_s": 0.0})
+
+    arena.crew(1)
+    valkey.kill()
+    arena.client.tenants.add(made, reason="while the broker is away")
+    arena.client.tenants.add(f"{made}-paused", reason="while the broker is away")
+    arena.client.tenants.set(f"{made}-paused", state="paused", reason="not yet")
+    session, held = begin(made), begin(f"{made}-paused")
+    time.sleep(1.0)  # rounds of the relay pass without a connection
+    valkey.start(same_port=True)
+    assert session.wait(timeout=30).state == "done"
+    assert held.steps()[0].state == "ready"
+    arena.dismiss()
+    arena.client.tenants.add(f"{made}-2", reason="while there is no worker")
+    arena.client.tenants.set(f"{made}-paused", state="active", reason="now")
+    later = begin(f"{made}-2")
+    arena.crew(1)
+    assert {one.wait(timeout=30).state for one in (later, held)} == {"done"}
+
+
 def _fast(arena: Arena) -> None:
     arena.stack.postgres.restart()
 

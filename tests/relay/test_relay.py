@@ -289,3 +289,26 @@ def test_memories_past_their_time_lose_their_content(
     relay.round()
     kept = hands.rows("select key, value from agentq.memory order by key")
     assert [(row["key"], row["value"] is None) for row in kept] == [("over", True), ("stays", False)]
+
+
+def test_retention_goes_on_while_there_is_time(
+    hands: Hands, relay: Relay, admin: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Several small batches in a round, so that a busy fleet's sessions do not outgrow their removal; and one at least.
+    """
+    for _ in range(6):
+        hands.settle(hands.begin(), "end")
+    admin.execute(
+        "update agentq.session set created_at = created_at - interval '9 d', ended_at = ended_at - interval '9 d'"
+        " where tenant = %s",
+        (hands.tenant,),
+    )
+    admin.execute("update agentq.tenant set retention_days = 8 where name = %s", (hands.tenant,))
+    monkeypatch.setattr("agentq.relay.relay._REMOVE_MAX", 2)
+    monkeypatch.setattr("agentq.relay.relay._REMOVE_S", 0.0)
+    relay.remove_expired()
+    assert len(hands.rows("select session_id from agentq.session")) == 4
+    monkeypatch.setattr("agentq.relay.relay._REMOVE_S", 60.0)
+    relay.remove_expired()
+    assert hands.rows("select session_id from agentq.session") == []

@@ -7,6 +7,7 @@ import threading
 import psycopg
 import pytest
 
+from agentq.step import StepRef
 from agentq.store.operators import Operators
 from agentq.store.pool import Store
 from agentq.verdicts import Failure, Wake
@@ -295,3 +296,36 @@ def test_a_low_priority_does_not_starve(hands: Hands, admin: psycopg.Connection)
             break
         [wake] = wakes
     assert order == [old.step_id, urgent.step_id, young.step_id]
+
+
+def test_a_batch_gives_way_between_its_steps(hands: Hands, admin: psycopg.Connection) -> None:
+    """
+    A long chain of low priority does not keep what is urgent waiting for its end, but for that of one step; and
+    what is not more urgent does not push it aside.
+    """
+    cap(admin, hands, 1)
+    batch = hands.start(priority=5)
+    hands.admit()
+    alike = hands.start(priority=5)
+    second, third = step("second"), step("third")
+    assert [wake.step_id for wake in hands.follow(hands.claim(batch), second).wakes] == [second.step_id]
+    urgent = hands.start(priority=0)
+    [wake] = hands.follow(hands.claim(StepRef(hands.tenant, batch.session_id, second.step_id)), third).wakes
+    assert wake.step_id == urgent.step_id
+    assert admitted(hands) == 1
+    [wake] = hands.settle(hands.claim(urgent), "end").wakes
+    assert wake.step_id in (third.step_id, alike.step_id)
+
+
+def test_a_batch_that_has_waited_long_gives_way_no_more(hands: Hands, admin: psycopg.Connection) -> None:
+    """
+    I7: urgent work without end does not starve it: once it has aged, it keeps its slot to its own end.
+    """
+    cap(admin, hands, 1)
+    batch, urgent = hands.start(priority=1), hands.start(priority=0)
+    age = "update agentq.ledger_entry set due_at = due_at - interval '31 s' where step_id = %s"
+    admin.execute(age, (batch.step_id,))
+    assert [wake.step_id for wake in hands.admit()] == [batch.step_id]
+    second = step("second")
+    assert [wake.step_id for wake in hands.follow(hands.claim(batch), second).wakes] == [second.step_id]
+    assert hands.entry(urgent)["state"] == "ready"

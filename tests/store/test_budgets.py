@@ -337,6 +337,31 @@ def test_thresholds_are_told_once(hands: Hands, budgets: Budgets) -> None:
     assert [alert.threshold for alert in budgets.alerts(hands.tenant)] == [100, 80, 50]
 
 
+def test_thresholds_follow_a_changed_limit(hands: Hands, budgets: Budgets) -> None:
+    """
+    A lowered limit tells at once what is passed; after a raised one, its own thresholds are told when they come.
+    """
+
+    def spend(micros: int) -> list[int]:
+        claim = hands.begin()
+        budgets.reserve(claim, wanted(claim, micros=0))
+        hands.settle(claim, "end", extras=charged(claim, micros=micros))
+        return told()
+
+    def told() -> list[int]:
+        return sorted(alert.threshold for alert in budgets.alerts(hands.tenant))
+
+    limit(budgets, hands, "tenant", micros=100)
+    assert spend(60) == [50]
+    limit(budgets, hands, "tenant", micros=70)
+    assert told() == [50, 80]
+    limit(budgets, hands, "tenant", micros=1000)
+    assert told() == []
+    assert spend(440) == [50]
+    limit(budgets, hands, "tenant", micros=1000, tokens=1)
+    assert told() == [50, 80, 100]
+
+
 def test_a_refusal_for_good_is_an_alert(hands: Hands, budgets: Budgets) -> None:
     """
     A budget whose last call does not fit may never reach its hundredth percent.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -11,6 +12,7 @@ import pytest
 
 from agentq.errors import SessionBusy
 from agentq.step import StepRef
+from agentq.store.recovery import By, Recovery
 from agentq.verdicts import Failure
 from tests.support.hands import Hands, at_once
 
@@ -159,3 +161,51 @@ def test_a_turn_that_lies_idle_is_found(hands: Hands, admin: psycopg.Connection[
     admin.execute("delete from agentq.session where session_id = %s", (first.session_id,))
     assert hands.ledger.pass_turns(10) >= 1
     assert state(hands, second) == ("running", "ready")
+
+
+def test_one_that_is_brought_back_waits_for_its_turn(hands: Hands) -> None:
+    """
+    A replay or a redrive does not run beside the session that has the turn by now; it is next.
+    """
+    first, second, third = (start(hands)[2] for _ in range(3))
+    hands.admit()
+    hands.settle(hands.claim(first), "fail")
+    assert hands.session(second)["state"] == "running"
+    recovery, by = Recovery(hands.store), By("tester", "a test")
+    recovery.reopen(hands.tenant, first.session_id, by, generation=0)
+    assert hands.session(first)["state"] == "paused"
+    assert hands.session(first)["hold"]["kind"] == "turn"
+    steps = "select step_id, state from agentq.ledger_entry where session_id = %s and superseded is null"
+    assert [row["state"] for row in hands.rows(steps, first.session_id)] == ["held"]
+    # Nor by a resume, which is for pauses of people.
+    assert recovery.resume(hands.tenant, first.session_id, by) == ("paused", False)
+    hands.admit()
+    hands.settle(hands.claim(second), "end")
+    assert [hands.session(ref)["state"] for ref in (first, third)] == ["running", "paused"]
+    [row] = hands.rows(steps, first.session_id)
+    hands.admit()
+    hands.settle(hands.claim(StepRef(hands.tenant, first.session_id, row["step_id"])), "end")
+    assert hands.session(third)["state"] == "running"
+
+
+def test_one_that_is_brought_back_while_nobody_has_the_turn_goes_on(hands: Hands) -> None:
+    first = start(hands)[2]
+    hands.admit()
+    hands.settle(hands.claim(first), "fail")
+    Recovery(hands.store).reopen(hands.tenant, first.session_id, By("tester", "a test"), generation=0)
+    assert hands.session(first)["state"] == "running"
+    assert state(hands, start(hands)[2]) == ("paused", "held")
+
+
+def test_a_replay_and_a_start_at_once_share_no_turn(hands: Hands) -> None:
+    """
+    Both look for the turn under its lock.
+    """
+    for _ in range(10):
+        first = start(hands, "replace")[2]
+        hands.admit()
+        hands.settle(hands.claim(first), "fail")
+        reopen = partial(Recovery(hands.store).reopen, hands.tenant, first.session_id, By("t", "w"), generation=0)
+        at_once(reopen, lambda: start(hands))
+        live = hands.rows("select session_id from agentq.session where concurrency_key = %s and state = 'running'", KEY)
+        assert len(live) == 1

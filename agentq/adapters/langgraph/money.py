@@ -51,6 +51,7 @@ class Purse(BaseCallbackHandler):
             return
         stack, call, span = self._open.pop(run_id)
         with stack:
+            call.hear(_headers(response))
             used = _used(response)
             if used is not None:
                 call.used(**used)
@@ -94,6 +95,16 @@ def _named(serialized: dict[str, Any], known: dict[str, Any]) -> tuple[str, str]
     provider = str(known.get("ls_provider") or known.get("_type") or "unknown").lower()
     model = known.get("ls_model_name") or known.get("model") or known.get("model_name") or "unknown"
     return _PROVIDERS.get(provider, provider), str(model)
+
+
+def _headers(response: LLMResult) -> dict[str, Any]:
+    """The answer's headers, where the model was made with `include_response_headers`."""
+    for row in response.generations:
+        for one in row:
+            told = getattr(getattr(one, "message", None), "response_metadata", None) or {}
+            if isinstance(told.get("headers"), dict):
+                return dict(told["headers"])
+    return {}
 
 
 def _used(response: LLMResult) -> dict[str, int] | None:

@@ -15,6 +15,7 @@ from pydantic_ai.models import Model, ModelRequestParameters
 from pydantic_ai.settings import ModelSettings
 
 from agentq.agents.context import AsyncContext
+from agentq.agents.listening import listen
 from agentq.agents.model import answer as answers
 from agentq.agents.model import confidence
 from agentq.agents.model import history as histories
@@ -247,6 +248,7 @@ class Turn:
         ) as reserved:
             needs = self.agent.needs or dependency(model)
             async with self.ctx.needing(needs) if needs else nullcontext():
+                listen(model)
                 response = await call()
             usage = response.usage
             price = self.agent.price

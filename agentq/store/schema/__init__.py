@@ -64,6 +64,8 @@ TENANT_TABLES: tuple[Table, ...] = (
     session_event,
     dead_letter,
     poison_message,
+    operator_action,
+    refused_submission,
     trace,
     decision,
     approval,

@@ -42,6 +42,9 @@ returning scope;
 -- name: reopen_budget
 select agentq.reopen_budget(%(tenant)s);
 
+-- name: review_alerts
+select agentq.review_alerts(%(tenant)s, %(scope)s, %(subject)s);
+
 -- name: budgets
 select tenant, scope, subject, period, cost_micros, tokens, on_refusal, changed_at from agentq.budget
  where %(tenant)s::text is null or tenant = %(tenant)s

@@ -33,6 +33,14 @@ select exists (select from agentq.tenant where name = %(name)s);
 -- name: remove_expired
 select * from agentq.remove_expired(%(max)s::int);
 
+-- name: to_erase
+-- For update: starts that have passed the door refer to this row, and are waited for.
+select t.state, (select count(*) from agentq.ledger_entry e where e.tenant = t.name and e.state = 'running')
+  from agentq.tenant t where t.name = %(name)s for update;
+
+-- name: close_tenant
+update agentq.tenant set agents = '{}', changed_at = agentq.now() where name = %(name)s;
+
 -- name: remove_all
 select agentq.remove_sessions(%(tenant)s, 'infinity', %(max)s::int, true);
 
@@ -54,6 +62,8 @@ select (select count(*) from agentq.session where tenant = %(tenant)s),
        (select count(*) from agentq.notice where tenant = %(tenant)s),
        (select count(*) from agentq.poison_message where tenant = %(tenant)s),
        (select count(*) from agentq.refused_submission where tenant = %(tenant)s),
+       (select count(*) from agentq.anomaly where tenant = %(tenant)s),
+       (select count(*) from agentq.session_tally where tenant = %(tenant)s),
        (select count(*) from agentq.tenant_key where tenant = %(tenant)s and wrapped is not null);
 
 -- name: forget_refused

@@ -5,7 +5,7 @@ do $$
 declare t text;
 begin
     foreach t in array array['session', 'ledger_entry', 'checkpoint', 'branch', 'message', 'effect', 'session_event',
-                             'dead_letter', 'poison_message',
+                             'dead_letter', 'poison_message', 'operator_action', 'refused_submission',
                              'trace', 'decision', 'trace_rest', 'decision_rest', 'approval', 'notice',
                              'budget', 'budget_window', 'reservation', 'budget_alert', 'rate_limit',
                              'dependency', 'dependency_window', 'dependency_probe', 'dependency_change',

@@ -6,6 +6,9 @@ select * from agentq.start_session(%(tenant)s, %(session)s, %(agent)s, %(version
     %(deadline_s)s::double precision, %(create_with)s::int, %(turn)s, %(on_conflict)s,
     %(trace)s::uuid, %(span)s::bigint);
 
+-- name: add_like
+select agentq.add_tenant_like(%(tenant)s, %(like)s);
+
 -- name: cancel
 select * from agentq.cancel_session(%(tenant)s, %(session)s, %(failure)s);
 

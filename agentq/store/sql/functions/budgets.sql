@@ -263,6 +263,42 @@ begin
 end $$;
 
 
+-- A limit was changed: of the open windows that it governs, thresholds that are passed now are told, and those that are
+-- not any more are forgotten, so that they are told again. Of all sessions at once nothing is.
+create or replace function agentq.review_alerts(p_tenant text, p_scope text, p_subject text) returns void
+language plpgsql as $$
+declare w record; t smallint;
+begin
+    for w in
+        select o.*, s.agent, l.cost, l.tokens
+          from agentq.budget_window o
+          left join agentq.session s on o.scope = 'session' and s.tenant = o.tenant and s.session_id::text = o.subject
+          left join lateral agentq.budget_of(o.tenant, o.scope, o.subject, o.period, s.agent) b on true
+         cross join lateral (
+            select agentq.effective_limit(b.cost_micros, o.declared_micros, b.subject = o.subject) as cost,
+                   agentq.effective_limit(b.tokens, o.declared_tokens, b.subject = o.subject) as tokens) l
+         where o.tenant = p_tenant and o.scope = p_scope and o.subject = p_subject
+           and o.starts_at = case o.period when 'day' then date_trunc('day', agentq.now(), 'UTC')
+                                           when 'month' then date_trunc('month', agentq.now(), 'UTC')
+                                           else o.starts_at end
+    loop
+        foreach t in array array[50, 80, 100]::smallint[] loop
+            if w.spent_micros * 100 >= w.cost * t then
+                perform agentq.budget_alert(p_tenant, w.scope, w.subject, w.period, w.starts_at, t, null,
+                    format('%s of %s micros of a dollar are spent', w.spent_micros, w.cost));
+            elsif w.spent_tokens * 100 >= w.tokens * t then
+                perform agentq.budget_alert(p_tenant, w.scope, w.subject, w.period, w.starts_at, t, null,
+                    format('%s of %s tokens are spent', w.spent_tokens, w.tokens));
+            else
+                delete from agentq.budget_alert a
+                 where a.tenant = p_tenant and a.scope = w.scope and a.subject = w.subject and a.period = w.period
+                   and a.starts_at = w.starts_at and a.threshold = t;
+            end if;
+        end loop;
+    end loop;
+end $$;
+
+
 -- Reservations whose attempt is gone: its worker died, or its settlement never came.
 -- Whether their calls went out is not known, so they are charged as estimated.
 create or replace function agentq.leaked_reservations(p_max int)

@@ -182,7 +182,7 @@ end $$;
 
 
 -- Bring one letter's session back, if it is still to be had: redriven | taken | moved | generation |
--- unknown_effects | no_step | deadline_over | parent_ended.
+-- unknown_effects | no_step | deadline_over | parent_ended | agent_refused.
 -- `taken`: somebody else has it, or has dealt with it. `moved`: the session went on without it.
 create or replace function agentq.redrive_letter(
     p_job agentq.redrive_job, p_tenant text, p_letter uuid, p_state bytea, p_edit uuid, p_canary boolean

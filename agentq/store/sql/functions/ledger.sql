@@ -358,6 +358,12 @@ begin
     when 'next' then
         select te.state <> 'paused' and not te.shedding into v_flowing
           from agentq.tenant te where te.name = p_tenant;
+        if v_flowing and e.priority > 0 and p_next is not null then
+            -- Between its steps a batch gives way to what is more urgent: its slot goes there, and it waits its turn.
+            v_flowing := not exists (
+                select from agentq.ledger_entry l where l.tenant = p_tenant and l.state = 'ready'
+                   and l.priority < e.priority and l.due_at <= v_now);
+        end if;
         if e.join_step is not null and not exists (
             select from agentq.ledger_entry j where j.tenant = p_tenant and j.session_id = p_session
                and j.step_id = e.join_step and j.state = 'waiting') then

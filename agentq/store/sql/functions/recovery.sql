@@ -30,7 +30,8 @@ begin
 end $$;
 
 
--- Let a paused session go on. What was held waits for admission; a timer keeps its time.
+-- Let a paused session go on. What was held waits for admission; a timer keeps its time. One that waits for the turn
+-- of its concurrency key waits on, while another session has it.
 create or replace function agentq.resume_session(p_tenant text, p_session uuid)
 returns table (state text, changed boolean) language plpgsql as $$
 #variable_conflict use_column
@@ -40,6 +41,7 @@ begin
     select s.state into v_state from agentq.session s
      where s.tenant = p_tenant and s.session_id = p_session for no key update;
     if v_state is distinct from 'paused' then return query select v_state, false; return; end if;
+    if agentq.turn_is_anothers(p_tenant, p_session) then return query select 'paused', false; return; end if;
     update agentq.session s set state = 'running', hold = null where s.tenant = p_tenant and s.session_id = p_session;
     update agentq.ledger_entry l set state = 'ready', unserved = null
      where l.tenant = p_tenant and l.session_id = p_session and l.state = 'held';
@@ -330,6 +332,9 @@ begin
                 || agentq.go_on(p_tenant, c.session_id, null, null, null, null, p_deadline_s, p_now);
         end if;
     end loop;
+    if s.concurrency_key is not null and (s.state not in ('running', 'paused') or s.hold ->> 'kind' = 'turn') then
+        perform agentq.wait_for_turn(p_tenant, p_session, s.concurrency_key, p_now);
+    end if;
     return v_gone_on;
 end $$;
 
@@ -346,12 +351,31 @@ create or replace function agentq.awaited_branch(
 $$;
 
 
+-- Whether a tenant may use the agents of a session, and of those above and beneath it that would go on with it.
+create or replace function agentq.agents_allowed(p_tenant text, p_session uuid) returns boolean language sql stable as $$
+    with recursive above as (
+        select session_id, parent_session, agent from agentq.session where tenant = p_tenant and session_id = p_session
+        union all
+        select s.session_id, s.parent_session, s.agent from agentq.session s join above a on s.session_id = a.parent_session
+         where s.tenant = p_tenant and s.state in ('failed', 'cancelled')
+    ), beneath as (
+        select session_id, agent from above where session_id = p_session
+        union all
+        select s.session_id, s.agent from agentq.session s join beneath b on s.parent_session = b.session_id
+         where s.tenant = p_tenant and s.state <> 'done'
+    )
+    select coalesce((select bool_and(f.agent = any (t.agents))
+                       from (select agent from above union all select agent from beneath) f), true)
+      from agentq.tenant t where t.name = p_tenant
+$$;
+
+
 -- Let a session go on from a step (`p_step`; null: from where it stopped), in a new generation.
 --
 -- `p_generation` is the generation that the caller saw: of several who reopen at once, one wins.
 -- `p_copy` is the id that the step gets. `p_state` replaces the state that it begins from, as the checkpoint `p_edit`.
 -- `p_deadline_s`: null keeps the deadline, 0 takes it away, else that many seconds from now, children included.
--- outcome: reopened | missing | moved | live | no_step | superseded | parent_ended | deadline_over
+-- outcome: reopened | missing | moved | live | no_step | superseded | parent_ended | deadline_over | agent_refused
 -- `sessions`: all that go on, this one first. Parents that failed with it are among them.
 create or replace function agentq.reopen_session(
     p_tenant text, p_session uuid, p_step uuid, p_copy uuid, p_generation int, p_state bytea, p_edit uuid,
@@ -396,6 +420,7 @@ begin
         if b.join_step is null then outcome := 'parent_ended'; return next; return; end if;
         c := p;
     end loop;
+    if not agentq.agents_allowed(p_tenant, p_session) then outcome := 'agent_refused'; return next; return; end if;
 
     outcome := 'reopened'; generation := s.generation + 1;
     if p_state is not null then
@@ -432,7 +457,8 @@ end $$;
 --
 -- Its effects have keys of their own. With `p_dry` it keeps the step's path instead, so that what the other session
 -- recorded is recalled, and calls nothing that is not recorded.
--- outcome: forked | missing | no_step | superseded
+-- It is a new session, and begins where a tenant takes one.
+-- outcome: forked | missing | no_step | superseded | agent_refused | tenant_closed
 create or replace function agentq.fork_session(
     p_tenant text, p_session uuid, p_step uuid, p_fork uuid, p_copy uuid, p_input bytea, p_hash bytea, p_dry boolean,
     p_deadline_s double precision
@@ -446,6 +472,8 @@ begin
      where tenant = p_tenant and session_id = p_session and step_id = p_step;
     if not found then return 'no_step'; end if;
     if e.superseded is not null then return 'superseded'; end if;
+    if exists (select from agentq.tenant where name = p_tenant and not s.agent = any (agents)) then return 'agent_refused'; end if;
+    if exists (select from agentq.tenant where name = p_tenant and state = 'draining') then return 'tenant_closed'; end if;
     insert into agentq.session (tenant, session_id, agent, agent_version, input_version, input, input_hash, priority,
                                 deadline_at, created_at, forked_from, dry_effects)
     values (p_tenant, p_fork, s.agent, s.agent_version,

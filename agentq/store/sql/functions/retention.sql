@@ -37,16 +37,26 @@ begin
 end $$;
 
 
--- One batch for each tenant that keeps its sessions for so many days only. One relay at a time.
+-- One batch of about `p_max` sessions, of the tenants that keep theirs for so many days only. In another order each
+-- time, so that a tenant with much to remove holds up nobody. One relay at a time.
 create or replace function agentq.remove_expired(p_max int)
 returns table (tenant text, sessions int) language plpgsql as $$
 #variable_conflict use_column
-declare t record;
+declare t record; v_left int := p_max;
 begin
     if not pg_try_advisory_xact_lock(1634166386, 0) then return; end if;
-    for t in select name, retention_days from agentq.tenant where retention_days is not null order by name loop
+    perform set_config('agentq.tenant', '*', true);
+    for t in
+        select o.name, o.retention_days from agentq.tenant o
+         where o.retention_days is not null and exists (
+            select from agentq.session s
+             where s.tenant = o.name and s.created_at < agentq.now() - make_interval(days => o.retention_days))
+         order by random()
+    loop
         tenant := t.name;
-        sessions := agentq.remove_sessions(t.name, agentq.now() - make_interval(days => t.retention_days), p_max, false);
+        sessions := agentq.remove_sessions(t.name, agentq.now() - make_interval(days => t.retention_days), v_left, false);
+        v_left := v_left - sessions;
         if sessions > 0 then return next; end if;
+        exit when v_left <= 0;
     end loop;
 end $$;

@@ -81,6 +81,38 @@ begin
 end $$;
 
 
+-- Make a tenant that nobody has added as another one is: its record, its budgets but those of single sessions, and its
+-- rates. False: it is there already, or that other one is not.
+create or replace function agentq.add_tenant_like(p_tenant text, p_like text) returns boolean language plpgsql as $$
+begin
+    if exists (select from agentq.tenant where name = p_tenant) then return false; end if;
+    insert into agentq.tenant (name, concurrency, weight, preapproved, agents, tools, retention_days, memory_days,
+                               trace_content, worker_group, placement)
+    select p_tenant, concurrency, weight, preapproved, agents, tools, retention_days, memory_days, trace_content,
+           worker_group, placement
+      from agentq.tenant where name = p_like
+    on conflict do nothing;
+    if not found then return false; end if;
+    perform set_config('agentq.tenant', '*', true);
+    insert into agentq.budget (tenant, scope, subject, period, cost_micros, tokens, on_refusal)
+    select p_tenant, scope, subject, period, cost_micros, tokens, on_refusal from agentq.budget b
+     where b.tenant = p_like
+       and not (scope = 'session' and subject ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$');
+    insert into agentq.rate_limit (tenant, provider, requests_per_min, tokens_per_min)
+    select p_tenant, provider, requests_per_min, tokens_per_min from agentq.rate_limit where tenant = p_like
+    on conflict do nothing;
+    perform agentq.record_new_tenant(p_tenant, jsonb_build_object('like', p_like));
+    return true;
+end $$;
+
+
+-- Nobody added it by hand; whoever wonders where it came from reads it here.
+create or replace function agentq.record_new_tenant(p_tenant text, p_detail jsonb) returns void language sql as $$
+    insert into agentq.operator_action (operator, tenant, action, target, reason, detail)
+    values ('agentq', p_tenant, 'tenant add', p_tenant, 'a session was started for it, and unknown_tenant is create', p_detail)
+$$;
+
+
 -- Start a session, or find the one that the key already started.
 -- outcome: created | found | conflict | unknown_tenant | tenant_closed | agent_refused | busy | unsealed
 -- Of sessions with one concurrency key only one runs; what a second start does is `p_on_conflict`: it waits for
@@ -98,6 +130,7 @@ begin
     if not found then
         if p_create_with is null then return query select 'unknown_tenant', null::uuid; return; end if;
         insert into agentq.tenant (name, concurrency) values (p_tenant, p_create_with) on conflict do nothing;
+        if found then perform agentq.record_new_tenant(p_tenant, jsonb_build_object('concurrency', p_create_with)); end if;
     elsif v_state = 'draining' and not exists (select from agentq.session s where s.tenant = p_tenant and s.key = p_key) then
         return query select 'tenant_closed', null::uuid; return;
     end if;
@@ -164,6 +197,33 @@ begin
      where tenant = p_tenant and concurrency_key = p_turn and state in ('running', 'paused')
      order by created_at desc, session_id desc limit 1;
     return v_found;
+end $$;
+
+
+-- Whether a session waits for a turn that another one has.
+create or replace function agentq.turn_is_anothers(p_tenant text, p_session uuid) returns boolean language sql stable as $$
+    select exists (
+        select from agentq.session s
+          join agentq.session o on o.tenant = s.tenant and o.concurrency_key = s.concurrency_key
+                               and o.session_id <> s.session_id
+                               and (o.state = 'running' or o.state = 'paused' and o.hold ->> 'kind' is distinct from 'turn')
+         where s.tenant = p_tenant and s.session_id = p_session and s.hold ->> 'kind' = 'turn')
+$$;
+
+
+-- A session that comes back from its end, locked by the caller: when another one has the turn by now, it waits.
+create or replace function agentq.wait_for_turn(p_tenant text, p_session uuid, p_turn text, p_now timestamptz)
+returns void language plpgsql as $$
+declare v_before uuid;
+begin
+    perform pg_advisory_xact_lock(1634166384, hashtext(p_tenant || ' ' || p_turn));
+    select o.session_id into v_before from agentq.session o
+     where o.tenant = p_tenant and o.concurrency_key = p_turn and o.session_id <> p_session
+       and (o.state = 'running' or o.state = 'paused' and o.hold ->> 'kind' is distinct from 'turn')
+     limit 1;
+    if not found then return; end if;
+    perform agentq.hold_session(p_tenant, p_session, jsonb_build_object('kind', 'turn', 'by', 'agentq', 'reason',
+        format('session %s has the same concurrency key', v_before)), p_now);
 end $$;
 
 
