@@ -250,6 +250,8 @@ class _ContextBase:
         if self._answer is None and self._attempt.claim.approval is not None:
             row = self._means.asking.approvals.answer(self._attempt.claim.ref)
             self._answer = answer_of(row) if row is not None else None
+            if self._answer is not None:
+                self._recording.decide_by_people(self._answer.outcome, self._answer.comment, self._answer.by)
         return self._answer
 
     def extras(self) -> Extras:

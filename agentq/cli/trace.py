@@ -81,6 +81,7 @@ def cost(id_: str, tenant: str | None, as_json: bool) -> None:
             "cost_micros": story.cost_micros,
         }
         total |= {"tokens_cached": sum(line.tokens_cached for line in story.cost)}
+        total |= {"tokens_reasoning": sum(line.tokens_reasoning for line in story.cost)}
         total |= {f"{kind}_s": story.seconds_of(kind) for kind in ("model", "tool", "sandbox")}
         total |= {"waste_micros": story.waste_micros, "cost_usd": story.cost_micros / 1_000_000}
         print_json({"session_id": story.session.session_id, "total": total, "lines": plain(story.cost)})
@@ -213,6 +214,7 @@ def show(story: Story) -> None:
 
     session = story.session
     wasted = sum(act.row.wasted for act in story.acts)
+    attempts = len(story.acts) + story.beyond.attempts
     print_facts(
         (
             ("session", session.session_id),
@@ -221,7 +223,8 @@ def show(story: Story) -> None:
             ("tenant", session.tenant),
             ("state", session.state),
             ("started", when(session.created_at)),
-            ("attempts", f"{len(story.acts)}, {wasted} of them came to nothing" if wasted else len(story.acts)),
+            ("steps", story.operations),
+            ("attempts", f"{attempts}, {wasted} of them came to nothing" if wasted else attempts),
             (
                 "tokens",
                 f"{story.tokens_in} in, {story.tokens_out} out" if story.tokens_in or story.tokens_out else None,
@@ -233,6 +236,8 @@ def show(story: Story) -> None:
     )
     heading("Timeline")
     print_table(("AT", "WHAT", "", "TOOK", "TOKENS", "COST", "NOTE"), _lines(story), empty="no attempt has ended yet")
+    if story.beyond.attempts:
+        note(f"{story.beyond.attempts:,} attempts in the middle are not shown; the sums have them")
     for step in story.waiting:
         click.echo(f"… {step.name} is {step.state}{f', due {when(step.due_at)}' if step.state == 'ready' else ''}")
     for child in story.children:
@@ -346,11 +351,15 @@ def as_plain(story: Story) -> dict[str, Any]:
             "tokens_out": story.tokens_out,
             "cost_micros": story.cost_micros,
             "waste_micros": story.waste_micros,
+            "steps": story.operations,
+            "attempts": len(story.acts) + story.beyond.attempts,
+            "attempts_not_shown": story.beyond.attempts,
         },
         "attempts": [_plain_act(act) for act in story.acts],
         "waiting": plain(story.waiting),
         "sessions": plain(story.family),
         "cost": plain(story.cost),
+        "steps": plain(story.steps),
     }
 
 

@@ -143,7 +143,8 @@ _KEYS = (
 # How each of them begins, in small letters.
 _KEY_HINTS = (
     "sk-", "sk_", "rk_", "whsec_", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "xox", "xapp-",
-    "akia", "asia", "aiza", "ya29.", "gocspx-", "sg.", "npm_", "hf_", "gsk_", "r8_", "xai-", "dop_v1_", "shp", "pypi-", ":aa",
+    "akia", "asia", "aiza", "ya29.", "gocspx-", "sg.", "npm_", "hf_", "gsk_", "r8_", "xai-", "dop_v1_", "shp", "pypi-",
+    ":aa",
 )  # fmt: skip
 _WORD_HINTS = ("pass", "pwd", "secret", "token", "key", "credential")
 _HIDDEN_WORD = (

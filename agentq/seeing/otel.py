@@ -19,7 +19,7 @@ from typing import Any
 
 from agentq.errors import ConfigError, StoreUnavailable
 from agentq.payload import decode
-from agentq.seeing.story import Act, Story, tell
+from agentq.seeing.story import WAITS, Act, Story, tell
 from agentq.settings import Settings
 from agentq.store.pool import Store
 from agentq.store.sessions import Sessions
@@ -96,7 +96,8 @@ def spans_of(story: Story, *, content: bool, resource: Any = None) -> list[Any]:
         own = span_id(session.session_id, act.row.step_id, act.row.fence, 0)
         for event in act.events:
             kind = SpanKind.CLIENT if event.kind == "model" else SpanKind.INTERNAL
-            spans.append(made.event(event, own, kind))
+            # Nobody worked meanwhile, and it may have begun before the attempt did.
+            spans.append(made.event(event, root if event.kind in WAITS else own, kind))
     return spans
 
 

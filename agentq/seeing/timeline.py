@@ -11,7 +11,7 @@ from importlib.resources import files
 from agentq.seeing.story import Act, Story, dollars, seconds_text
 from agentq.store.traces import TraceRow
 
-LANES_MAX = 300
+LANES_MAX = 1200
 _WIDTH, _LABEL, _LANE, _TOP = 960, 190, 26, 34
 # A pause longer than this share of all work is drawn short, with its length beside it.
 _LONG_SHARE, _SHORT_SHARE = 0.2, 0.06
