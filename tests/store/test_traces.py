@@ -134,7 +134,10 @@ def test_a_tenant_may_keep_no_content(hands: Hands, admin: psycopg.Connection[An
     admin.execute("update agentq.tenant set trace_content = 'off' where name = %s", (hands.tenant,))
     claim = hands.begin()
     event = TraceEvent("model", "gpt", 0, 1, USED, input=b'"hi"', output=b'"ho"')
-    hands.settle(claim, "end", extras=Extras(trace=(event,)))
+    made = Decision(0.0, b'["a","b"]', "a", "the words of a model")
+    hands.settle(claim, "end", extras=Extras(trace=(event,), decisions=(made,)))
+    [chosen] = hands.rows("select picked, why from agentq.decision where session_id = %s", claim.ref.session_id)
+    assert (chosen["picked"], chosen["why"]) == ("a", None)
     [row] = [row for row in rows(hands, claim.ref.session_id) if row["ordinal"]]
     assert (row["kind"], row["input"], row["output"], row["tokens_in"]) == ("model", None, None, 100)
 
