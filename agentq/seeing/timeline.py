@@ -169,7 +169,8 @@ def told(row: TraceRow) -> str:
         parts.append(dollars(row.cost_micros))
     if row.failure:
         parts.append(f"{row.failure.get('type', '')}: {row.failure.get('message', '')}"[:200])
-    return ", ".join(parts)
+    # A picture with control characters of somebody's data in it is no well-formed XML.
+    return "".join(mark if mark.isprintable() else " " for mark in ", ".join(parts))
 
 
 def clock(moment: datetime) -> str:
