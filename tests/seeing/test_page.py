@@ -233,8 +233,8 @@ def test_a_session_of_a_thousand_steps_has_a_page(
         """insert into agentq.trace (tenant, session_id, step_id, fence, ordinal, ended_at, kind, name, agent,
                                      agent_version, seq, attempt, started_at, closing, worker, input, output)
            select tenant, session_id, md5(step_id::text || g)::uuid, fence, ordinal, ended_at + g * interval '1 s',
-                  kind, name, agent, agent_version, seq + 10 * g, attempt, started_at + g * interval '1 s', closing, worker,
-                  input, output
+                  kind, name, agent, agent_version, seq + 10 * g, attempt, started_at + g * interval '1 s', closing,
+                  worker, input, output
              from agentq.trace, generate_series(1, 99) as g where session_id = %s""",
         (session.id,),
     )
