@@ -326,6 +326,18 @@ class Traces:
             rows = run(connection, SQL["family"], {"tenant": tenant, "trace": trace_id})
         return trace_id, [Relative(*row) for row in rows]
 
+    def trace_id(self, tenant: str, session_id: uuid.UUID) -> uuid.UUID:
+        """
+        The trace that a session belongs to.
+
+        Raises:
+            UnknownSession: the tenant has none of that id.
+        """
+        found = self.store.query_as(tenant, SQL["trace_id"], {"tenant": tenant, "session": session_id})
+        if not found:
+            raise UnknownSession(tenant, str(session_id))
+        return uuid.UUID(str(found[0][0]))
+
     def charged(self, tenant: str, session_id: uuid.UUID) -> list[ChargeRow]:
         """What the session's reserved calls came to, by attempt and model."""
         rows = self.store.query_as(tenant, SQL["charged"], {"tenant": tenant, "session": session_id})
