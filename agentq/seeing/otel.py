@@ -148,7 +148,7 @@ class _Maker:
                 names = ("arguments", "result")
                 facts |= {"operation": "execute_tool", "tool": row.name, "tool_type": "function"}
                 facts["outcome"] = detail.get("outcome")
-            case kind if kind in WAITS:
+            case "wait" | "approval":
                 name = f"{row.kind} {row.name}"
                 facts["outcome"] = detail.get("outcome")
             case _:

@@ -273,7 +273,7 @@ def test_a_replay_keeps_the_trace_and_a_wait_hangs_under_the_root(
 
     @agent.step(start=True)
     def rest(state: Ticket) -> Sleep:
-        return Sleep("1h", then=call)
+        return Sleep(0.05, then=call)
 
     @agent.step(retries=1)
     def call(state: Ticket) -> Done:
