@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from agentq.cli.advice import advise, effect_facts, hold_of, on_hold
 from agentq.cli.exits import FAILED, Problem
 from agentq.cli.output import heading, json_option, note, plain, print_facts, print_json, print_table, reason_of, when
 from agentq.cli.reach import client, resolve
@@ -52,6 +53,10 @@ def trace(id_: str, tenant: str | None, html: Path | None, as_json: bool) -> Non
         raise click.UsageError("--html and --json are two different answers: ask for one")
     with client() as connected:
         story = _tell(connected, id_, tenant)
+        row, key = story.session, (story.session.tenant, story.session.session_id)
+        hold = hold_of(connected, row)
+        effects = [effect_facts(effect) for effect in connected.sessions.effects(*key)]
+        advice = [*on_hold(row, hold), *advise(row, connected.sessions.steps(*key), effects)]
     if html is not None:
         from agentq.seeing.page import page
 
@@ -61,9 +66,11 @@ def trace(id_: str, tenant: str | None, html: Path | None, as_json: bool) -> Non
             raise Problem(f"{html} cannot be written: {error.strerror}", FAILED) from None
         note(f"written to {html}")
     elif as_json:
-        print_json(as_plain(story))
+        print_json(as_plain(story) | {"hold": hold, "advice": advice})
     else:
-        show(story)
+        show(story, hold)
+        for line in advice:
+            note(line)
 
 
 @click.command(short_help="Show what a session used and cost.")
@@ -208,7 +215,7 @@ def _print_spend(by: str, rows: list[SpendRow]) -> None:
 # ── a session's story ────────────────────────────────────────────────────────
 
 
-def show(story: Story) -> None:
+def show(story: Story, hold: dict[str, Any] | None = None) -> None:
     """The story in the terminal."""
     from agentq.seeing.story import dollars
 
@@ -222,6 +229,8 @@ def show(story: Story) -> None:
             ("agent", f"{session.agent}@{session.agent_version}"),
             ("tenant", session.tenant),
             ("state", session.state),
+            ("held", f"{hold.get('kind')}: {hold.get('reason')}" if hold else None),
+            ("key", session.key),
             ("started", when(session.created_at)),
             ("steps", story.operations),
             ("attempts", f"{attempts}, {wasted} of them came to nothing" if wasted else attempts),
@@ -294,14 +303,16 @@ def _show_decisions(story: Story) -> None:
     if not made:
         return
     heading("Decisions")
+    approved = any(one.approver for one in made)  # a column that would be empty stays away
     print_table(
-        ("STEP", "PICKED", "OF", "SURE", "WHY"),
+        ("STEP", "PICKED", "OF", "SURE", *(["BY"] if approved else []), "WHY"),
         (
             (
                 one.step,
                 short(one.picked, 40),
                 len(options) if isinstance(options := decode(one.options), list) else "",
                 f"{one.confidence:.2f}" if one.confidence is not None else "",
+                *([one.approver or ""] if approved else []),
                 one.why,
             )
             for one in made

@@ -448,3 +448,14 @@ def test_a_real_prometheus_scrapes_and_evaluates(server: MetricsServer, tmp_path
     finally:
         process.terminate()
         process.wait(10)
+
+
+def test_the_keda_example_asks_for_the_recorded_signal() -> None:
+    """
+    What people copy: a query that the rules record, and a threshold that is the text that KEDA wants.
+    """
+    yaml = pytest.importorskip("yaml")
+    [example] = re.findall(r"```yaml\n(.*?)```", (CONFIG / "README.md").read_text("utf-8"), re.DOTALL)
+    [trigger] = yaml.safe_load(example)["spec"]["triggers"]
+    assert f"record: {trigger['metadata']['query']}\n" in (CONFIG / "alerts.yml").read_text("utf-8")
+    assert isinstance(trigger["metadata"]["threshold"], str)
