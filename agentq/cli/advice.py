@@ -30,9 +30,7 @@ def on_hold(row: SessionRow, hold: dict[str, Any] | None) -> list[str]:
     resume = f"agentq session resume {row.session_id} --reason '…'"
     match (hold or {}).get("kind"):
         case "breaker":
-            return [
-                f"it went in circles; others of its tenant go on. `agentq session trace` shows its turns; then {resume}"
-            ]
+            return [f"it went in circles; others of its tenant go on: {resume}, or session cancel"]
         case "limit":
             return [f"{resume} grants the same once more"]
         case _:
