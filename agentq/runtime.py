@@ -125,7 +125,12 @@ class Runtime:
     def carry(self, ref: StepRef) -> Verdict:
         """Carry one delivery; see `agentq.engine`."""
         assert self.engine is not None, "deliveries arrive only in processes that `begin(steps=True)` has prepared"
-        verdict = self.engine.carry(ref)
+        try:
+            verdict = self.engine.carry(ref)
+        except Exception as error:
+            if self.reports is not None:
+                self.reports.fault(error, ref.tenant)
+            raise
         if isinstance(verdict, Dropped) and verdict.reason == "worker_dead" and self.heart is not None:
             self.heart.lost()
         return verdict

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import time
@@ -36,6 +37,12 @@ def new_id() -> uuid.UUID:
     bits = int.from_bytes(os.urandom(10), "big")
     value = (milliseconds & (2**48 - 1)) << 80 | 7 << 76 | (bits >> 68 & 0xFFF) << 64 | 2 << 62 | bits & (2**62 - 1)
     return uuid.UUID(int=value)
+
+
+def span_id(*parts: object) -> int:
+    """An id of 64 bits for OpenTelemetry, the same for the same parts, never zero."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") or 1
 
 
 @dataclass(frozen=True, slots=True)

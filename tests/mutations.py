@@ -1496,7 +1496,16 @@ MUTATIONS = [
         "null::uuid,",
         TRACES + "children_are_in_the_trace_of_their_root",
     ),
-    sql("trace_content is distinct from 'off'", "true", TRACES + "a_tenant_may_keep_no_content"),
+    sql(
+        "select trace_content is distinct from 'off' into v_content",
+        "select true into v_content",
+        TRACES + "a_tenant_may_keep_no_content",
+    ),
+    sql(
+        "case when (select trace_content is distinct from 'off' from",
+        "case when (select true from",
+        TRACES + "a_tenant_may_keep_no_content",
+    ),
     sql(
         "            perform agentq.guard_partition(v_name);\n",
         "",
@@ -1513,6 +1522,76 @@ MUTATIONS = [
         "            text = text[:-_SLACK]",
         "            pass",
         "tests/policies/test_redaction.py::test_a_secret_on_the_cut_is_not_kept_by_half",
+    ),
+    Mutation(
+        "agentq/policies/redaction.py",
+        "found = self._decoded(self._ruled(plain))",
+        "found = self._ruled(plain)",
+        "tests/policies/test_redaction.py::test_what_must_not_be_kept_is_taken_out",
+    ),
+    Mutation(
+        "agentq/policies/redaction.py",
+        "plain = text if text.isascii() else text.translate(_PLAIN_FORMS)",
+        "plain = text",
+        "tests/policies/test_redaction.py::test_what_must_not_be_kept_is_taken_out",
+    ),
+    Mutation(
+        "agentq/policies/redaction.py",
+        "            self._characters -= min(len(value), _TEXT_MAX)\n",
+        "            pass\n",
+        "tests/policies/test_redaction.py::test_a_value_of_many_large_texts_takes_a_bounded_time",
+    ),
+    sql(
+        "    if p_closing in ('retry', 'repair', 'postpone') and e.due_at > p_now or p_plan ? 'steps' then",
+        "    if false then",
+        TRACES + "a_wait_is_a_row_that_says_until_when",
+    ),
+    sql(
+        "t.ordinal = 32767 and t.ended_at = a.decided_at)",
+        "false)",
+        TRACES + "an_approval_is_a_row_of_the_attempt_that_it_let_go_on",
+    ),
+    Mutation(
+        "agentq/store/traces.py",
+        "            whole.cost_micros - sum(row.cost_micros for row in acts),",
+        "            0,",
+        TRACES + "the_end_of_a_session_that_is_too_long_is_shown",
+    ),
+    Mutation(
+        "agentq/agents/calls.py",
+        "        self._recording.decide_by_people(permit.state, permit.comment, permit.decided_by)",
+        "        pass",
+        "tests/people/test_irreversible.py::test_who_let_a_call_go_out_stands_in_the_decision_log",
+    ),
+    Mutation(
+        "agentq/seeing/page.py",
+        '    return f"<pre>{escape(text)}</pre>"',
+        '    return f"<pre>{text}</pre>"',
+        "tests/seeing/test_page.py::test_hostile_content_stays_text_wherever_it_comes_from",
+    ),
+    Mutation(
+        "agentq/seeing/timeline.py",
+        'mark if mark.isprintable() else " "',
+        "mark",
+        "tests/seeing/test_page.py::test_hostile_content_stays_text_wherever_it_comes_from",
+    ),
+    Mutation(
+        "agentq/seeing/sentry.py",
+        'f"a fault of agentq itself: {kind} in',
+        'f"a fault of agentq itself: {error} in',
+        "tests/seeing/test_sentry.py::test_a_fault_of_agentq_itself_is_told_by_its_place",
+    ),
+    Mutation(
+        "agentq/seeing/metrics.py",
+        "self.retries.labels(agent, settlement.failure.kind).inc()",
+        "pass",
+        "tests/seeing/test_metrics.py::test_rules_and_dashboard_ask_for_metrics_that_a_scrape_has",
+    ),
+    Mutation(
+        "config/alerts.yml",
+        "agentq_dead_letters - (agentq_dead_letters offset 15m or agentq_dead_letters * 0) > 0",
+        "sum by (class) (delta(agentq_dead_letters[15m])) > 0",
+        "tests/seeing/test_metrics.py::test_each_rule_fires_when_it_should_and_not_otherwise",
     ),
     # Writes of Flower's: by token, role and name
     Mutation(

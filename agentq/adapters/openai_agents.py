@@ -289,7 +289,13 @@ class DurableAgent(ReplayedAgent):
                     response = await request.ask(model, bounded)
                 used = {"input_tokens": response.usage.input_tokens, "output_tokens": response.usage.output_tokens}
                 reserved.used(**used)
-            span.used(**used, cost_micros=reserved.cost_micros)
+            span.used(**used, cost_micros=reserved.cost_micros, price_version=reserved.price_version)
+            span.input = request.input[-1:] if isinstance(request.input, list) else request.input
+            span.output = [_dumped(item) for item in response.output]
+            span.note(
+                cached_tokens=response.usage.input_tokens_details.cached_tokens or 0,
+                reasoning_tokens=response.usage.output_tokens_details.reasoning_tokens or 0,
+            )
         state.input_tokens += used["input_tokens"]
         state.output_tokens += used["output_tokens"]
         return {

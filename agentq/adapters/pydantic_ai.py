@@ -175,7 +175,9 @@ class DurableAgent(ReplayedAgent):
                 usage = (payload.get("response") or payload).get("usage") or {}
                 used = {"input_tokens": usage.get("input_tokens", 0), "output_tokens": usage.get("output_tokens", 0)}
                 reserved.used(**used)
-            span.used(**used, cost_micros=reserved.cost_micros)
+            span.used(**used, cost_micros=reserved.cost_micros, price_version=reserved.price_version)
+            span.input, span.output = _traced(history[-1]), (payload.get("response") or payload).get("parts")
+            span.note(**_kinds_of(usage))
         state.input_tokens += used["input_tokens"]
         state.output_tokens += used["output_tokens"]
         return payload
@@ -185,6 +187,21 @@ class DurableAgent(ReplayedAgent):
         if model is None:
             raise Permanent("the agent has no model")
         return resolve(model) if isinstance(model, str) else model
+
+
+def _traced(message: ModelMessage) -> Any:
+    """A message as a trace shows it."""
+    return ModelMessagesTypeAdapter.dump_python([message], mode="json")[0]["parts"]
+
+
+def _kinds_of(usage: Mapping[str, Any]) -> dict[str, int]:
+    """The kinds of tokens that the provider tells apart."""
+    kinds = {
+        "cached_tokens": usage.get("cache_read_tokens"),
+        "cache_write_tokens": usage.get("cache_write_tokens"),
+        "reasoning_tokens": (usage.get("details") or {}).get("reasoning_tokens"),
+    }
+    return {kind: tokens for kind, tokens in kinds.items() if tokens}
 
 
 async def _decide(ctx: Any, requests: DeferredToolRequests) -> DeferredToolResults:  # noqa: ARG001

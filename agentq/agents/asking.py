@@ -127,10 +127,12 @@ class Request:
     kwargs: dict[str, Any]
 
     def permitted(
-        self, claim: Granted, asking: Asking, await_: Callable[[Awaiting], None]
+        self, claim: Granted, asking: Asking, await_: Callable[[Awaiting], None], note: Callable[[Permit], None]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """
         The arguments with which the call may go out: those asked for, or as the approver changed them.
+
+        What was decided of it is noted.
 
         Raises:
             AwaitsApproval: a person must be asked; `await_` was told how.
@@ -144,6 +146,8 @@ class Request:
         permit = asking.approvals.permit(
             claim, self.key, name=name, args=data, args_hash=hash_of(name, named), question=question, auto=auto
         )
+        if permit.state in ("granted", "denied", "expired"):
+            note(permit)
         match permit.state:
             case "granted" | "recorded":
                 return self._arguments(permit)

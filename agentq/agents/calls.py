@@ -36,6 +36,7 @@ from agentq.agents.tracing import Recording, Span
 from agentq.engine import Attempt
 from agentq.errors import FenceLost, HeldBack, KeyConflict, NotNow, Permanent, ReplayConflict, Stopped, UnknownEffect
 from agentq.payload import bounded, canonical, encode, fingerprint
+from agentq.store import approvals
 from agentq.store.effects import EffectClaim
 from agentq.store.pool import persist
 from agentq.verdicts import Awaiting, Failure
@@ -196,9 +197,12 @@ class Calls:
         if not call.declared.irreversible or self._attempt.claim.dry_effects:
             return call  # a dry run calls nothing, so nobody is asked
         request = Request(call.key, call.name, call.declared, call.function, call.args, call.kwargs)
-        args, kwargs = request.permitted(self._attempt.claim, self._means.asking, self._await)
+        args, kwargs = request.permitted(self._attempt.claim, self._means.asking, self._await, self._note_permit)
         digest = fingerprint(call.name.encode(), canonical([args, kwargs]))
         return replace(call, args=args, kwargs=kwargs, hash=digest)
+
+    def _note_permit(self, permit: approvals.Permit) -> None:
+        self._recording.decide_by_people(permit.state, permit.comment, permit.decided_by)
 
     def _await(self, awaits: Awaiting) -> None:
         # Kept beside the exception that follows: a step that catches everything must not run past it.

@@ -24,7 +24,9 @@ from agentq.errors import HeldBack, Permanent
 from agentq.payload import decode, encode
 from agentq.policies.budgets import estimate_tokens
 from agentq.policies.prices import Quote, split
+from agentq.step import span_id
 from agentq.store.pool import Connection
+from agentq.store.traces import Traces
 from agentq.verdicts import Charge, Extras, Failure, Usage
 
 P = ParamSpec("P")
@@ -128,6 +130,12 @@ class _ContextBase:
         `span.used(…)` for the part of the usage that it had. All of it is redacted before it is kept.
         """
         return self._recording.span(kind, name, input=input, **facts)
+
+    def _traceparent(self) -> str:
+        claim = self._attempt.claim
+        trace_id = Traces(self._means.store).trace_id(claim.ref.tenant, claim.ref.session_id)
+        own = span_id(claim.ref.session_id, claim.ref.step_id, claim.fence, 0)
+        return f"00-{trace_id.hex}-{own:016x}-01"
 
     def decide(
         self,
@@ -250,6 +258,8 @@ class _ContextBase:
         if self._answer is None and self._attempt.claim.approval is not None:
             row = self._means.asking.approvals.answer(self._attempt.claim.ref)
             self._answer = answer_of(row) if row is not None else None
+            if self._answer is not None:
+                self._recording.decide_by_people(self._answer.outcome, self._answer.comment, self._answer.by)
         return self._answer
 
     def extras(self) -> Extras:
@@ -283,6 +293,14 @@ class _ContextBase:
 
 class Context(_ContextBase):
     """What a step may ask for while it runs. `AsyncContext` is its twin for `async def` steps."""
+
+    def traceparent(self) -> str:
+        """
+        This attempt's place in the session's trace as a W3C `traceparent`, to hand on to what the step calls.
+
+        Spans made under it hang below the attempt's own, which is sent when the session has ended. Asks Postgres.
+        """
+        return self._traceparent()
 
     @property
     def memory(self) -> StepMemory:
@@ -386,6 +404,10 @@ class AsyncTransaction:
 
 class AsyncContext(_ContextBase):
     """The context of an `async def` step; `call` is awaited, whatever kind of function it is given."""
+
+    async def traceparent(self) -> str:
+        """As `Context.traceparent`, awaited."""
+        return await asyncio.to_thread(self._traceparent)
 
     @property
     def memory(self) -> AsyncStepMemory:

@@ -76,6 +76,7 @@ class ModelCall:
         self._gate = gate
         self._charge: Charge | None = None
         self._heard: Mapping[str, Any] = {}
+        self.price_version = wanted.price_version
         self.admission = Admission(0.0)
         self.reservation_id = wanted.reservation_id
         self.max_tokens = wanted.max_tokens
@@ -95,17 +96,18 @@ class ModelCall:
         """
         if min(input_tokens, output_tokens, cached_input_tokens) < 0:
             raise InvalidInput("tokens cannot be negative")
-        micros = (
-            micros_of(cost_usd)
-            if cost_usd is not None
-            else self._prices.quote(
+        if cost_usd is not None:
+            micros: int | None = micros_of(cost_usd)
+            self.price_version = "the provider's own"
+        else:
+            quote = self._prices.quote(
                 self._wanted.provider,
                 self._wanted.model,
                 input_tokens=input_tokens,
                 output_tokens=output_tokens,
                 cached_tokens=cached_input_tokens,
-            ).micros
-        )
+            )
+            micros, self.price_version = quote.micros, quote.version
         self._charge = Charge(self.reservation_id, "charged", micros, input_tokens, cached_input_tokens, output_tokens)
 
     def answered(self, headers: Mapping[str, Any]) -> None:

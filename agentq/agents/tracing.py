@@ -181,7 +181,8 @@ class Recording:
             at_s=time.monotonic() - self._began,
             options=tracing.facts("decision", list(options)),
             picked=tracing.text("decision", picked if isinstance(picked, str) else encode(picked).decode()),
-            why=tracing.text("decision", why) if why is not None else None,
+            # The model's words, which is content.
+            why=tracing.text("decision", why) if why is not None and tracing.content else None,
             confidence=confidence,
             limits=_redacted_facts(tracing, limits or {}),
             approver=approver,
@@ -189,6 +190,10 @@ class Recording:
         with self._lock:
             if len(self._decisions) < EVENTS_MAX:
                 self._decisions.append(made)
+
+    def decide_by_people(self, outcome: str, comment: str | None, by: str | None) -> None:
+        """Note what people, or a policy of theirs, said to a question of this step."""
+        self.decide(["granted", "denied", "expired"], outcome, comment, approver=by)
 
     def events(self) -> tuple[TraceEvent, ...]:
         """What was noted, and how much more there was."""

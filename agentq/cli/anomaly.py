@@ -8,6 +8,7 @@ import click
 
 from agentq.cli.output import json_option, note, plain, print_facts, print_json, print_table, when
 from agentq.cli.reach import client, resolve
+from agentq.cli.selecting import moment
 
 if TYPE_CHECKING:
     from agentq.store.anomalies import AnomalyRow
@@ -27,10 +28,20 @@ def anomaly() -> None:
 @click.option("--agent", help="Of this agent.")
 @click.option("--session", "session_text", help="Of this session; its id may be cut short.")
 @click.option("--state", type=click.Choice(["open", "muted", "all"]), default="open", show_default=True)
+@click.option("--since", metavar="TIME", help="Found since then: 2h, 7d, 2026-11-24, 2026-11-24T14:00.")
+@click.option("--until", metavar="TIME", help="Found before then.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="So many at most.")
 @json_option
 def ls(
-    *, tenant: str | None, agent: str | None, session_text: str | None, state: str, limit: int, as_json: bool
+    *,
+    tenant: str | None,
+    agent: str | None,
+    session_text: str | None,
+    state: str,
+    since: str | None,
+    until: str | None,
+    limit: int,
+    as_json: bool,
 ) -> None:
     """List the newest anomalies: the session, the measure, its value and what is normal."""
     with client() as connected:
@@ -38,7 +49,13 @@ def ls(
         if session_text:
             tenant, session = resolve(connected, session_text, tenant)
         found = connected.anomalies.ls(
-            state=None if state == "all" else state, tenant=tenant, agent=agent, session=session, limit=limit
+            state=None if state == "all" else state,
+            tenant=tenant,
+            agent=agent,
+            session=session,
+            since=moment("--since", since),
+            until=moment("--until", until),
+            limit=limit,
         )
     if as_json:
         print_json(found)

@@ -71,8 +71,8 @@ def selection_of(
         kind=kind.replace("-", "_") if kind else None,
         dependency=dependency,
         generation=generation,
-        since=_moment("--since", since),
-        before=_moment("--age", age),
+        since=moment("--since", since),
+        before=moment("--age", age),
         **more,
     )
 
@@ -110,17 +110,23 @@ def rate(text: str) -> float:
     return value
 
 
-def _moment(option: str, text: str | None) -> datetime | None:
+def moment(option: str, text: str | None) -> datetime | None:
+    """
+    The moment that an option names: so long ago, or a day or time of day in the reader's zone.
+
+    Raises:
+        click.BadParameter: it is none of these.
+    """
     from agentq.agents.returns import seconds
 
     if text is None:
         return None
     if re.match(r"\d{4}-\d\d-\d\d", text):
         try:
-            moment = datetime.fromisoformat(text)
+            named = datetime.fromisoformat(text)
         except ValueError as error:
             raise click.BadParameter(f"{text!r}: {error}", param_hint=option) from None
-        return moment.astimezone(UTC)
+        return named.astimezone(UTC)
     try:
         return datetime.now(UTC) - timedelta(seconds=seconds(text))
     except InvalidInput as error:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from agentq.cli import recovery
+from agentq.cli.advice import advise, effect_facts, hold_of, on_hold
 from agentq.cli.exits import FAILED, INTERRUPTED, Problem
 from agentq.cli.output import (
     between,
@@ -23,6 +24,7 @@ from agentq.cli.output import (
     when,
 )
 from agentq.cli.reach import client, resolve
+from agentq.cli.selecting import moment
 from agentq.cli.trace import cost, trace
 from agentq.errors import WaitTimeout
 
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
     from agentq.store.sessions import SessionRow, StepRow
 
 _STATES = click.Choice(["running", "paused", "done", "failed", "cancelled"])
-_EFFECT = ("key", "step_id", "name", "state", "calls", "claimed_at", "settled_at", "failure")
 _tenant_option = click.option("--tenant", help="Of this tenant; needed only when ids are alike.")
 
 
@@ -47,9 +48,23 @@ def session() -> None:
 @click.option("--agent", help="Only this agent's.")
 @click.option("--state", type=_STATES, help="Only in this state.")
 @click.option("--key", help="Only with this idempotency key.")
+@click.option("--text", help="Only with this in the key, the failure or the beginning of the input.")
+@click.option("--since", metavar="TIME", help="Begun since then: 2h, 7d, 2026-11-24, 2026-11-24T14:00.")
+@click.option("--until", metavar="TIME", help="Begun before then.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="The newest so many.")
 @json_option
-def ls(*, tenant: str | None, agent: str | None, state: str | None, key: str | None, limit: int, as_json: bool) -> None:
+def ls(
+    *,
+    tenant: str | None,
+    agent: str | None,
+    state: str | None,
+    key: str | None,
+    text: str | None,
+    since: str | None,
+    until: str | None,
+    limit: int,
+    as_json: bool,
+) -> None:
     """List the newest sessions."""
     from agentq.step import valid_name
 
@@ -57,7 +72,16 @@ def ls(*, tenant: str | None, agent: str | None, state: str | None, key: str | N
         if name is not None:
             valid_name(kind, name)
     with client() as connected:
-        found = connected.list(tenant=tenant, agent=agent, state=state, key=key, limit=limit)
+        found = connected.list(
+            tenant=tenant,
+            agent=agent,
+            state=state,
+            key=key,
+            text=text,
+            since=moment("--since", since),
+            until=moment("--until", until),
+            limit=limit,
+        )
     if as_json:
         print_json(found)
         return
@@ -90,9 +114,9 @@ def show(id_: str, tenant: str | None, as_json: bool) -> None:
         owner, session_id = resolve(connected, id_, tenant)
         row = connected.sessions.get(owner, session_id)
         steps = connected.sessions.steps(owner, session_id)
-        effects = [dict(zip(_EFFECT, effect, strict=True)) for effect in connected.sessions.effects(owner, session_id)]
-        hold = connected.recovery.store.held(owner, session_id).hold if row.state == "paused" else None
-    advice = [*_on_hold(row, hold), *_advice(row, steps, effects)]
+        effects = [effect_facts(effect) for effect in connected.sessions.effects(owner, session_id)]
+        hold = hold_of(connected, row)
+    advice = [*on_hold(row, hold), *advise(row, steps, effects)]
     if as_json:
         facts = plain(row) | {"input": _decoded(row.input), "result": _decoded(row.result)}
         facts |= {"cost_usd": row.cost_micros / 1_000_000}
@@ -189,20 +213,6 @@ def _show_hold(hold: dict[str, Any]) -> None:
     )
 
 
-def _on_hold(row: SessionRow, hold: dict[str, Any] | None) -> list[str]:
-    """What a person may do about a session that parked itself."""
-    resume = f"agentq session resume {row.session_id} --reason '…'"
-    match (hold or {}).get("kind"):
-        case "breaker":
-            return [
-                f"it went in circles; others of its tenant go on. `agentq session trace` shows its turns; then {resume}"
-            ]
-        case "limit":
-            return [f"{resume} grants the same once more"]
-        case _:
-            return []
-
-
 def _show_steps(steps: list[StepRow]) -> None:
     heading("Steps")
     print_table(
@@ -258,41 +268,6 @@ def _show_effects(effects: list[dict[str, Any]], steps: list[StepRow]) -> None:
         ),
         empty="none",
     )
-
-
-def _advice(row: SessionRow, steps: list[StepRow], effects: list[dict[str, Any]]) -> list[str]:
-    """What a person may do about a session that did not end well, or does not go on."""
-    advice = []
-    if unknown := [effect for effect in effects if effect["state"] == "unknown"]:
-        names = ", ".join(effect["name"] for effect in unknown)
-        advice.append(
-            f"whether {names} happened is not known: look at the other side under the effect's key, then say what you "
-            f"found: agentq effect resolve '{unknown[0]['key']}' --done RESULT | --not-done"
-        )
-    if row.state == "failed":
-        kind = str((row.failure or {}).get("kind", ""))
-        advice.append(f"{_FAILED.get(kind, _MEND)}: agentq session replay {row.session_id} --reason WHY")
-    if row.state == "running" and any(step.state == "ready" and step.attempt for step in steps):
-        advice.append("a failed step waits for its next attempt; nothing needs to be done")
-    if row.state == "running" and any(step.quarantine and step.state == "queued" for step in steps):
-        advice.append("a step waits in quarantine: is a worker of that group running? agentq fleet ls")
-    return advice
-
-
-_MEND = "read the failed step above and mend its cause, then let it go on"
-
-_FAILED = {
-    "permanent": "no retry would have helped: mend the code, or its state (--edit), then let it go on",
-    "gave_up": "its step decided to fail: mend what it names, then let it go on",
-    "worker_lost": "it killed its workers, at last alone in quarantine: look at memory and native code of that step, "
-    "then let it go on",
-    "unknown": "once that is settled, let it go on",
-    "deadline": "its deadline was over: find out what held it up, then let it go on with a new --deadline",
-    "limit": "it reached a limit of its agent: raise it there, or let it wait for people with on_reach='park'",
-    "semantic": "the model's answers stayed unusable: `agentq session trace` shows them",
-    "timeout": "a step did not end within its timeout: raise it, or bound the call inside, then let it go on",
-    "transient": "its attempts are used up: once the other side is back, let it go on",
-}
 
 
 def _decoded(data: bytes | None) -> Any:

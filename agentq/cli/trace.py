@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from agentq.cli.advice import advise, effect_facts, hold_of, on_hold
 from agentq.cli.exits import FAILED, Problem
 from agentq.cli.output import heading, json_option, note, plain, print_facts, print_json, print_table, reason_of, when
 from agentq.cli.reach import client, resolve
@@ -52,6 +53,10 @@ def trace(id_: str, tenant: str | None, html: Path | None, as_json: bool) -> Non
         raise click.UsageError("--html and --json are two different answers: ask for one")
     with client() as connected:
         story = _tell(connected, id_, tenant)
+        row, key = story.session, (story.session.tenant, story.session.session_id)
+        hold = hold_of(connected, row)
+        effects = [effect_facts(effect) for effect in connected.sessions.effects(*key)]
+        advice = [*on_hold(row, hold), *advise(row, connected.sessions.steps(*key), effects)]
     if html is not None:
         from agentq.seeing.page import page
 
@@ -61,9 +66,11 @@ def trace(id_: str, tenant: str | None, html: Path | None, as_json: bool) -> Non
             raise Problem(f"{html} cannot be written: {error.strerror}", FAILED) from None
         note(f"written to {html}")
     elif as_json:
-        print_json(as_plain(story))
+        print_json(as_plain(story) | {"hold": hold, "advice": advice})
     else:
-        show(story)
+        show(story, hold)
+        for line in advice:
+            note(line)
 
 
 @click.command(short_help="Show what a session used and cost.")
@@ -81,6 +88,7 @@ def cost(id_: str, tenant: str | None, as_json: bool) -> None:
             "cost_micros": story.cost_micros,
         }
         total |= {"tokens_cached": sum(line.tokens_cached for line in story.cost)}
+        total |= {"tokens_reasoning": sum(line.tokens_reasoning for line in story.cost)}
         total |= {f"{kind}_s": story.seconds_of(kind) for kind in ("model", "tool", "sandbox")}
         total |= {"waste_micros": story.waste_micros, "cost_usd": story.cost_micros / 1_000_000}
         print_json({"session_id": story.session.session_id, "total": total, "lines": plain(story.cost)})
@@ -207,12 +215,13 @@ def _print_spend(by: str, rows: list[SpendRow]) -> None:
 # ── a session's story ────────────────────────────────────────────────────────
 
 
-def show(story: Story) -> None:
+def show(story: Story, hold: dict[str, Any] | None = None) -> None:
     """The story in the terminal."""
     from agentq.seeing.story import dollars
 
     session = story.session
     wasted = sum(act.row.wasted for act in story.acts)
+    attempts = len(story.acts) + story.beyond.attempts
     print_facts(
         (
             ("session", session.session_id),
@@ -220,8 +229,11 @@ def show(story: Story) -> None:
             ("agent", f"{session.agent}@{session.agent_version}"),
             ("tenant", session.tenant),
             ("state", session.state),
+            ("held", f"{hold.get('kind')}: {hold.get('reason')}" if hold else None),
+            ("key", session.key),
             ("started", when(session.created_at)),
-            ("attempts", f"{len(story.acts)}, {wasted} of them came to nothing" if wasted else len(story.acts)),
+            ("steps", story.operations),
+            ("attempts", f"{attempts}, {wasted} of them came to nothing" if wasted else attempts),
             (
                 "tokens",
                 f"{story.tokens_in} in, {story.tokens_out} out" if story.tokens_in or story.tokens_out else None,
@@ -233,6 +245,8 @@ def show(story: Story) -> None:
     )
     heading("Timeline")
     print_table(("AT", "WHAT", "", "TOOK", "TOKENS", "COST", "NOTE"), _lines(story), empty="no attempt has ended yet")
+    if story.beyond.attempts:
+        note(f"{story.beyond.attempts:,} attempts in the middle are not shown; the sums have them")
     for step in story.waiting:
         click.echo(f"… {step.name} is {step.state}{f', due {when(step.due_at)}' if step.state == 'ready' else ''}")
     for child in story.children:
@@ -289,14 +303,16 @@ def _show_decisions(story: Story) -> None:
     if not made:
         return
     heading("Decisions")
+    approved = any(one.approver for one in made)  # a column that would be empty stays away
     print_table(
-        ("STEP", "PICKED", "OF", "SURE", "WHY"),
+        ("STEP", "PICKED", "OF", "SURE", *(["BY"] if approved else []), "WHY"),
         (
             (
                 one.step,
                 short(one.picked, 40),
                 len(options) if isinstance(options := decode(one.options), list) else "",
                 f"{one.confidence:.2f}" if one.confidence is not None else "",
+                *([one.approver or ""] if approved else []),
                 one.why,
             )
             for one in made
@@ -346,11 +362,15 @@ def as_plain(story: Story) -> dict[str, Any]:
             "tokens_out": story.tokens_out,
             "cost_micros": story.cost_micros,
             "waste_micros": story.waste_micros,
+            "steps": story.operations,
+            "attempts": len(story.acts) + story.beyond.attempts,
+            "attempts_not_shown": story.beyond.attempts,
         },
         "attempts": [_plain_act(act) for act in story.acts],
         "waiting": plain(story.waiting),
         "sessions": plain(story.family),
         "cost": plain(story.cost),
+        "steps": plain(story.steps),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from datetime import datetime
 from typing import Literal
 
 from agentq.client.tenants import operator_name
@@ -27,10 +28,14 @@ class ClientAnomalies:
         tenant: str | None = None,
         agent: str | None = None,
         session: uuid.UUID | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
         limit: int = 50,
     ) -> list[AnomalyRow]:
         """The newest first; the open ones, unless another state or None is given."""
-        return self._anomalies.ls(state=state, tenant=tenant, agent=agent, session=session, limit=limit)
+        return self._anomalies.ls(
+            state=state, tenant=tenant, agent=agent, session=session, since=since, until=until, limit=limit
+        )
 
     def get(self, text: str, *, tenant: str | None = None) -> AnomalyRow:
         """

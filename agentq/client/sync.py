@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
 
@@ -289,10 +290,19 @@ class Client:
         agent: str | None = None,
         state: str | None = None,
         key: str | None = None,
+        text: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
         limit: int = 50,
     ) -> list[SessionListing]:
-        """The newest sessions that match."""
-        return self.sessions.listing(tenant=tenant, agent=agent, state=state, key=key, limit=limit)
+        """
+        The newest sessions that match, and began `since` a moment and before another (`until`).
+
+        `text` is looked for in the key, the failure and the beginning of the input, where they are not encrypted.
+        """
+        return self.sessions.listing(
+            tenant=tenant, agent=agent, state=state, key=key, text=text, since=since, until=until, limit=limit
+        )
 
     def wait_all(self, sessions: Sequence[Session], timeout: float | None = None) -> dict[str, str]:
         """

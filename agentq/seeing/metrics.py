@@ -60,6 +60,9 @@ class ProcessMetrics:
         self.failures = Counter(
             "agentq_failures", "Failed attempts by class.", ["agent", "class"], registry=self.registry
         )
+        self.retries = Counter(
+            "agentq_retries", "Attempts that are tried again, by class.", ["agent", "class"], registry=self.registry
+        )
         self.dropped = Counter(
             "agentq_deliveries_dropped",
             "Deliveries with nothing to do: duplicates and such.",
@@ -101,6 +104,8 @@ class ProcessMetrics:
         self.attempts.labels(agent, settlement.closing).inc()
         if settlement.failure is not None:
             self.failures.labels(agent, settlement.failure.kind).inc()
+            if settlement.closing in ("retry", "repair"):
+                self.retries.labels(agent, settlement.failure.kind).inc()
         usage = settlement.extras.usage
         if usage.tokens_in or usage.tokens_out:
             self.tokens.labels(agent, "in").inc(usage.tokens_in)
@@ -166,7 +171,7 @@ class FleetCollector(Collector):
         errors = 0
         for question in (
             self._tenants, self._groups, self._workers, self._sessions, self._letters, self._people, self._effects,
-            self._dependencies, self._budgets, self._anomalies,
+            self._dependencies, self._budgets, self._reservations, self._anomalies,
         ):  # fmt: skip
             try:
                 found += question()
@@ -272,6 +277,13 @@ class FleetCollector(Collector):
             _gauge("agentq_budget_spent_usd", "Spent in the window.", dollars(w.spent_micros for w in shown), *labels),
             _gauge("agentq_budget_held_usd", "Reserved now.", dollars(w.reserved_micros for w in shown), *labels),
             _gauge("agentq_budget_left_usd", "Left of the tightest budgets.", dollars(left), *labels),
+        ]
+
+    def _reservations(self) -> list[Metric]:
+        [(count, oldest)] = self._figures.ask("reservations")
+        return [
+            _gauge("agentq_reservations_held", "Calls for which money is held now.", [((), count)]),
+            _gauge("agentq_reservation_age_seconds", "For how long, of the oldest.", [((), oldest)]),
         ]
 
     def _effects(self) -> list[Metric]:

@@ -8,7 +8,6 @@ still in development there; each stands once, in `NAMES`.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import random
 import threading
@@ -19,8 +18,9 @@ from typing import Any
 
 from agentq.errors import ConfigError, StoreUnavailable
 from agentq.payload import decode
-from agentq.seeing.story import Act, Story, tell
+from agentq.seeing.story import WAITS, Act, Story, tell
 from agentq.settings import Settings
+from agentq.step import span_id
 from agentq.store.pool import Store
 from agentq.store.sessions import Sessions
 from agentq.store.traces import Ended, TraceRow, Traces
@@ -35,11 +35,15 @@ NAMES = {
     "conversation": "gen_ai.conversation.id",
     "provider": "gen_ai.provider.name",
     "model": "gen_ai.request.model",
+    "max_tokens": "gen_ai.request.max_tokens",
+    "finish": "gen_ai.response.finish_reasons",
     "tokens_in": "gen_ai.usage.input_tokens",
     "tokens_out": "gen_ai.usage.output_tokens",
     "cached_tokens": "gen_ai.usage.cache_read.input_tokens",
     "reasoning_tokens": "gen_ai.usage.reasoning.output_tokens",
+    "cache_write_tokens": "gen_ai.usage.cache_creation.input_tokens",
     "tool": "gen_ai.tool.name",
+    "tool_type": "gen_ai.tool.type",
     "input": "gen_ai.input.messages",
     "output": "gen_ai.output.messages",
     "arguments": "gen_ai.tool.call.arguments",
@@ -58,15 +62,12 @@ NAMES = {
     "picked": "agentq.decision.picked",
     "why": "agentq.decision.why",
     "confidence": "agentq.decision.confidence",
+    "approver": "agentq.decision.approver",
+    "outcome": "agentq.outcome",
+    "price_version": "agentq.price.version",
 }
 _EVERY_S = 5.0
 _BATCH = 20
-
-
-def span_id(*parts: object) -> int:
-    """An id of 64 bits, the same for the same parts, never zero."""
-    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") or 1
 
 
 def spans_of(story: Story, *, content: bool, resource: Any = None) -> list[Any]:
@@ -96,7 +97,8 @@ def spans_of(story: Story, *, content: bool, resource: Any = None) -> list[Any]:
         own = span_id(session.session_id, act.row.step_id, act.row.fence, 0)
         for event in act.events:
             kind = SpanKind.CLIENT if event.kind == "model" else SpanKind.INTERNAL
-            spans.append(made.event(event, own, kind))
+            # Nobody worked meanwhile, and it may have begun before the attempt did.
+            spans.append(made.event(event, root if event.kind in WAITS else own, kind))
     return spans
 
 
@@ -121,7 +123,7 @@ class _Maker:
         }  # fmt: skip
         if act.decisions:
             last = act.decisions[-1]
-            facts |= {"confidence": last.confidence}
+            facts |= {"confidence": last.confidence, "approver": last.approver}
             if self._content:
                 facts |= {"picked": last.picked, "why": last.why}
         own = span_id(self._session.session_id, row.step_id, row.fence, 0)
@@ -139,10 +141,16 @@ class _Maker:
                 facts |= {"cached_tokens": detail.get("cached_tokens"), "tokens_in": row.tokens_in}
                 facts |= {"reasoning_tokens": detail.get("reasoning_tokens"), "tokens_out": row.tokens_out}
                 facts["cost"] = row.cost_micros / 1_000_000 if row.cost_micros else None
+                facts |= {name: detail.get(name) for name in ("cache_write_tokens", "max_tokens", "price_version")}
+                facts["finish"] = [str(detail["finish"])] if detail.get("finish") else None
             case "tool":
                 name = f"execute_tool {row.name}"
                 names = ("arguments", "result")
-                facts |= {"operation": "execute_tool", "tool": row.name}
+                facts |= {"operation": "execute_tool", "tool": row.name, "tool_type": "function"}
+                facts["outcome"] = detail.get("outcome")
+            case "wait" | "approval":
+                name = f"{row.kind} {row.name}"
+                facts["outcome"] = detail.get("outcome")
             case _:
                 name = f"{row.kind} {row.name}"
         if self._content:

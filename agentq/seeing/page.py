@@ -18,6 +18,9 @@ PAGE_STYLE = _FILES.joinpath("page.css").read_text("utf-8")
 
 PARTS_STYLE = _FILES.joinpath("parts.css").read_text("utf-8")
 
+# Of one value on the page: a thousand steps with large states must not make a page that no browser opens.
+_SHOWN_MAX = 20_000
+
 _STATE_TAGS = {"done": "ok", "failed": "bad", "cancelled": "off", "paused": "again", "running": "model"}
 
 
@@ -33,7 +36,7 @@ def page(story: Story) -> str:
         f'<body class="aq-page"><main class="aq"><h1>{escape(session.agent)} {tag(session.state, _STATE_TAGS)}</h1>'
         f"{facts(story)}<h2>Timeline</h2>"
         f'<div class="aq-scroll">{timeline(story)}</div>'
-        f"<h2>Cost</h2>{cost_table(story.cost)}"
+        f"<h2>Cost</h2>{cost_table(story.cost)}{steps_table(story)}"
         f"{_section('Decisions', decisions(story.acts))}"
         f"{_section('Sessions in this trace', family(story))}"
         f"<h2>Attempts</h2>{attempts(story)}</main></body></html>"
@@ -45,6 +48,7 @@ def facts(story: Story) -> str:
     session = story.session
     took = (session.ended_at - session.created_at).total_seconds() if session.ended_at else None
     failure = session.failure or {}
+    wasted = sum(act.row.wasted for act in story.acts)
     pairs: list[tuple[str, Any]] = [
         ("session", session.session_id),
         ("trace", story.trace_id if story.trace_id != session.session_id else None),
@@ -53,7 +57,8 @@ def facts(story: Story) -> str:
         ("key", session.key),
         ("started", session.created_at.strftime("%Y-%m-%d %H:%M:%S UTC")),
         ("took", seconds_text(took) if took is not None else None),
-        ("attempts", f"{len(story.acts)}, of which {sum(act.row.wasted for act in story.acts)} came to nothing"),
+        ("steps", story.operations),
+        ("attempts", f"{len(story.acts) + story.beyond.attempts}, of which {wasted} came to nothing"),
         (
             "tokens",
             f"{story.tokens_in:,} in, {story.tokens_out:,} out" if story.tokens_in or story.tokens_out else None,
@@ -81,7 +86,7 @@ def cost_table(lines: Iterable[CostLine]) -> str:
     rows = "".join(
         f"<tr><td>{escape(line.what)} <span class=why>{escape(line.kind)}</span></td>"
         f"<td class=n>{line.count:,}</td><td class=n>{line.recalled or ''}</td><td class=n>{line.tokens_in:,}</td>"
-        f"<td class=n>{line.tokens_cached or ''}</td><td class=n>{line.tokens_out:,}</td>"
+        f"<td class=n>{line.tokens_cached or ''}</td><td class=n>{line.tokens_out:,}{_reasoning(line)}</td>"
         f"<td class=n>{seconds_text(line.seconds)}</td><td class=n>{dollars(line.cost_micros)}</td>"
         f"<td class=n>{dollars(line.waste_micros) if line.waste_micros else ''}</td></tr>"
         for line in lines
@@ -90,6 +95,26 @@ def cost_table(lines: Iterable[CostLine]) -> str:
         return "<p class=why>nothing was used</p>"
     numbers = ("times", "recalled", "tokens in", "cached", "out", "took", "cost", "waste")
     head = "<tr><th>what" + "".join(f"<th class=n>{name}" for name in numbers)
+    return f'<div class="aq-scroll"><table>{head}{rows}</table></div>'
+
+
+def _reasoning(line: CostLine) -> str:
+    return f" <span class=why>{line.tokens_reasoning:,} reasoning</span>" if line.tokens_reasoning else ""
+
+
+def steps_table(story: Story) -> str:
+    """Cost by step: how many steps of a name there were, and how many attempts they took."""
+    rows = "".join(
+        f"<tr><td>{escape(line.name)}<td class=n>{line.steps:,}<td class=n>{line.attempts:,}"
+        f"<td class=n>{line.wasted or ''}<td class=n>{seconds_text(line.seconds)}<td class=n>{line.tokens_in:,}"
+        f"<td class=n>{line.tokens_out:,}<td class=n>{dollars(line.cost_micros)}"
+        f"<td class=n>{dollars(line.waste_micros) if line.waste_micros else ''}"
+        for line in story.steps
+    )
+    if not rows:
+        return ""
+    numbers = ("steps", "attempts", "came to nothing", "took", "tokens in", "out", "cost", "waste")
+    head = "<tr><th>by step" + "".join(f"<th class=n>{name}" for name in numbers)
     return f'<div class="aq-scroll"><table>{head}{rows}</table></div>'
 
 
@@ -193,6 +218,8 @@ def diff(lines: Iterable[str]) -> str:
 def pre(value: Any) -> str:
     """A value as it is, indented."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2, default=str)
+    if len(text) > _SHOWN_MAX:
+        text = f"{text[:_SHOWN_MAX]}…\n({len(text) - _SHOWN_MAX:,} more characters; --json has all)"
     return f"<pre>{escape(text)}</pre>"
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import uuid
+from traceback import walk_tb
 from typing import Any
 
 import sentry_sdk
@@ -121,6 +122,16 @@ class Reports:
             {"tenant": tenant, "dependency": name, "class": "breaker"},
         )
 
+    def fault(self, error: BaseException, tenant: str) -> None:
+        """A delivery broke agentq itself. What broke and where, by code alone: its message may quote a payload."""
+        kind, place = type(error).__name__, _place_of(error)
+        self._send(
+            "error",
+            f"a fault of agentq itself: {kind} in {place}; the relay carries the step again",
+            ["fault", kind, place],
+            {"tenant": tenant, "class": "fault"},
+        )
+
     def relay_turns(self) -> None:
         """
         Check in with Sentry's monitor `agentq-relay`, once a minute from each relay.
@@ -173,6 +184,16 @@ class Reports:
             self._client.capture_event(event | {"logger": "agentq", "platform": "python"})
         except Exception as error:
             log.debug("Sentry could not be told: %s", type(error).__name__)
+
+
+def _place_of(error: BaseException) -> str:
+    """The innermost function of agentq that the error came out of."""
+    place = "?"
+    for frame in walk_tb(error.__traceback__):
+        module = str(frame[0].f_globals.get("__name__", ""))
+        if module.split(".", maxsplit=1)[0] == "agentq":
+            place = f"{module}.{frame[0].f_code.co_name}"
+    return place
 
 
 class Reporting:

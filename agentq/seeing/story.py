@@ -11,10 +11,13 @@ from typing import Any, Protocol
 
 from agentq.payload import decode, fold
 from agentq.store.sessions import SessionRow, Sessions, StepRow
-from agentq.store.traces import ChargeRow, CheckpointRow, DecisionRow, Relative, TraceRow, Traces
+from agentq.store.traces import NOTHING, ChargeRow, CheckpointRow, DecisionRow, Relative, Totals, TraceRow, Traces
 from agentq.verdicts import Usage
 
 Redact = Callable[..., Any]
+
+# Rows of time that nobody worked: no use and no cost.
+WAITS = ("wait", "approval")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,23 @@ class CostLine:
     waste_micros: int
     seconds: float
     tokens_cached: int = 0  # of those in
+    tokens_reasoning: int = 0  # of those out
     recalled: int = 0  # answers that were there already: no calls, and in neither `count` nor `seconds`
+
+
+@dataclass(frozen=True, slots=True)
+class StepLine:
+    """What all steps of one name came to: how many there were, and how many attempts they took."""
+
+    name: str
+    steps: int
+    attempts: int
+    wasted: int  # attempts that came to nothing
+    seconds: float
+    tokens_in: int
+    tokens_out: int
+    cost_micros: int
+    waste_micros: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,22 +75,33 @@ class Story:
     waiting: tuple[StepRow, ...]
     family: tuple[Relative, ...]
     cost: tuple[CostLine, ...]
+    beyond: Totals = NOTHING  # of attempts in the middle of a session that is too long to be shown whole
+
+    @property
+    def operations(self) -> int:
+        """Steps that were begun, however many attempts each of them took."""
+        return len({act.row.step_id for act in self.acts})
+
+    @property
+    def steps(self) -> tuple[StepLine, ...]:
+        """By the steps' names, the dearest first."""
+        return tuple(step_lines(self.acts))
 
     @property
     def tokens_in(self) -> int:
-        return sum(act.row.tokens_in for act in self.acts)
+        return sum(act.row.tokens_in for act in self.acts) + self.beyond.tokens_in
 
     @property
     def tokens_out(self) -> int:
-        return sum(act.row.tokens_out for act in self.acts)
+        return sum(act.row.tokens_out for act in self.acts) + self.beyond.tokens_out
 
     @property
     def cost_micros(self) -> int:
-        return sum(act.row.cost_micros for act in self.acts)
+        return sum(act.row.cost_micros for act in self.acts) + self.beyond.cost_micros
 
     @property
     def waste_micros(self) -> int:
-        return sum(act.row.cost_micros for act in self.acts if act.row.wasted)
+        return sum(act.row.cost_micros for act in self.acts if act.row.wasted) + self.beyond.waste_micros
 
     def seconds_of(self, kind: str) -> float:
         """The time that calls of a kind took: `model`, `tool`, `sandbox`."""
@@ -93,25 +123,39 @@ def tell(sessions: Sessions, traces: Traces, tenant: str, session_id: uuid.UUID,
         UnknownSession: the tenant has none of that id.
     """
     session = sessions.get(tenant, session_id)
-    rows = [_safe(row, redact) for row in traces.of_session(tenant, session_id, session.created_at)]
+    told, beyond = traces.told(tenant, session_id, session.created_at)
+    rows = [_safe(row, redact) for row in told]
     session = replace(session, failure=redact("failure", session.failure))
     decisions = traces.decisions(tenant, session_id, session.created_at)
     states = _states(traces.checkpoints(tenant, session_id))
     beginnings = traces.beginnings(tenant, session_id)
     trace_id, family = traces.family(tenant, session_id)
+    done: dict[tuple[uuid.UUID, int], list[TraceRow]] = defaultdict(list)
+    for row in rows:
+        if row.ordinal:
+            done[row.step_id, row.fence].append(row)
+    chosen: dict[tuple[uuid.UUID, int], list[DecisionRow]] = defaultdict(list)
+    for made in decisions:
+        chosen[made.step_id, made.fence].append(made)
+    shown: dict[uuid.UUID | None, Any] = {}  # most states are one step's end and the next one's beginning
+
+    def state_of(saved: uuid.UUID | None, data: bytes | None) -> Any:
+        if saved not in shown:
+            shown[saved] = redact("state", _read(data))
+        return shown[saved]
 
     def act(row: TraceRow) -> Act:
         same = (row.step_id, row.fence)
         state_from, args = beginnings.get(row.step_id, (None, None))
-        before = _read(states[state_from][0] if state_from in states else session.input)
+        known = state_from if state_from in states else None
+        before = state_of(known, states[known][0] if known in states else session.input)
         saved = states.get(row.step_id) if not row.wasted else None
         # A checkpoint without a state of its own left the state as it was.
-        after = None if saved is None else before if saved[0] is None else _read(saved[0])
-        before, after = redact("state", before), redact("state", after)
+        after = None if saved is None else before if saved[0] is None else state_of(row.step_id, saved[0])
         return Act(
             row=row,
-            events=tuple(other for other in rows if other.ordinal and (other.step_id, other.fence) == same),
-            decisions=tuple(made for made in decisions if (made.step_id, made.fence) == same),
+            events=tuple(done[same]),
+            decisions=tuple(chosen[same]),
             given={"state": before, "arguments": redact("input", _read(args))} if args else before,
             made=after,
             result=redact("output", _read(saved[1])) if saved is not None and saved[1] is not None else None,
@@ -119,9 +163,9 @@ def tell(sessions: Sessions, traces: Traces, tenant: str, session_id: uuid.UUID,
         )
 
     acts = tuple(act(row) for row in rows if row.ordinal == 0)
-    cost = tuple(cost_lines(acts, traces.charged(tenant, session_id)))
+    cost = tuple(cost_lines(acts, traces.charged(tenant, session_id), beyond))
     open_steps = tuple(step for step in sessions.steps(tenant, session_id) if step.settled_at is None)
-    return Story(session, trace_id, acts, open_steps, tuple(family), cost)
+    return Story(session, trace_id, acts, open_steps, tuple(family), cost, beyond)
 
 
 def _safe(row: TraceRow, redact: Redact) -> TraceRow:
@@ -192,6 +236,7 @@ class _Sum:
     waste_micros: int = 0
     seconds: float = 0.0
     tokens_cached: int = 0
+    tokens_reasoning: int = 0
     recalled: int = 0
 
     def add(self, part: _Used, *, waste: bool) -> None:
@@ -212,7 +257,7 @@ class _Used(Protocol):
     def cost_micros(self) -> int: ...
 
 
-def cost_lines(acts: Sequence[Act], charges: Sequence[ChargeRow] = ()) -> list[CostLine]:
+def cost_lines(acts: Sequence[Act], charges: Sequence[ChargeRow] = (), beyond: Totals = NOTHING) -> list[CostLine]:
     """
     By model and tool, then what steps used beyond; together exactly what the attempts used.
 
@@ -221,6 +266,8 @@ def cost_lines(acts: Sequence[Act], charges: Sequence[ChargeRow] = ()) -> list[C
     sums: dict[tuple[str, str], _Sum] = defaultdict(_Sum)
     for act in acts:
         for event in act.events:
+            if event.kind in WAITS:
+                continue
             detail = event.detail or {}
             kind = "sandbox" if detail.get("sandbox") is True else event.kind
             line = sums[_model_of(event) if event.kind == "model" else event.name, kind]
@@ -231,6 +278,7 @@ def cost_lines(acts: Sequence[Act], charges: Sequence[ChargeRow] = ()) -> list[C
             line.count += 1
             line.seconds += event.took_s
             line.tokens_cached += cached if isinstance(cached := detail.get("cached_tokens"), int) else 0
+            line.tokens_reasoning += some if isinstance(some := detail.get("reasoning_tokens"), int) else 0
         row, left = act.row, _less(act.row, act.events)
         for charge in _untold(act, charges, left):
             line = sums[charge.model, "model"]
@@ -243,8 +291,34 @@ def cost_lines(acts: Sequence[Act], charges: Sequence[ChargeRow] = ()) -> list[C
             line.add(left, waste=row.wasted)
             line.count += 1
             line.seconds += row.took_s
+    if beyond.attempts:
+        line = sums["(attempts in the middle, not shown)", "step"]
+        line.add(beyond, waste=False)
+        line.count, line.waste_micros = beyond.attempts, beyond.waste_micros
     lines = [CostLine(what, kind, **asdict(line)) for (what, kind), line in sums.items()]
     return sorted(lines, key=lambda line: (-line.cost_micros, -line.tokens_in, line.what))
+
+
+def step_lines(acts: Sequence[Act]) -> list[StepLine]:
+    """Attempts by the names of their steps: operations and attempts counted apart, waste shown."""
+    by_name: dict[str, list[TraceRow]] = defaultdict(list)
+    for act in acts:
+        by_name[act.row.name].append(act.row)
+    lines = [
+        StepLine(
+            name,
+            steps=len({row.step_id for row in rows}),
+            attempts=len(rows),
+            wasted=sum(row.wasted for row in rows),
+            seconds=sum(row.took_s for row in rows),
+            tokens_in=sum(row.tokens_in for row in rows),
+            tokens_out=sum(row.tokens_out for row in rows),
+            cost_micros=sum(row.cost_micros for row in rows),
+            waste_micros=sum(row.cost_micros for row in rows if row.wasted),
+        )
+        for name, rows in by_name.items()
+    ]
+    return sorted(lines, key=lambda line: (-line.cost_micros, -line.seconds, line.name))
 
 
 def _model_of(event: TraceRow) -> str:
@@ -285,4 +359,16 @@ def seconds_text(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} d"
 
 
-__all__ = ["Act", "CostLine", "Story", "changes", "cost_lines", "dollars", "seconds_text", "short", "tell"]
+__all__ = [
+    "WAITS",
+    "Act",
+    "CostLine",
+    "StepLine",
+    "Story",
+    "changes",
+    "cost_lines",
+    "dollars",
+    "seconds_text",
+    "short",
+    "tell",
+]

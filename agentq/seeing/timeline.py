@@ -11,7 +11,7 @@ from importlib.resources import files
 from agentq.seeing.story import Act, Story, dollars, seconds_text
 from agentq.store.traces import TraceRow
 
-LANES_MAX = 300
+LANES_MAX = 1200
 _WIDTH, _LABEL, _LANE, _TOP = 960, 190, 26, 34
 # A pause longer than this share of all work is drawn short, with its length beside it.
 _LONG_SHARE, _SHORT_SHARE = 0.2, 0.06
@@ -169,7 +169,8 @@ def told(row: TraceRow) -> str:
         parts.append(dollars(row.cost_micros))
     if row.failure:
         parts.append(f"{row.failure.get('type', '')}: {row.failure.get('message', '')}"[:200])
-    return ", ".join(parts)
+    # A picture with control characters of somebody's data in it is no well-formed XML.
+    return "".join(mark if mark.isprintable() else " " for mark in ", ".join(parts))
 
 
 def clock(moment: datetime) -> str:

@@ -175,12 +175,16 @@ class Anomalies:
         state: str | None = None,
         session: uuid.UUID | None = None,
         between: tuple[uuid.UUID, uuid.UUID] | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
         limit: int = 50,
     ) -> list[AnomalyRow]:
         """The newest first."""
         low, high = between or (None, None)
-        parameters = {"tenant": tenant, "agent": agent, "state": state, "session": session, "limit": limit}
-        rows = self.store.query_as(tenant or ALL_TENANTS, SQL["list"], parameters | {"low": low, "high": high})
+        parameters: dict[str, Any] = {"tenant": tenant, "agent": agent, "state": state, "session": session}
+        parameters |= {"limit": limit}
+        parameters |= {"low": low, "high": high, "since": since, "until": until}
+        rows = self.store.query_as(tenant or ALL_TENANTS, SQL["list"], parameters)
         return [AnomalyRow(*row) for row in rows]
 
     def set_state(self, row: AnomalyRow, state: str, *, operator: str, reason: str) -> bool:

@@ -263,17 +263,22 @@ class Sessions:
         agent: str | None = None,
         state: str | None = None,
         key: str | None = None,
+        text: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
         limit: int = 50,
     ) -> list[SessionListing]:
-        """The newest sessions that match."""
+        """The newest sessions that match, and began since a moment and before another; see `page`."""
         rows: list[SessionListing] = []
-        before: Place | None = None
+        before: Place | None = (until, uuid.UUID(int=0)) if until is not None else None
         while len(rows) < limit:
-            found = self.page(tenant=tenant, agent=agent, state=state, key=key, before=before, limit=limit - len(rows))
+            found = self.page(
+                tenant=tenant, agent=agent, state=state, key=key, text=text, before=before, limit=limit - len(rows)
+            )
             rows, before = rows + found.rows, found.more
-            if before is None:
+            if before is None or (since is not None and before[0] < since):
                 break
-        return rows
+        return [row for row in rows if since is None or row.created_at >= since]
 
     def page(
         self,

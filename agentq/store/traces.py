@@ -95,6 +95,20 @@ class CheckpointRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Totals:
+    """What attempts came to together."""
+
+    attempts: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    cost_micros: int = 0
+    waste_micros: int = 0
+
+
+NOTHING = Totals()
+
+
+@dataclass(frozen=True, slots=True)
 class Relative:
     """A session of the same trace."""
 
@@ -237,6 +251,36 @@ class Traces:
         rows = self.store.query_as(tenant, SQL["of_session"], parameters)
         return [_trace_row(self.store.vault, tenant, session_id, TraceRow(*row)) for row in rows]
 
+    def told(
+        self, tenant: str, session_id: uuid.UUID, since: datetime, limit: int = ROWS_MAX
+    ) -> tuple[list[TraceRow], Totals]:
+        """
+        As `of_session`, but of a session that left more rows its beginning and its end; and what is left out.
+
+        What went wrong is mostly at the end.
+        """
+        rows = self.of_session(tenant, session_id, since, limit)
+        if len(rows) < limit:
+            return rows, NOTHING
+        parameters = {"tenant": tenant, "session": session_id, "since": since, "max": limit // 2}
+        ends = [TraceRow(*row) for row in self.store.query_as(tenant, SQL["end_of_session"], parameters)]
+        first = {(row.step_id, row.fence, row.ordinal): row for row in rows[: limit // 2]}
+        last = [
+            _trace_row(self.store.vault, tenant, session_id, row)
+            for row in reversed(ends)
+            if (row.step_id, row.fence, row.ordinal) not in first
+        ]
+        shown = [*first.values(), *last]
+        whole = Totals(*self.store.query_as(tenant, SQL["totals"], parameters)[0])
+        acts = [row for row in shown if row.ordinal == 0]
+        return shown, Totals(
+            whole.attempts - len(acts),
+            whole.tokens_in - sum(row.tokens_in for row in acts),
+            whole.tokens_out - sum(row.tokens_out for row in acts),
+            whole.cost_micros - sum(row.cost_micros for row in acts),
+            whole.waste_micros - sum(row.cost_micros for row in acts if row.wasted),
+        )
+
     def decisions(self, tenant: str, session_id: uuid.UUID, since: datetime) -> list[DecisionRow]:
         """The choices that the session made."""
         parameters = {"tenant": tenant, "session": session_id, "since": since, "max": ROWS_MAX}
@@ -281,6 +325,18 @@ class Traces:
             trace_id: uuid.UUID = found[0][0]
             rows = run(connection, SQL["family"], {"tenant": tenant, "trace": trace_id})
         return trace_id, [Relative(*row) for row in rows]
+
+    def trace_id(self, tenant: str, session_id: uuid.UUID) -> uuid.UUID:
+        """
+        The trace that a session belongs to.
+
+        Raises:
+            UnknownSession: the tenant has none of that id.
+        """
+        found = self.store.query_as(tenant, SQL["trace_id"], {"tenant": tenant, "session": session_id})
+        if not found:
+            raise UnknownSession(tenant, str(session_id))
+        return uuid.UUID(str(found[0][0]))
 
     def charged(self, tenant: str, session_id: uuid.UUID) -> list[ChargeRow]:
         """What the session's reserved calls came to, by attempt and model."""

@@ -58,7 +58,7 @@ _FAILURE_TEXTS = ("message", "feedback")
 # Facts of a trace event that agentq itself writes, and that reports group by.
 _PLAIN_FACTS = frozenset(
     {"model", "provider", "price", "price_version", "outcome", "effect_key", "key", "repair", "attempt",
-     "cached_tokens", "reasoning_tokens", "finish_reason"}
+     "cached_tokens", "cache_write_tokens", "reasoning_tokens", "finish_reason"}
 )  # fmt: skip
 
 # What of an operator's action quotes a state.

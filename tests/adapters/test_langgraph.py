@@ -22,6 +22,8 @@ from agentq.agents.registry import Registry
 from agentq.client import Client, Session
 from agentq.errors import ConfigError
 from agentq.testing import LocalFleet
+from tests.support.hands import Hands
+from tests.support.requests import requests_of
 
 Local = Callable[..., LocalFleet]
 
@@ -368,8 +370,11 @@ class Bill(FakeMessagesListChatModel):
 
 
 def billed(registry: Registry) -> Bill:
-    usage = {"input_tokens": 1000, "output_tokens": 100, "total_tokens": 1100}
     told = {"headers": {"x-ratelimit-limit-requests": "54321"}}
+    usage = {
+        "input_tokens": 1000, "output_tokens": 100, "total_tokens": 1100, "input_token_details": {"cache_read": 256},
+        "output_token_details": {"reasoning": 40},
+    }  # fmt: skip
     model = Bill(responses=[AIMessage("hi", usage_metadata=usage, response_metadata=told)])  # type: ignore[arg-type]
     Bill.asked.clear()
 
@@ -388,7 +393,9 @@ def billed(registry: Registry) -> Bill:
     return model
 
 
-def test_models_within_nodes_are_held_by_budgets(registry: Registry, client: Client, tenant: str, local: Local) -> None:
+def test_models_within_nodes_are_held_by_budgets(
+    registry: Registry, client: Client, tenant: str, local: Local, hands: Hands
+) -> None:
     """
     I6: each call is reserved before it goes out and charged as the provider counted, and what it says of its limits is
     kept.
@@ -401,6 +408,11 @@ def test_models_within_nodes_are_held_by_budgets(registry: Registry, client: Cli
     assert (len(model.asked), view.input_tokens, view.output_tokens) == (2, 2000, 200)
     assert view.cost_usd > 0
     assert [row.learned_requests for row in client.rates.ls() if row.provider == "openai:gpt-5-mini"] == [54321]
+    for detail, given, said in requests_of(hands, session.id):
+        assert given
+        assert "hi" in said
+        assert detail["price_version"]
+        assert (detail["cached_tokens"], detail["reasoning_tokens"]) == (256, 40)
 
 
 def test_a_model_that_no_budget_allows_is_not_asked(

@@ -19,7 +19,9 @@ from agentq.agents.registry import Registry
 from agentq.client import Client, Session
 from agentq.errors import ConfigError
 from agentq.testing import LocalFleet, Stuck
+from tests.support.hands import Hands
 from tests.support.openai_server import OpenAIServer, Reply, error
+from tests.support.requests import requests_of
 
 Local = Callable[..., LocalFleet]
 
@@ -59,7 +61,9 @@ def start(client: Client, tenant: str, **more: Any) -> Session:
     return client.start("triage", tenant=tenant, input={"prompt": "go"} | more)
 
 
-def test_each_request_and_each_call_is_a_step(registry: Registry, client: Client, tenant: str, local: Local) -> None:
+def test_each_request_and_each_call_is_a_step(
+    registry: Registry, client: Client, tenant: str, local: Local, hands: Hands
+) -> None:
     """
     Parallel calls are branches; each unit really runs once, however often the run is replayed around it.
     """
@@ -83,6 +87,10 @@ def test_each_request_and_each_call_is_a_step(registry: Registry, client: Client
     assert [(step.seq, step.branch) for step in session.steps() if step.branch is not None] == [(2, 0), (2, 1)]
     assert session.view().input_tokens == 150
     assert model.heard == ["p1", "s2", "p3"]
+    requests = requests_of(hands, session.id)
+    assert "plain" in requests[0][2]
+    assert "all done" in requests[-1][2]
+    assert all(given for _, given, _ in requests)
 
 
 class Verdict(BaseModel):

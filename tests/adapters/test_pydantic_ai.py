@@ -21,6 +21,8 @@ from agentq.agents.registry import Registry
 from agentq.client import Client, Session
 from agentq.errors import ConfigError
 from agentq.testing import LocalFleet, Stuck
+from tests.support.hands import Hands
+from tests.support.requests import requests_of
 
 Local = Callable[..., LocalFleet]
 
@@ -48,7 +50,9 @@ def start(client: Client, tenant: str, **more: Any) -> Session:
     return client.start("triage", tenant=tenant, input={"prompt": "go"} | more)
 
 
-def test_each_request_and_each_call_is_a_step(registry: Registry, client: Client, tenant: str, local: Local) -> None:
+def test_each_request_and_each_call_is_a_step(
+    registry: Registry, client: Client, tenant: str, local: Local, hands: Hands
+) -> None:
     """
     Parallel calls are branches; each unit really runs once, however often the run is replayed around it.
     """
@@ -70,6 +74,12 @@ def test_each_request_and_each_call_is_a_step(registry: Registry, client: Client
     assert sorted(world.ran) == ["async 2", "model 0", "model 1", "model 2", "sync 1", "sync 3"]
     assert [(step.seq, step.branch) for step in session.steps() if step.branch is not None] == [(2, 0), (2, 1)]
     assert session.view().input_tokens > 0
+    first, second, last = requests_of(hands, session.id)
+    assert "go" in first[1]
+    assert "async_" in first[2]
+    assert "s1" in second[1]
+    assert "all done" in last[2]
+    assert all(detail["price_version"] for detail, *_ in (first, second, last))
 
 
 @agentq.tool(idempotent=True)

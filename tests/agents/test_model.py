@@ -22,12 +22,15 @@ from pydantic_ai.messages import (
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.usage import RequestUsage
 
-from agentq import ModelAgent, Permanent, ToolContext, Transient, UnknownEffect, idempotency_key, tool
+from agentq import Limits, ModelAgent, Permanent, ToolContext, Transient, UnknownEffect, idempotency_key, tool
 from agentq.agents.model.history import drop_old_tool_results, sliding_window
+from agentq.agents.model.toolbox import Toolbox
 from agentq.agents.registry import Registry
 from agentq.client import Client, Session
 from agentq.errors import ConfigError, InvalidState, NotNow, RepairsExhausted
+from agentq.payload import decode
 from agentq.testing import LocalFleet
+from tests.support.hands import Hands
 
 Local = Callable[..., LocalFleet]
 Said = list[ModelResponse | Callable[[list[ModelMessage], AgentInfo], ModelResponse] | Exception]
@@ -575,3 +578,72 @@ def _writer() -> str:
     from agentq.agents.model.history import WRITER
 
     return WRITER
+
+
+def test_a_choice_is_kept_with_what_there_was_to_choose_from(
+    registry: Registry, client: Client, tenant: str, local: Local, hands: Hands
+) -> None:
+    """
+    Each tool as it was described, the calls that were wanted, those that could not be made, the limits in force; and
+    of the request its tokens by kind and the version of the price.
+    """
+    client.budgets.set_price("function:script", input_usd="2", output_usd="8", reason="test")
+    usage = RequestUsage(
+        input_tokens=900,
+        output_tokens=100,
+        cache_read_tokens=64,
+        cache_write_tokens=8,
+        details={"reasoning_tokens": 40},
+    )
+    wanted = [ToolCallPart("add", {"a": 1, "b": 2}), ToolCallPart("add", {"a": 3, "b": 4}), ToolCallPart("destroy", {})]
+    script = Script(ModelResponse([TextPart("Two sums are needed."), *wanted], usage=usage), "x")
+
+    async def add(a: int, b: int) -> int:
+        """Add."""
+        return a + b
+
+    def unused() -> str:
+        """Never called."""
+        return ""
+
+    limits = Limits(steps=30, cost_usd="0.40")
+    ModelAgent("desk", model=script.model, tools=[add, unused], limits=limits, registry=registry)
+    session = start(client, tenant)
+    assert local().drain(session).result == "x"
+    [made] = hands.rows("select * from agentq.decision where session_id = %s", session.id)
+    options = decode(bytes(made["options"]))
+    versions = {option["tool"]: option.pop("version", None) for option in options if option != "answer"}
+    assert options == [{"tool": "add", "calls": 2}, {"tool": "unused"}, {"tool": "destroy", "refused": 1}, "answer"]
+    assert versions["add"] != versions["unused"]
+    assert len(versions["add"] or "") == 8
+    assert versions["destroy"] is None
+    assert (made["picked"], made["why"]) == ("add, add", "Two sums are needed.")
+    assert made["limits"]["steps"] == "1 of 30"
+    assert made["limits"]["cost_micros"].endswith(" of 400000")
+    assert made["limits"]["model_calls"] == "1 of 100"
+    detail = hands.rows(
+        "select detail from agentq.trace where session_id = %s and kind = 'model' order by started_at", session.id
+    )[0]["detail"]
+    assert (detail["cached_tokens"], detail["cache_write_tokens"], detail["reasoning_tokens"]) == (64, 8, 40)
+    assert detail["price_version"]
+    [charged, _] = client.budgets.ledger(tenant, session.id)
+    assert charged.price_version == detail["price_version"]
+
+
+def test_another_description_is_another_version() -> None:
+    """
+    A model that chose badly may have been told something else than today.
+    """
+
+    def look(order: str) -> str:
+        """Find an order."""
+        return order
+
+    def versions() -> str:
+        [entry] = [entry for entry in Toolbox([look]) if entry.name == "look"]
+        return str(entry.version)
+
+    before = versions()
+    assert versions() == before
+    look.__doc__ = "Find an order, or say that there is none."
+    assert versions() != before

@@ -12,6 +12,7 @@ import pytest
 
 from tests.cli.conftest import Cli
 from tests.support.fleet import Fleet
+from tests.support.hands import Hands
 
 
 def started(cli: Cli, tenant: str, agent: str = "count", *more: str) -> str:
@@ -143,3 +144,25 @@ def test_control_characters_do_not_reach_the_terminal(cli: Cli, tenant: str) -> 
     text = cli.ok("session", "ls", "--tenant", tenant)
     assert "\x1b" not in text
     assert len(text.splitlines()) == 2
+
+
+def test_sessions_of_last_tuesday(cli: Cli, hands: Hands, tenant: str, admin: psycopg.Connection[Any]) -> None:
+    """
+    By when they began, and by what stands in them: without an id and without a page full of others.
+    """
+    ids = [str(hands.start(key=f"ticket-{number}").session_id) for number in range(3)]
+    for age, session in zip(("8 days", "7 days", "1 hour"), ids, strict=True):
+        admin.execute(
+            "update agentq.session set created_at = now() - %s::interval where session_id = %s", (age, session)
+        )
+
+    def found(*options: str) -> list[str]:
+        return [row["session_id"] for row in cli.json("session", "ls", "--tenant", tenant, *options)]
+
+    assert found("--since", "2h") == [ids[2]]
+    assert found("--since", "180h", "--until", "2h") == [ids[1]]
+    assert found("--until", "180h") == [ids[0]]
+    assert found("--text", "TICKET-1") == [ids[1]]
+    assert found("--since", "2020-01-01", "--limit", "1") == [ids[2]]
+    assert "--since" in cli.refused(2, "session", "ls", "--since", "tuesday")
+    assert cli.json("anomaly", "ls", "--tenant", tenant, "--since", "7d", "--until", "1h") == []

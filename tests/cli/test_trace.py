@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from agentq import Agent, Context, Done, Transient, effect
 from agentq.agents.registry import Registry
 from agentq.client import Client
+from agentq.errors import Park
 from agentq.testing import LocalFleet
 from tests.cli.conftest import Cli
 from tests.support.bad_run import SECRET, define
@@ -153,3 +154,26 @@ def test_traces_and_budgets_tell_the_same_sums(
     assert sum(line["cost_micros"] for line in cli.json("session", "cost", session.id)["lines"]) == charged
     for by in ("agent", "tenant", "day", "model"):
         assert sum(row["cost_micros"] for row in cli.json("cost", "ls", "--by", by, "--tenant", tenant)) == charged, by
+
+
+def test_a_trace_says_why_it_stands_still_and_what_to_do_next(
+    cli: Cli, registry: Registry, client: Client, tenant: str, local: Local, bad: str
+) -> None:
+    """
+    Who looks at a run that went wrong needs no second page for the next command.
+    """
+    agent = Agent("circles", state=Money, registry=registry)
+
+    @agent.step(start=True)
+    def go(state: Money, ctx: Context) -> Done:
+        raise Park("breaker", "stale: the same call again", {"rule": "stale"})
+
+    session = client.start("circles", tenant=tenant, input={}, key="ticket-9001")
+    local().carry_next(tenant)
+    result = cli("session", "trace", session.id)
+    assert "breaker: stale: the same call again" in result.stdout
+    assert "ticket-9001" in result.stdout
+    assert f"agentq session resume {session.id}" in result.stderr
+    failed = cli("session", "trace", bad)
+    assert f"agentq session replay {bad}" in failed.stderr
+    assert cli.json("session", "trace", bad)["advice"]

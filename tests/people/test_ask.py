@@ -28,6 +28,7 @@ from agentq.client import Client, Session
 from agentq.step import StepRef
 from agentq.testing import LocalFleet, Stuck
 from agentq.verdicts import Dropped
+from tests.support.hands import Hands
 
 Local = Callable[..., LocalFleet]
 
@@ -289,3 +290,21 @@ def test_a_replayed_message_does_not_wake_what_waits(
     verdict = fleet.carry(StepRef(tenant, uuid.UUID(session.id), step.step_id))
     assert verdict == Dropped("not_due")
     assert session.steps()[1].state == "waiting"
+
+
+def test_who_approved_stands_in_the_decision_log(
+    registry: Registry, client: Client, tenant: str, local: Local, hands: Hands
+) -> None:
+    """
+    What people said, who and why; and how long they were asked, as a row of the trace.
+    """
+    asking(registry)
+    fleet = local()
+    session = client.start("asker", tenant=tenant, input={})
+    approval = waiting(fleet, session)
+    client.approvals.deny(approval, reason="not this one", who=client.approvals.who("ada"))
+    fleet.drain(session)
+    [made] = hands.rows("select * from agentq.decision where session_id = %s", session.id)
+    assert (made["step"], made["picked"], made["why"], made["approver"]) == ("heard", "denied", "not this one", "ada")
+    [row] = hands.rows("select * from agentq.trace where session_id = %s and kind = 'approval'", session.id)
+    assert (row["name"], row["detail"]["outcome"], row["detail"]["by"]) == ("heard", "denied", "ada")

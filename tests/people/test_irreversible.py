@@ -26,6 +26,7 @@ from agentq import (
 from agentq.agents.registry import Registry
 from agentq.client import Client, Session
 from agentq.testing import LocalFleet, Stuck
+from tests.support.hands import Hands
 
 Local = Callable[..., LocalFleet]
 
@@ -338,3 +339,25 @@ def test_a_tampered_grant_is_not_obeyed(
     with pytest.raises(Permanent, match="not those that were granted"):
         fleet.drain(session)
     assert bank.paid == []
+
+
+@pytest.mark.parametrize("by", ["ada", "policy"])
+def test_who_let_a_call_go_out_stands_in_the_decision_log(
+    registry: Registry, client: Client, tenant: str, local: Local, bank: Bank, hands: Hands, by: str
+) -> None:
+    """
+    A person or a policy; the time that a person took is a row of its own beside the call.
+    """
+    paying(registry, bank.tool(auto=(lambda order, cents: True) if by == "policy" else None))
+    fleet = local()
+    session = client.start("payer", tenant=tenant, input={})
+    if by == "ada":
+        client.approvals.grant(waiting(fleet, session), reason="known", who=client.approvals.who("ada"))
+    fleet.drain(session)
+    [made] = hands.rows("select * from agentq.decision where session_id = %s", session.id)
+    assert made["picked"] == "granted"
+    assert made["approver"] == "ada" or made["approver"].startswith("policy: auto of ")
+    query = "select kind, detail from agentq.trace where session_id = %s and kind <> 'attempt' order by ended_at"
+    found = hands.rows(query, session.id)
+    assert [row["kind"] for row in found] == (["approval", "tool"] if by == "ada" else ["tool"])
+    assert found[0]["detail"]["effect_key"] == found[-1]["detail"]["effect_key"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import time
 from typing import Any
 
@@ -33,6 +35,27 @@ SECRETS = {
     "e-mail": "jane.doe+refunds@mail.example.co.uk",
     "bearer": "Bearer abcdef0123456789abcdef",
     "private key": "-----BEGIN RSA PRIVATE KEY-----\nMIIE\nabc\n-----END RSA PRIVATE KEY-----",
+    "pgp key": "-----BEGIN PGP PRIVATE KEY BLOCK-----\n\nlQdGBGJ\n-----END PGP PRIVATE KEY BLOCK-----",
+    "key on one line": "-----BEGIN EC PRIVATE KEY-----\\nMHcCAQEE\\n-----END EC PRIVATE KEY-----",
+    "jwe": f"eyJ{'a' * 20}.{'b' * 40}.{'c' * 20}.{'d' * 50}.{'e' * 22}",
+    "slack app": "xapp-" + "1-A012-123456-abcdefabcdef",
+    "telegram": "123456789" + ":AAHdqTcvCH1vGWJxfSeofSAs0K5PALDsaw0",
+    "google client": "GOCSPX-" + "abcdefghijklmnopqrstuvwxyz12",
+    "card with dots": "4111.1111.1111.1111",
+    "card in wide digits": "４１１１ １１１１ １１１１ １１１１",
+    "card with thin spaces": "4111\u20091111\u20091111\u20091111",
+    "card with long hyphens": "4111\u20111111\u20111111\u20111111",
+    "iban small": "de89 3704 0044 0532 0130 00",
+    "iban with hyphens": "DE89-3704-0044-0532-0130-00",
+    "iban with fixed spaces": "AT61\u00a01904\u00a03002\u00a03457\u00a03201",
+    "e-mail quoted": '"jane doe"@example.com',
+    "e-mail in a link": "jane%40example.com",
+    "e-mail with a wide at": "jane＠example.com",
+    "e-mail with nothing in it": "jane\u200b@example.com",
+    "key with nothing in it": "sk-proj-ab\u200bcdefghijklmnopqrstuvwx",
+    "base64": base64.b64encode(b'{"password": "hunter22", "user": "bob"}').decode(),
+    "base64 of a key": base64.urlsafe_b64encode(b"sk-" + b"proj-abcdefghijklmnopqrstuvwx").decode().rstrip("="),
+    "hexadecimal": (b"sk-" + b"proj-abcdefghijklmnopqrstuvwx").hex(),
 }
 
 
@@ -62,6 +85,14 @@ def test_what_must_not_be_kept_is_taken_out(name: str) -> None:
         "the token was fine",
         "sk-learn is a library",
         "$1,234.56 for 3 items @ 4.50",
+        "a password is required",
+        "risk-assessment-of-everything",
+        "compass: north-east",
+        "public key -----BEGIN PUBLIC KEY-----",
+        "cookie: chocolate",
+        "Zürich\u202f→\u202fGenève, 12\u00a0000 CHF \U0001f468\u200d\U0001f469\u200d\U0001f467",  # as it was written
+        "order 123456789012345678901234567890",
+        "aGVsbG8gd29ybGQsIHRoaXMgaXMgZmluZQ==",
     ],
 )
 def test_what_is_harmless_stays(text: str) -> None:
@@ -78,6 +109,62 @@ def test_passwords_in_addresses_and_assignments_are_taken_out_and_the_rest_stays
     assert REDACTOR.text("postgres://me:hunter22@db/x") == "postgres://me:[password]@db/x"
     assert REDACTOR.text("OPENAI_API_KEY=abcd1234efgh next") == "OPENAI_API_KEY=[secret] next"
     assert REDACTOR.text('{"password": "hunter22"}') == '{"password": "[secret]"}'
+
+
+@pytest.mark.parametrize(
+    ("text", "hidden"),
+    [
+        (json.dumps(json.dumps(json.dumps({"api_key": "hunter 22, or not"}))), "hunter 22, or not"),
+        ('{"password": "correct horse; battery, staple"}', "staple"),
+        ('{"dbPassword":"hunter22","accessToken": "hunter33"}', "hunter22"),
+        ('{"dbPassword":"hunter22","accessToken": "hunter33"}', "hunter33"),
+        ('{"SecretAccessKey":"wJalrXUtnFEMI/K7MDENG"}', "K7MDENG"),
+        ("AccountName=x;AccountKey=abcdEFGH1234567890+/==;", "EFGH1234"),
+        ("Authorization: 8f7d6c5b4a39281706", "8f7d6c5b"),
+        ("Authorization: Token 8f7d6c5b4a39281706", "8f7d6c5b"),
+        ("Cookie: sid=8f7d6c5b4a39; csrf=ab12", "ab12"),
+        ("postgres://me:hun@ter22@db/x", "ter22"),
+        ("curl -u bob:hunter22 https://x.example", "hunter22"),
+        ("mysql --password hunter22", "hunter22"),
+        ("my password is hunter22, thanks", "hunter22"),
+        ("password:\n  hunter22", "hunter22"),
+        ("?token%3Dhunter22%26x", "hunter22"),
+        ("&quot;password&quot;:&quot;hunter22&quot;", "hunter22"),
+        ("https://hooks.slack.com/services/T000/B000/abcdXXXX1234", "abcdXXXX"),
+        ("IBAN AT61 1904 3002 3457 3201 BANK PAYS", "1904 3002"),
+        ("card 4111 1111 1111 1111 12/27 123", "1111 1111"),
+        ("-----BEGIN PRIVATE KEY-----\nMIIEvQIB and then the text was cut", "MIIE"),
+    ],
+)
+def test_what_is_announced_or_wrapped_is_found(text: str, hidden: str) -> None:
+    """
+    In JSON within JSON, in headers, on command lines, with more behind it.
+    """
+    assert hidden not in REDACTOR.text(text)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"sk-" + "proj-abcdefghijklmnopqrstuvwx": 1},
+        {"jane@example.com": {"n": 1}},
+        {"passwords": ["hunter22"]},
+        {"api_keys": {"openai": "hunter22"}},
+        {"access_tokens": ["hunter22"]},
+        {"ｐassword": "hunter22"},
+        {"headers": [["X-Api-Key", "hunter22"], ["Accept", "text/html"]]},
+        [{"name": "Authorization", "value": "hunter22"}],
+        {"card": 4111111111111111.0},
+        json.loads("[" * 30 + '"hunter22 sk-' + 'proj-abcdefghijklmnopqrstuvwx"' + "]" * 30),
+    ],
+)
+def test_structure_hides_nothing(value: Any) -> None:
+    """
+    Names of fields, lists of secrets, headers as pairs, numbers, depth.
+    """
+    kept = str(REDACTOR.value("input", value))
+    for hidden in ("hunter22']", "'hunter22'", "abcdefghijkl", "jane@", "4111111111111111"):
+        assert hidden not in kept
 
 
 @pytest.mark.parametrize("name", ["password", "apiKey", "X-Api-Key", "Authorization", "refresh_token", "client_secret"])
@@ -162,6 +249,28 @@ def test_no_text_takes_long(text: str) -> None:
     began = time.process_time()
     REDACTOR.text(text)
     assert time.process_time() - began < 1.0
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["a", "4", "password=\"", "-----BEGIN PRIVATE KEY-----", "a.b@c.d ", " 3704", "a_", "x://a:b", "eyJaaaaaaaaa.",
+     "bearer ", "authorization: ", "cookie: a", "--password ", "QUJD", "\\\"", "é@", "&quot;token"],
+)  # fmt: skip
+def test_very_large_texts_take_a_bounded_time(piece: str) -> None:
+    """
+    Ten megabytes of whatever a model or a tool says.
+    """
+    large = piece * (10_000_000 // len(piece))
+    began = time.process_time()
+    assert len(REDACTOR.text(large)) < 300_000
+    assert time.process_time() - began < 2.0
+
+
+def test_a_value_of_many_large_texts_takes_a_bounded_time() -> None:
+    began = time.process_time()
+    kept = REDACTOR.value("input", ['password="' * 10_000] * 1000)
+    assert time.process_time() - began < 10.0
+    assert kept[-1] == "…"
 
 
 def test_a_deep_or_endless_value_ends() -> None:

@@ -12,14 +12,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import psycopg
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from agentq import Agent, Context, Done
 from agentq.agents.registry import Registry
+from agentq.cli import main
 from agentq.client import Client
 from agentq.errors import ConfigError
+from agentq.relay.anomalies import Anomaly
 from agentq.seeing.metrics import (
     _AGENTS_MAX,
     REST,
@@ -29,13 +33,16 @@ from agentq.seeing.metrics import (
     _busiest,
     fleet_registry,
 )
+from agentq.settings import Settings
 from agentq.store.dependencies import FLEET, Breakers, Report
+from agentq.store.effects import Effects
 from agentq.store.ledger import QueueDepth
 from agentq.store.pool import Store
 from agentq.testing import LocalFleet
-from agentq.verdicts import Deferred, Dropped, Granted, Settlement, Superseded
+from agentq.verdicts import Deferred, Dropped, Extras, Granted, Settlement, Superseded, Usage
 from tests.conftest import new_tenant
-from tests.support.bad_run import define
+from tests.flower.test_tabs import start_flower
+from tests.support.bad_run import Ticket, define
 from tests.support.breakers import RULES
 from tests.support.fleet import ROOT, Fleet
 from tests.support.hands import BROKEN, Hands, step
@@ -222,32 +229,95 @@ def test_a_real_worker_serves_metrics(fleet: Fleet, client: Client, admin: psyco
 # ── the files in config/ ─────────────────────────────────────────────────────
 
 
-def known_names(store: Store) -> set[str]:
-    """Every name that a scrape of a worker or of the fleet can have."""
-    # Gauges without a row have no sample to be seen by.
-    names: set[str] = set(re.findall(r'"(agentq_[a-z_]+)"', (ROOT / "agentq/seeing/metrics.py").read_text("utf-8")))
-    for registry in (ProcessMetrics().registry, fleet_registry(store, tenants_max=5)):
-        for family in registry.collect():
-            names |= {family.name} | {sample.name for sample in family.samples}
-            if family.type == "counter":
-                names.add(f"{family.name}_total")
-            if family.type == "histogram":
-                names |= {f"{family.name}_{end}" for end in ("bucket", "sum", "count")}
-    return names
-
-
-def test_rules_and_dashboard_ask_for_metrics_that_exist(store: Store) -> None:
-    """
-    A rule on a metric that was renamed never fires, and nobody notices.
-    """
-    known = known_names(store)
+def asked_for() -> set[str]:
+    """The metrics that the rules and the dashboard ask for."""
+    board = json.loads((CONFIG / "grafana-dashboard.json").read_text("utf-8"))
     rules = (CONFIG / "alerts.yml").read_text("utf-8")
-    recorded = set(re.findall(r"record: (\S+)", rules))
+    exprs = rules + " ".join(target["expr"] for panel in board["panels"] for target in panel["targets"])
+    return set(re.findall(r"\bagentq_[a-z_]+", exprs))
+
+
+def test_rules_and_dashboard_ask_for_metrics_that_a_scrape_has(
+    store: Store, hands: Hands, client: Client, admin: psycopg.Connection[Any]
+) -> None:
+    """
+    A rule on a metric that was renamed never fires, and nobody notices. Scraped while there is something of each kind.
+    """
+    tenant = hands.tenant
+    metrics = ProcessMetrics()
+    claim = hands.begin()
+    metrics.claimed(claim)
+    metrics.carried(claim, Settlement("retry", failure=BROKEN, extras=Extras(usage=Usage(10, 5, 300))), 0.1)
+    for verdict in (Dropped("settled"), Deferred("draining"), Superseded(3)):
+        metrics.ended(verdict)
+    metrics.anomaly(
+        Anomaly(tenant, "robot", 1, claim.ref.session_id, "steps", "p99", 9.0, 1.0, 3.0, running=True, parked=False)
+    )
+    hands.settle(hands.begin(), "dead")
+    hands.settle(hands.begin(), "park", hold={"kind": "breaker", "by": "agentq", "reason": "test"})
+    hands.start()
+    Effects(store).claim(claim, "e:1", name="pay", args_hash=b"h", durable=False)
+    Effects(store).settle(claim, "e:1", "unknown", failure=BROKEN)
+    Breakers(store, RULES).report([Report((FLEET, "metrics-test"), bad=4)])
+    client.budgets.set(tenant, period="day", cost_usd="2", reason="test")
+    admin.execute(
+        "insert into agentq.budget_window (tenant, scope, subject, period, starts_at, spent_micros, reserved_micros) "
+        "values (%s, 'tenant', '', 'day', date_trunc('day', now(), 'UTC'), 1500000, 250000)",
+        (tenant,),
+    )
+    text = "".join(
+        generate_latest(one).decode() for one in (metrics.registry, fleet_registry(store, tenants_max=10_000))
+    )
+    scraped = {sample.name for family in text_string_to_metric_families(text) for sample in family.samples}
+    assert asked_for() - scraped == set()
+    assert 'agentq_retries_total{agent="robot",class="transient"} 1.0' in text
+
+
+def test_recorded_series_and_panels_are_whole() -> None:
+    rules = (CONFIG / "alerts.yml").read_text("utf-8")
     board = json.loads((CONFIG / "grafana-dashboard.json").read_text("utf-8"))
     asked = rules + " ".join(target["expr"] for panel in board["panels"] for target in panel["targets"])
-    assert set(re.findall(r"\bagentq_[a-z_]+", asked)) <= known
-    assert set(re.findall(r"\bagentq:[a-z0-9_:]+", asked)) <= recorded
+    assert set(re.findall(r"\bagentq:[a-z0-9_:]+", asked)) <= set(re.findall(r"record: (\S+)", rules))
     assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
+
+
+def test_each_alert_says_what_to_do_with_commands_that_exist() -> None:
+    """
+    At two in the morning nobody wants to find out that `todo` is out of date.
+    """
+    found = re.findall(r"(?m)^ +todo: (.+)$", (CONFIG / "alerts.yml").read_text("utf-8"))
+    assert len(found) == (CONFIG / "alerts.yml").read_text("utf-8").count("- alert: ")
+    for todo in found:
+        for words in re.findall(r"agentq ([a-z ]+[a-z])", todo):
+            command: Any = main
+            for word in words.split():
+                if isinstance(command, click.Group):
+                    command = command.get_command(click.Context(command), word)
+                assert command is not None, f"agentq {words}"
+
+
+def test_reservations_are_told(
+    store: Store, registry: Registry, client: Client, tenant: str, local: Local, admin: psycopg.Connection[Any]
+) -> None:
+    """
+    How many calls hold money now, and for how long: what the relay should have freed is seen.
+    """
+    agent = Agent("holder", state=Ticket, registry=registry)
+    client.budgets.set_price("robot:one", input_usd="2", output_usd="8", reason="test")
+    seen: list[dict[tuple[str, tuple[str, ...]], float]] = []
+
+    @agent.step(start=True)
+    def ask(state: Ticket, ctx: Context) -> Done:
+        with ctx.spend(model="robot:one", input_tokens=1000, max_tokens=500) as call:
+            admin.execute("update agentq.reservation set at = at - interval '2 h' where tenant = %s", (tenant,))
+            seen.append(values(fleet_registry(store, tenants_max=5)))
+            call.used(input_tokens=1, output_tokens=1)
+        return Done("ok")
+
+    before = values(fleet_registry(store, tenants_max=5))["agentq_reservations_held", ()]
+    local().drain(client.start("holder", tenant=tenant, input={}))
+    assert seen[0]["agentq_reservations_held", ()] == before + 1
+    assert seen[0]["agentq_reservation_age_seconds", ()] >= 7200
 
 
 def prometheus_tool(name: str) -> str:
@@ -270,12 +340,67 @@ def test_promtool_accepts_rules_and_scrape_configuration() -> None:
     assert f"{rules} rules found" in checked.stdout
 
 
+def test_each_rule_fires_when_it_should_and_not_otherwise() -> None:
+    """
+    `promtool test rules`: every alert of the file has a case in which it fires, and a fleet at peace is silent.
+    """
+    cases = Path(__file__).with_name("alerts_test.yml")
+    tested = subprocess.run(
+        [prometheus_tool("promtool"), "test", "rules", str(cases)],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert tested.returncode == 0, tested.stdout + tested.stderr
+    alerts = re.findall(r"- alert: (\w+)", (CONFIG / "alerts.yml").read_text("utf-8"))
+    fired = re.findall(r"alertname: (\w+)\n +exp_alerts:\n", cases.read_text("utf-8"))
+    assert set(alerts) == set(fired)
+
+
+def test_a_real_prometheus_scrapes_a_worker_and_flower(fleet: Fleet, settings: Settings, tmp_path: Path) -> None:
+    """
+    Processes as a deployment has them, by the scrape configuration that is shipped; Flower asks for its login.
+    """
+    worker = fleet.worker(AGENTQ_METRICS_PORT="19958")
+    found = re.search(r"metrics on http://127\.0\.0\.1:(\d+)/metrics", worker.log)
+    assert found is not None
+    flower, address = start_flower(settings, tmp_path, FLOWER_BASIC_AUTH="jane:secret1")
+    text = (CONFIG / "prometheus.yml").read_text("utf-8").replace("15s", "1s")
+    text = text.replace('"127.0.0.1:5555"', f'"{address.removeprefix("http://")}"')
+    text = text.replace('"127.0.0.1:9808", "127.0.0.1:9809"', f'"127.0.0.1:{found[1]}"')
+    for line in ("basic_auth:", "  username: operator", "  password_file: /run/secrets/flower"):
+        text = text.replace(f"# {line}", line)
+    text = text.replace("operator", "jane").replace("/run/secrets/flower", str(tmp_path / "login"))
+    (tmp_path / "login").write_text("secret1", "utf-8")
+    (tmp_path / "prometheus.yml").write_text(text, "utf-8")
+    shutil.copy(CONFIG / "alerts.yml", tmp_path)
+    port = 19000 + uuid.uuid4().int % 700
+    process = subprocess.Popen(
+        [prometheus_tool("prometheus"), f"--config.file={tmp_path / 'prometheus.yml'}",
+         f"--storage.tsdb.path={tmp_path / 'data'}", f"--web.listen-address=127.0.0.1:{port}"],
+        stdout=subprocess.DEVNULL, stderr=(tmp_path / "log").open("wb"),
+    )  # fmt: skip
+    try:
+
+        def jobs(metric: str) -> set[str]:
+            try:
+                answer = json.loads(get(port, f"/api/v1/query?query={metric}"))["data"]["result"]
+            except (OSError, ValueError, KeyError):
+                return set()
+            return {row["metric"].get("job", "") for row in answer}
+
+        until(lambda: jobs("agentq_due_steps") == {"agentq-fleet"}, 40, "the ledger's figures, from Flower")
+        until(lambda: jobs("agentq_relay_round_age_seconds") == {"agentq-workers"}, 20, "the worker's own")
+        until(lambda: jobs("agentq:due_work_seconds") != set(), 20, "the signal to scale by")
+        assert jobs("agentq_reservations_held") == {"agentq-fleet"}
+    finally:
+        for one in (process, flower):
+            one.terminate()
+            one.wait(15)
+
+
 def test_promtool_accepts_what_is_served(store: Store) -> None:
     """
     Names, units and help as Prometheus wants them.
     """
-    from prometheus_client import generate_latest
-
     for registry in (ProcessMetrics().registry, fleet_registry(store, tenants_max=5)):
         checked = subprocess.run(
             [prometheus_tool("promtool"), "check", "metrics"],
@@ -323,3 +448,14 @@ def test_a_real_prometheus_scrapes_and_evaluates(server: MetricsServer, tmp_path
     finally:
         process.terminate()
         process.wait(10)
+
+
+def test_the_keda_example_asks_for_the_recorded_signal() -> None:
+    """
+    What people copy: a query that the rules record, and a threshold that is the text that KEDA wants.
+    """
+    yaml = pytest.importorskip("yaml")
+    [example] = re.findall(r"```yaml\n(.*?)```", (CONFIG / "README.md").read_text("utf-8"), re.DOTALL)
+    [trigger] = yaml.safe_load(example)["spec"]["triggers"]
+    assert f"record: {trigger['metadata']['query']}\n" in (CONFIG / "alerts.yml").read_text("utf-8")
+    assert isinstance(trigger["metadata"]["threshold"], str)

@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from agentq import Agent, AsyncContext, Context, Done, Sleep, Transient
 from agentq.agents.registry import Registry
 from agentq.client import Client
 from agentq.errors import ConfigError, InvalidInput
@@ -19,7 +20,7 @@ from agentq.seeing.otel import NAMES, Exporter, span_id
 from agentq.settings import Settings
 from agentq.store.pool import Store
 from agentq.testing import LocalFleet
-from tests.support.bad_run import SECRET, define
+from tests.support.bad_run import SECRET, Ticket, define
 
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="agentq[otel] is not installed")
 
@@ -213,3 +214,88 @@ def test_an_endpoint_without_the_extra_is_refused_in_words(
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     with pytest.raises(ConfigError, match=r"agentq\[otel\]"):
         Exporter(store, settings.model_copy(update={"otlp_endpoint": "http://127.0.0.1:1"}), Redactor().value)
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_a_step_hands_its_place_in_the_trace_on(
+    registry: Registry,
+    client: Client,
+    tenant: str,
+    local: Local,
+    store: Store,
+    settings: Settings,
+    receiver: Receiver,
+    is_async: bool,
+) -> None:
+    """
+    From the producer through every step to what the step calls: the header names the span that is sent at the end.
+    """
+    agent = Agent("caller", state=Ticket, registry=registry)
+    told: list[str] = []
+    exporter(store, settings, receiver).round(late_s=0.0)
+    if is_async:
+
+        @agent.step(start=True, retries=1)
+        async def call(state: Ticket, ctx: AsyncContext) -> Done:
+            told.append(await ctx.traceparent())
+            if ctx.attempt == 1:
+                raise Transient("again")
+            return Done("ok")
+    else:
+
+        @agent.step(start=True, retries=1)
+        def call(state: Ticket, ctx: Context) -> Done:
+            told.append(ctx.traceparent())
+            if ctx.attempt == 1:
+                raise Transient("again")
+            return Done("ok")
+
+    session = client.start("caller", tenant=tenant, input={}, traceparent=f"00-{7:032x}-{9:016x}-01")
+    local().drain(session)
+    drain(exporter(store, settings, receiver))
+    spans = {f"{int.from_bytes(span.span_id, 'big'):016x}": span for span in receiver.of(session.id)}
+    assert len(told) == len(set(told)) == 2
+    for header in told:
+        _, trace_id, own, _ = header.split("-")
+        assert trace_id == f"{7:032x}"
+        assert spans[own].name == "step call"
+
+
+def test_a_replay_keeps_the_trace_and_a_wait_hangs_under_the_root(
+    registry: Registry, client: Client, tenant: str, local: Local, store: Store, settings: Settings, receiver: Receiver
+) -> None:
+    """
+    One trace id through retries and what people bring back; sent again, a span has the same id, so nobody counts twice.
+    """
+    agent = Agent("tries", state=Ticket, registry=registry)
+    exporter(store, settings, receiver).round(late_s=0.0)
+    broken = [True]
+
+    @agent.step(start=True)
+    def rest(state: Ticket) -> Sleep:
+        return Sleep(0.05, then=call)
+
+    @agent.step(retries=1)
+    def call(state: Ticket) -> Done:
+        if broken[0]:
+            raise Transient("not yet")
+        return Done("ok")
+
+    session = client.start("tries", tenant=tenant, input={})
+    fleet = local()
+    with pytest.raises(Exception, match="not yet"):
+        fleet.drain(session)
+    drain(exporter(store, settings, receiver))
+    before = receiver.of(session.id)
+    root = next(span for span in before if span.name == "invoke_agent tries")
+    waits = [span for span in before if span.name == "wait call"]
+    assert [span.parent_span_id for span in waits] == [root.span_id]
+    assert facts(waits[0])[NAMES["outcome"]] == "timer"
+    broken[0] = False
+    session.replay("it is back")
+    fleet.drain(session)
+    drain(exporter(store, settings, receiver))
+    after = receiver.of(session.id)[len(before) :]
+    assert {span.trace_id for span in (*before, *after)} == {uuid.UUID(session.id).bytes}
+    assert {span.span_id for span in before} < {span.span_id for span in after}
+    assert [facts(span)[NAMES["closing"]] for span in after if span.name == "step call"] == ["retry", "dead", "end"]

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import re
+import time
 import uuid
 from collections.abc import Callable
 from html.parser import HTMLParser
+from typing import Any
 from xml.etree import ElementTree
 
+import psycopg
 import pytest
+from pydantic import BaseModel
 
+from agentq import Agent, Context, Done, Next, Permanent, Sleep
 from agentq.agents.registry import Registry
 from agentq.client import Client
 from agentq.errors import UnknownSession
 from agentq.policies.redaction import Redactor
-from agentq.seeing.page import page
+from agentq.seeing.page import page, pre
 from agentq.seeing.story import Story, changes, tell
 from agentq.seeing.timeline import LANES_MAX, scale_of, shown, timeline
 from agentq.store.pool import Store
@@ -24,6 +29,10 @@ from agentq.testing import LocalFleet
 from tests.support.bad_run import EVIL, SECRET, define
 
 Local = Callable[..., LocalFleet]
+
+
+class Nothing(BaseModel):
+    """Nothing to know."""
 
 
 @pytest.fixture
@@ -152,3 +161,127 @@ def test_another_tenant_has_no_such_story(story: Story, store: Store, other_tena
     """
     with pytest.raises(UnknownSession):
         tell(Sessions(store), Traces(store), other_tenant, story.session.session_id, Redactor().value)
+
+
+HOSTILE = (
+    '</script><script>alert("a")</script>', "<img src=x onerror=alert(1)>", '"><svg onload=alert(1)>', 
+    "</pre></details>", "javascript:alert(1)", "{{7*7}}",
+    "\x1b[2J\x1b]0;owned\x07", "\u202egnp.exe", "]]>", "&lt;b&gt;", "</style><style>*{}",
+)  # fmt: skip
+
+
+def hostile(registry: Registry, steps: int) -> None:
+    """An agent whose every text is written by somebody who means harm."""
+
+    class State(BaseModel):
+        n: int = 0
+        last: str = ""
+
+    agent = Agent("hostile", state=State, registry=registry)
+
+    @agent.step(start=True, retries=0)
+    def go(state: State, ctx: Context) -> Next | Done:
+        said = HOSTILE[state.n % len(HOSTILE)]
+        with ctx.trace("model", said[:150], input=[{"role": "user", "content": said}], provider=said) as span:
+            span.output = {said: said}
+        ctx.decide([said, {said: said}], said, said, 0.5, limits={said: said}, approver=said)
+        state.n += 1
+        state.last = said
+        if state.n == steps:
+            raise Permanent(said)
+        return Next(go, state)
+
+
+def test_hostile_content_stays_text_wherever_it_comes_from(
+    registry: Registry, client: Client, tenant: str, local: Local, store: Store
+) -> None:
+    """
+    In inputs, outputs, names, decisions, states and errors: on the page only our own markup is markup.
+    """
+    hostile(registry, len(HOSTILE))
+    session = client.start("hostile", tenant=tenant, input={}, key='"><img src=x onerror=alert(2)>')
+    with pytest.raises(Exception):  # noqa: B017 - whatever it says
+        local().drain(session)
+    made = page(tell(Sessions(store), Traces(store), tenant, uuid.UUID(session.id), Redactor().value))
+    checker = Checker()  # it refuses every attribute that begins with `on`
+    checker.feed(made)
+    ours = {
+        "html", "head", "meta", "title", "style", "body", "main", "h1", "h2", "dl", "dt", "dd", "div", "svg", "line",
+        "rect",
+        "text", "tspan", "a", "p", "pre", "span", "details", "summary", "b", "ul", "li", "table", "tr", "td", "th",
+    }  # fmt: skip
+    assert set(checker.tags) <= ours
+    assert checker.tags.count("svg") == checker.tags.count("style") == 1
+    assert all(link.startswith("#") for link in checker.links)
+    assert "&lt;img src=x onerror=alert(1)&gt;" in made
+    ElementTree.fromstring(
+        timeline(tell(Sessions(store), Traces(store), tenant, uuid.UUID(session.id), Redactor().value))
+    )
+
+
+def test_a_session_of_a_thousand_steps_has_a_page(
+    registry: Registry, client: Client, tenant: str, local: Local, store: Store, admin: psycopg.Connection[Any]
+) -> None:
+    """
+    All of its attempts are on it, it stays of a size that a browser opens, and it is made in seconds.
+    """
+    hostile(registry, 10)
+    session = client.start("hostile", tenant=tenant, input={})
+    with pytest.raises(Exception):  # noqa: B017 - whatever it says
+        local().drain(session)
+    admin.execute(
+        """insert into agentq.trace (tenant, session_id, step_id, fence, ordinal, ended_at, kind, name, agent,
+                                     agent_version, seq, attempt, started_at, closing, worker, input, output)
+           select tenant, session_id, md5(step_id::text || g)::uuid, fence, ordinal, ended_at + g * interval '1 s',
+                  kind, name, agent, agent_version, seq + 10 * g, attempt, started_at + g * interval '1 s', closing,
+                  worker, input, output
+             from agentq.trace, generate_series(1, 99) as g where session_id = %s""",
+        (session.id,),
+    )
+    began = time.process_time()
+    told = tell(Sessions(store), Traces(store), tenant, uuid.UUID(session.id), Redactor().value)
+    made = page(told)
+    assert time.process_time() - began < 20
+    assert (told.operations, len(told.acts)) == (1000, 1000)
+    assert made.count('<details id="a-') == 1000
+    assert "left out" not in made
+    assert len(made) < 10_000_000
+
+
+def test_operations_and_attempts_are_counted_apart(story: Story) -> None:
+    """
+    Five steps took six attempts; those that came to nothing are waste.
+    """
+    assert (story.operations, len(story.acts)) == (5, 6)
+    lines = {line.name: line for line in story.steps}
+    assert (lines["think"].steps, lines["think"].attempts, lines["think"].wasted) == (3, 4, 1)
+    assert (lines["act"].steps, lines["act"].attempts, lines["act"].wasted) == (1, 1, 1)
+    assert sum(line.cost_micros for line in lines.values()) == story.cost_micros
+    assert sum(line.waste_micros for line in lines.values()) == story.waste_micros
+    assert "came to nothing" in page(story)
+
+
+def test_a_wait_costs_nothing_and_is_no_use(
+    registry: Registry, client: Client, tenant: str, local: Local, store: Store
+) -> None:
+    agent = Agent("napper", state=Nothing, registry=registry)
+
+    @agent.step(start=True)
+    def nap(state: Nothing) -> Sleep:
+        return Sleep("3d", then=wake)
+
+    @agent.step
+    def wake(state: Nothing) -> Done:
+        return Done("ok")
+
+    session = client.start("napper", tenant=tenant, input={})
+    local().drain(session)
+    told = tell(Sessions(store), Traces(store), tenant, uuid.UUID(session.id), Redactor().value)
+    assert [(event.kind, event.name) for event in told.acts[0].events] == [("wait", "wake")]
+    assert told.acts[0].events[0].took_s == 3 * 86400
+    assert told.cost == ()
+    ElementTree.fromstring(timeline(told))
+
+
+def test_a_large_value_is_cut_on_the_page() -> None:
+    assert "980,000 more characters" in pre("x" * 1_000_000)

@@ -13,17 +13,21 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from pydantic_ai.messages import ModelMessage, ModelResponse, ToolCallPart
+from pydantic_ai.models.function import AgentInfo, FunctionModel
 
-from agentq import Agent, Context, Done
+from agentq import Agent, Context, Done, ModelAgent, Permanent, effect, tool
 from agentq.agents.dependencies import Dependencies, rules_of
 from agentq.agents.registry import Registry
 from agentq.client import Client
 from agentq.errors import Park
 from agentq.policies.failures import classify
 from agentq.relay.anomalies import Anomaly
+from agentq.runtime import Runtime
 from agentq.seeing.metrics import ProcessMetrics
 from agentq.seeing.sentry import Reporting, Reports, only_allowed
 from agentq.settings import Settings
+from agentq.step import StepRef
 from agentq.store.ledger import TakenBack
 from agentq.store.pool import Store
 from agentq.testing import LocalFleet
@@ -109,6 +113,89 @@ def test_a_death_is_one_issue_with_tags_and_without_a_word_of_the_user(
     text = "".join(ingest.envelopes)
     for hidden in ("my prompt text", SECRET, "takes no coupon", "jane@example.com", "4111", "What now?", "stacktrace"):
         assert hidden not in text, hidden
+
+
+@pytest.mark.parametrize("where", ["step", "effect", "tool", "model", "state"])
+def test_no_exception_carries_the_prompt_out(
+    registry: Registry, client: Client, tenant: str, local: Local, ingest: Ingest, reports: Reports, where: str
+) -> None:
+    """
+    Wherever it is raised, and whatever it quotes: in its message, its cause, its arguments, its locals.
+    """
+    prompt = f"my prompt text {SECRET} jane@example.com"
+
+    class Quoting(Permanent):
+        """Says what it was given."""
+
+    def quote(text: str) -> Exception:
+        quoted = f"could not answer {text!r}"
+        error = Quoting(quoted)
+        error.__cause__ = ValueError(quoted)
+        error.add_note(quoted)
+        return error
+
+    @effect(idempotent=True)
+    def post(text: str) -> str:
+        raise quote(text)
+
+    if where in ("tool", "model"):
+
+        @tool(idempotent=True)
+        def send(text: str) -> str:
+            """Send it."""
+            raise quote(text)
+
+        def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+            if where == "model":
+                raise quote(prompt)
+            return ModelResponse([ToolCallPart("send", {"text": prompt})])
+
+        ModelAgent("quoter", model=FunctionModel(answer), tools=[send], registry=registry)
+        given: dict[str, Any] = {"prompt": prompt}
+    else:
+        agent = Agent("quoter", state=Ticket, registry=registry)
+
+        @agent.step(start=True, retries=0)
+        def go(state: Ticket, ctx: Context) -> Done:
+            held = state.text  # a local variable with the prompt in it
+            if where == "effect":
+                ctx.call(post, held)
+            if where == "state":
+                Ticket.model_validate({"loops": held})
+            raise quote(held)
+
+        given = {"text": prompt}
+    fleet = local()
+    fleet.engine.watch = Reporting(ProcessMetrics(), reports)
+    session = client.start("quoter", tenant=tenant, input=given)
+    with pytest.raises(Exception):  # noqa: B017 - whatever it says
+        fleet.drain(session)
+    reports.close()
+    [event] = ingest.events()
+    assert event["tags"]["session"] == session.id
+    text = "".join(ingest.envelopes)
+    for hidden in ("my prompt text", SECRET, "jane@example.com", "could not answer", "stacktrace", "vars"):
+        assert hidden not in text, hidden
+
+
+def test_a_fault_of_agentq_itself_is_told_by_its_place(ingest: Ingest, reports: Reports, settings: Settings) -> None:
+    """
+    What leaves the engine as an exception comes back through the relay; somebody must mend it all the same.
+    """
+
+    class Broken:
+        def carry(self, ref: StepRef) -> None:
+            raise RuntimeError(f"my prompt text {SECRET}")
+
+    runtime = Runtime.__new__(Runtime)
+    runtime.engine, runtime.reports, runtime.heart = Broken(), reports, None  # type: ignore[assignment]
+    with pytest.raises(RuntimeError):
+        runtime.carry(StepRef("acme", uuid.uuid4(), uuid.uuid4()))
+    reports.close()
+    [event] = ingest.events()
+    assert event["fingerprint"] == ["fault", "RuntimeError", "agentq.runtime.carry"]
+    assert event["tags"] == {"tenant": "acme", "class": "fault"}
+    assert SECRET not in "".join(ingest.envelopes)
 
 
 def test_a_workers_death_is_told(ingest: Ingest, reports: Reports, tenant: str) -> None:

@@ -10,11 +10,12 @@ import pytest
 
 from agentq.errors import FenceLost
 from agentq.step import StepRef
+from agentq.store.approvals import Approvals
 from agentq.store.ledger import Ledger
 from agentq.store.pool import Store
 from agentq.store.traces import WEEKS_AHEAD, Traces
 from agentq.verdicts import Decision, Extras, Failure, TraceEvent, Usage
-from tests.support.hands import BROKEN, Hands, at_once, step
+from tests.support.hands import BROKEN, Hands, at_once, new_ask, step
 
 USED = Usage(100, 20, 345)
 
@@ -133,7 +134,10 @@ def test_a_tenant_may_keep_no_content(hands: Hands, admin: psycopg.Connection[An
     admin.execute("update agentq.tenant set trace_content = 'off' where name = %s", (hands.tenant,))
     claim = hands.begin()
     event = TraceEvent("model", "gpt", 0, 1, USED, input=b'"hi"', output=b'"ho"')
-    hands.settle(claim, "end", extras=Extras(trace=(event,)))
+    made = Decision(0.0, b'["a","b"]', "a", "the words of a model")
+    hands.settle(claim, "end", extras=Extras(trace=(event,), decisions=(made,)))
+    [chosen] = hands.rows("select picked, why from agentq.decision where session_id = %s", claim.ref.session_id)
+    assert (chosen["picked"], chosen["why"]) == ("a", None)
     [row] = [row for row in rows(hands, claim.ref.session_id) if row["ordinal"]]
     assert (row["kind"], row["input"], row["output"], row["tokens_in"]) == ("model", None, None, 100)
 
@@ -232,3 +236,82 @@ def test_a_partition_named_directly_is_guarded_too(hands: Hands, admin: psycopg.
             (f"agentq.{name}",),
         ).fetchone()
         assert forced == (True, 1), name
+
+
+def test_a_wait_is_a_row_that_says_until_when(hands: Hands) -> None:
+    """
+    Until the next attempt, until a timer, until it is not put off any more: written when the wait begins.
+    """
+    claim = hands.begin()
+    hands.settle(claim, "retry", failure=BROKEN, delay_s=20.0)
+    [attempt, wait] = rows(hands, claim.ref.session_id)
+    assert (wait["kind"], wait["name"], wait["detail"]) == ("wait", "first", {"outcome": "before the next attempt"})
+    assert wait["started_at"] == attempt["ended_at"]
+    assert (wait["ended_at"] - wait["started_at"]).total_seconds() == 20
+    assert (wait["fence"], wait["attempt"], wait["closing"], wait["cost_micros"]) == (1, 1, None, 0)
+
+    timed = hands.begin()
+    hands.follow(timed, step("later", delay_s=3600.0))
+    [_, wait] = rows(hands, timed.ref.session_id)
+    assert (wait["kind"], wait["name"], wait["detail"]["outcome"]) == ("wait", "later", "timer")
+    assert (wait["ended_at"] - wait["started_at"]).total_seconds() == 3600
+
+    put_off = hands.begin()
+    hands.settle(put_off, "postpone", delay_s=5.0)
+    assert [row["kind"] for row in rows(hands, put_off.ref.session_id)] == ["attempt", "wait"]
+    plain = hands.begin()
+    hands.settle(plain, "retry", failure=BROKEN)
+    assert [row["kind"] for row in rows(hands, plain.ref.session_id)] == ["attempt"]
+
+
+@pytest.mark.parametrize("said", ["granted", "denied"])
+def test_an_approval_is_a_row_of_the_attempt_that_it_let_go_on(hands: Hands, said: Any) -> None:
+    """
+    From the question to the answer, once, however often that step is tried.
+    """
+    claim = hands.begin()
+    waiting = step("then", approval=uuid.uuid4())
+    hands.settle(claim, "next", steps=(waiting,), asks=(new_ask(waiting),))
+    assert waiting.approval is not None
+    Approvals(hands.store).decide(
+        hands.tenant, waiting.approval, said, by="ada", via="token", groups=None, reason="a good customer"
+    )
+    hands.admit()
+    then = hands.claim(hands.ref(waiting, claim.ref.session_id))
+    hands.settle(then, "retry", failure=BROKEN)
+    hands.admit()
+    hands.settle(hands.claim(then.ref), "end")
+    [row] = [row for row in rows(hands, claim.ref.session_id) if row["kind"] == "approval"]
+    assert (row["step_id"], row["fence"], row["name"]) == (then.ref.step_id, then.fence, "then")
+    assert (row["detail"]["outcome"], row["detail"]["by"]) == (said, "ada")
+    assert row["detail"]["approval"] == str(waiting.approval)
+    first = rows(hands, claim.ref.session_id)[0]
+    assert first["ended_at"] == row["started_at"] <= row["ended_at"] <= then_began(hands, then.ref)
+
+
+def then_began(hands: Hands, ref: StepRef) -> Any:
+    return min(row["started_at"] for row in rows(hands, ref.session_id) if row["step_id"] == ref.step_id
+               and row["kind"] == "attempt")  # fmt: skip
+
+
+def test_the_end_of_a_session_that_is_too_long_is_shown(hands: Hands) -> None:
+    """
+    Its beginning and its end, each once, and what the attempts between them came to: the sums are all attempts'.
+    """
+    claim = hands.begin()
+    session, ref = claim.ref.session_id, claim.ref
+    for number in range(9):
+        following = step(f"s{number}")
+        hands.settle(hands.claim(ref) if number else claim, "next", steps=(following,), extras=Extras(usage=USED))
+        hands.admit()
+        ref = hands.ref(following, session)
+    hands.settle(hands.claim(ref), "dead", extras=Extras(usage=USED))
+    traces, since = Traces(hands.store), hands.session(ref)["created_at"]
+    whole, nothing = traces.told(hands.tenant, session, since)
+    assert (len(whole), nothing.attempts) == (10, 0)
+    shown, beyond = traces.told(hands.tenant, session, since, limit=6)
+    assert [row.name for row in shown] == ["first", "s0", "s1", "s6", "s7", "s8"]
+    assert (beyond.attempts, beyond.cost_micros, beyond.tokens_in) == (4, 4 * 345, 400)
+    assert beyond.waste_micros == 0
+    again, few = traces.told(hands.tenant, session, since, limit=10)
+    assert (len(again), few.attempts, few.cost_micros) == (10, 0, 0)

@@ -55,7 +55,8 @@ class Purse(BaseCallbackHandler):
             used = _used(response)
             if used is not None:
                 call.used(**used)
-                span.used(**used, cost_micros=call.cost_micros)
+                span.used(**used, cost_micros=call.cost_micros, price_version=call.price_version, **_kinds_of(response))
+            span.output = [_said(one) for row in response.generations for one in row]
 
     def on_llm_error(self, error: BaseException, *, run_id: UUID, **_: Any) -> None:
         """It failed; whether it is charged, the error says."""
@@ -76,7 +77,7 @@ class Purse(BaseCallbackHandler):
         described = known.get("tools") or known.get("functions") or ""
         stack = ExitStack()
         try:
-            span = stack.enter_context(self._ctx.trace("model", model, provider=provider, max_tokens=most))
+            span = stack.enter_context(self._ctx.trace("model", model, input=text, provider=provider, max_tokens=most))
             tokens = estimate_tokens(f"{text}{described}")
             call = stack.enter_context(
                 self._ctx.spend(model=model, provider=provider, input_tokens=tokens, max_tokens=most)
@@ -105,6 +106,29 @@ def _headers(response: LLMResult) -> dict[str, Any]:
             if isinstance(told.get("headers"), dict):
                 return dict(told["headers"])
     return {}
+
+
+def _said(one: Any) -> Any:
+    """What a model said and wants called."""
+    calls = getattr(getattr(one, "message", None), "tool_calls", None)
+    return {"text": one.text} | ({"calls": calls} if calls else {})
+
+
+def _kinds_of(response: LLMResult) -> dict[str, int]:
+    """The kinds of tokens that the provider tells apart."""
+    found = [
+        getattr(getattr(one, "message", None), "usage_metadata", None) for row in response.generations for one in row
+    ]
+    kinds: dict[str, int] = {}
+    for usage in filter(None, found):
+        for kind, where, name in (
+            ("cached_tokens", "input_token_details", "cache_read"),
+            ("cache_write_tokens", "input_token_details", "cache_creation"),
+            ("reasoning_tokens", "output_token_details", "reasoning"),
+        ):
+            if tokens := (usage.get(where) or {}).get(name):
+                kinds[kind] = kinds.get(kind, 0) + int(tokens)
+    return kinds
 
 
 def _used(response: LLMResult) -> dict[str, int] | None:

@@ -22,6 +22,7 @@ from pydantic_ai.messages import (
 )
 from pydantic_ai.models import Model, ModelRequestParameters, infer_model
 from pydantic_ai.settings import ModelSettings
+from pydantic_ai.usage import RequestUsage
 
 from agentq.agents.model.history import History, last_response
 from agentq.errors import ConfigError
@@ -103,6 +104,17 @@ async def ask(
                 await batch.add(text)
     await batch.flush()
     return stream.get()
+
+
+def tokens_by_kind(usage: RequestUsage) -> dict[str, int]:
+    """The kinds that a provider tells apart within what went in and came out; those that it names."""
+    kinds = {
+        "cached_tokens": usage.cache_read_tokens,
+        "cache_write_tokens": usage.cache_write_tokens,
+        "reasoning_tokens": usage.details.get("reasoning_tokens", 0),
+        "audio_tokens": usage.input_audio_tokens + usage.output_audio_tokens,
+    }
+    return {kind: tokens for kind, tokens in kinds.items() if tokens}
 
 
 def dependency(model: Model) -> str | None:

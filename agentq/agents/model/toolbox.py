@@ -20,7 +20,7 @@ from agentq.agents.model.reader import read_result
 from agentq.agents.sandboxed import boxed, mark_boxed
 from agentq.agents.tools import ToolContext, ToolOptions, options_of
 from agentq.errors import ConfigError, Semantic
-from agentq.payload import encode
+from agentq.payload import canonical, encode, fingerprint
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,57}\Z")
 
@@ -47,6 +47,13 @@ class Entry:
     def step(self) -> str:
         """The name of the step that calls it."""
         return f"tool-{self.name.lower()}"
+
+    @property
+    def version(self) -> str:
+        """Of what a model is told of it: another description or schema is another version."""
+        shown = self.definition
+        told = [shown.name, shown.description, shown.parameters_json_schema]
+        return fingerprint(b"tool", canonical(told)).hex()[:8]
 
     def check(self, arguments: Any) -> dict[str, Any]:
         """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -22,8 +23,8 @@ from agentq.agents.model import history as histories
 from agentq.agents.model.answer import FINAL, Calls, Final, Flaw
 from agentq.agents.model.conversation import Call, Conversation
 from agentq.agents.model.history import WRITER, History, to_store
-from agentq.agents.model.request import ask, dependency, estimate, estimate_messages, name_of, resolve
-from agentq.agents.returns import Ask, Branch, Done, Fail, Next, Returned, Spawn
+from agentq.agents.model.request import ask, dependency, estimate, estimate_messages, name_of, resolve, tokens_by_kind
+from agentq.agents.returns import Ask, Branch, Done, Fail, Next, Returned, Spawn, seconds
 from agentq.agents.tracing import Span
 from agentq.errors import BudgetExceeded, HeldBack, Park, Permanent, RepairsExhausted, Stopped, UnknownPrice
 from agentq.policies import session_breaker
@@ -49,6 +50,7 @@ class Turn:
         self.state = state
         self.ctx = ctx
         self._cost = 0
+        self._price_version: str | None = None
         self._guess = 0
 
     async def take(self, asked: str) -> Returned:
@@ -260,7 +262,7 @@ class Turn:
                 if price is None
                 else Decimal(str(usage.input_tokens * price.input + usage.output_tokens * price.output)) / 1_000_000,
             )
-        self._cost = reserved.cost_micros
+        self._cost, self._price_version = reserved.cost_micros, "the agent's own" if price else reserved.price_version
         return response
 
     async def _over_budget(self, error: BudgetExceeded) -> Returned:
@@ -288,7 +290,8 @@ class Turn:
             cost_micros=micros,
             model=response.model_name,
             finish=response.finish_reason,
-            cached_tokens=usage.cache_read_tokens,
+            price_version=self._price_version,
+            **tokens_by_kind(usage),
         )
         spent.steps += 1
         spent.model_calls += self.ctx.attempt
@@ -424,7 +427,7 @@ class Turn:
         state, calls = self.state, found.calls
         picked = ", ".join(call.tool for call in calls)
         sure = _lowest(stated, [call.id for call in calls])
-        self.ctx.decide([*self.agent.toolbox.names, "answer"], picked, response.text or None, sure)
+        self.ctx.decide(self._considered(response, calls), picked, response.text or None, sure, limits=self._in_force())
         while reached := before_tools(self.agent.limits, self._used(), calls=len(calls), grants=state.grants):
             if stop := await self._reached(reached):
                 return stop
@@ -438,6 +441,37 @@ class Turn:
             dumped = [call.model_dump() for call in calls]
             return self._ask_people(f"May {picked} go ahead?", {"calls": dumped}, sure)
         return self._go(calls)
+
+    def _considered(self, response: ModelResponse, calls: Sequence[Call]) -> list[Any]:
+        """
+        What there was to choose from: each tool as it was described, how often it was called, what could not be.
+
+        With which arguments stands in the trace, as the request's answer: where no content is kept, not here either.
+        """
+        made = Counter(call.tool for call in calls)
+        refused = Counter(part.tool_name for part in response.tool_calls) - made
+        named = dict.fromkeys([*self.agent.toolbox.names, *refused])
+        options: list[Any] = []
+        for name in named:
+            entry = self.agent.toolbox.find(name)
+            facts = {"version": entry.version if entry else None, "calls": made[name], "refused": refused[name]}
+            options.append({"tool": name} | {fact: value for fact, value in facts.items() if value})
+        return [*options, "answer"]
+
+    def _in_force(self) -> dict[str, str]:
+        """The session's limits, and how much of each is used."""
+        limits, used, times = self.agent.limits, self._used(), self.state.grants + 1
+        counted = {
+            "steps": (used.steps, limits.steps),
+            "model_calls": (used.model_calls, limits.model_calls),
+            "tool_calls": (used.tool_calls, limits.tool_calls),
+            "input_tokens": (used.input_tokens, limits.input_tokens),
+            "output_tokens": (used.output_tokens, limits.output_tokens),
+            "tokens": (used.input_tokens + used.output_tokens, limits.tokens),
+            "cost_micros": (used.cost_micros, limits.cost_micros),
+            "wall_s": (round(used.wall_s), seconds(limits.wall) if limits.wall is not None else None),
+        }
+        return {name: f"{part} of {most * times:g}" for name, (part, most) in counted.items() if most is not None}
 
     def _go(self, calls: Sequence[Call]) -> Returned:
         """The calls as steps: one follows, several are branches."""

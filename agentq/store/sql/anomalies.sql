@@ -42,6 +42,8 @@ select a.tenant, a.anomaly_id, a.session_id, a.agent, a.agent_version, a.measure
  where (%(tenant)s::text is null or a.tenant = %(tenant)s) and (%(agent)s::text is null or a.agent = %(agent)s)
    and (%(state)s::text is null or a.state = %(state)s) and (%(session)s::uuid is null or a.session_id = %(session)s)
    and (%(low)s::uuid is null or a.anomaly_id between %(low)s and %(high)s)
+   and (%(since)s::timestamptz is null or a.found_at >= %(since)s)
+   and (%(until)s::timestamptz is null or a.found_at < %(until)s)
  order by a.found_at desc, a.anomaly_id limit %(limit)s;
 
 -- name: set_state

@@ -37,3 +37,7 @@ select t.worker_group, count(*) from agentq.tenant t
    and not exists (select from agentq.worker w where w.state = 'live' and w.role = 'steps'
                       and w.worker_group in (t.worker_group, '*'))
  group by t.worker_group;
+
+-- name: reservations
+select count(*), coalesce(extract(epoch from agentq.now() - min(at)), 0)::double precision
+  from agentq.reservation where state = 'held';

@@ -15,6 +15,23 @@ select step_id, fence, ordinal, kind, name, agent, agent_version, seq, branch, a
  order by started_at, seq, step_id, fence, ordinal
  limit %(max)s;
 
+-- name: end_of_session
+-- The last rows, the latest first.
+select step_id, fence, ordinal, kind, name, agent, agent_version, seq, branch, attempt, queued_at, started_at, ended_at,
+       closing, failure, worker, leads_to, tokens_in, tokens_out, cost_micros, detail, input, output
+  from agentq.trace
+ where tenant = %(tenant)s and session_id = %(session)s and ended_at >= %(since)s
+ order by started_at desc, seq desc, step_id desc, fence desc, ordinal desc
+ limit %(max)s;
+
+-- name: totals
+-- What all attempts of a session came to.
+select count(*), coalesce(sum(tokens_in), 0)::bigint, coalesce(sum(tokens_out), 0)::bigint,
+       coalesce(sum(cost_micros), 0)::bigint,
+       coalesce(sum(cost_micros) filter (where closing not in ('next', 'end', 'fail')), 0)::bigint
+  from agentq.trace
+ where tenant = %(tenant)s and session_id = %(session)s and ended_at >= %(since)s and kind = 'attempt';
+
 -- name: decisions
 select step_id, fence, ordinal, decided_at, step, options, picked, why, confidence, limits, approver
   from agentq.decision

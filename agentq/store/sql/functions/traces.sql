@@ -24,15 +24,62 @@ begin
         insert into agentq.decision (tenant, session_id, step_id, fence, ordinal, decided_at, agent, step, options, picked,
                                      why, confidence, limits, approver)
         select e.tenant, e.session_id, e.step_id, e.fence, d.n, e.started_at + make_interval(secs => d.at_s), p_agent,
-               e.name, decode(d.options, 'base64'), d.picked, d.why, d.confidence, d.limits, d.approver
+               e.name, decode(d.options, 'base64'), d.picked,
+               case when (select trace_content is distinct from 'off' from agentq.tenant where name = e.tenant) then d.why end,
+               d.confidence, d.limits, d.approver
           from jsonb_to_recordset(p_plan -> 'decisions') as d (
                n smallint, at_s double precision, options text, picked text, why text, confidence real, limits jsonb,
                approver text);
+    end if;
+    if p_closing in ('retry', 'repair', 'postpone') and e.due_at > p_now or p_plan ? 'steps' then
+        perform agentq.trace_waits(e, p_agent, p_version, p_closing, p_now, p_plan);
+    end if;
+    if e.approval is not null and p_closing <> 'await' then
+        perform agentq.trace_approval(e, p_agent, p_version);
     end if;
     if p_closing not in ('release', 'postpone', 'park', 'await', 'cancelled') then
         perform agentq.tally(e, p_agent, p_version, p_closing, p_now, p_failure, p_plan);
     end if;
 end $$;
+
+
+-- The waits that a settlement orders: until the next attempt, or until a timer of what follows.
+-- Written when they begin, so that whoever looks meanwhile sees until when; a session that ends sooner leaves them.
+create or replace function agentq.trace_waits(
+    e agentq.ledger_entry, p_agent text, p_version int, p_closing text, p_now timestamptz, p_plan jsonb
+) returns void language sql as $$
+    insert into agentq.trace (
+        tenant, session_id, step_id, fence, ordinal, ended_at, kind, name, agent, agent_version, seq, branch, attempt,
+        started_at, detail)
+    select e.tenant, e.session_id, e.step_id, e.fence, 32000 + w.n, w.until, 'wait', w.name, p_agent, p_version, e.seq,
+           e.branch, e.attempt, p_now, jsonb_build_object('outcome', w.why)
+      from (select 1 as n, e.due_at as until, e.name as name,
+                   case p_closing when 'postpone' then 'put off' else 'before the next attempt' end as why
+             where p_closing in ('retry', 'repair', 'postpone') and e.due_at > p_now
+             union all
+            select 1 + (row_number() over ())::int, p_now + make_interval(secs => s.delay_s), s.name, 'timer'
+              from jsonb_to_recordset(p_plan -> 'steps') as s (name text, delay_s double precision)
+             where p_closing = 'next' and s.delay_s > 0 limit 200) w
+$$;
+
+
+-- The wait for a person that let this step's attempt go on: once, with the first attempt after the decision.
+create or replace function agentq.trace_approval(e agentq.ledger_entry, p_agent text, p_version int)
+returns void language sql as $$
+    insert into agentq.trace (
+        tenant, session_id, step_id, fence, ordinal, ended_at, kind, name, agent, agent_version, seq, branch, attempt,
+        started_at, detail)
+    select e.tenant, e.session_id, e.step_id, e.fence, 32767, a.decided_at, 'approval', a.name, p_agent, p_version, e.seq,
+           e.branch, greatest(e.attempt, 1), a.asked_at,
+           jsonb_strip_nulls(jsonb_build_object('outcome', a.state, 'by', a.decided_by, 'approval', a.approval_id,
+                                                'effect_key', a.effect_key))
+      from agentq.approval a
+     where a.tenant = e.tenant and a.approval_id = e.approval and a.state in ('granted', 'denied', 'expired')
+       and a.session_id = e.session_id
+       and not exists (select from agentq.trace t
+                        where t.tenant = e.tenant and t.session_id = e.session_id and t.step_id = e.step_id
+                          and t.ordinal = 32767 and t.ended_at = a.decided_at)
+$$;
 
 
 -- What an attempt that was lost is known to have used: its calls that were settled before it was.
