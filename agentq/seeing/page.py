@@ -18,6 +18,9 @@ PAGE_STYLE = _FILES.joinpath("page.css").read_text("utf-8")
 
 PARTS_STYLE = _FILES.joinpath("parts.css").read_text("utf-8")
 
+Also = Callable[[TraceRow], str]
+"""What a page adds to an attempt."""
+
 _STATE_TAGS = {"done": "ok", "failed": "bad", "cancelled": "off", "paused": "again", "running": "model"}
 
 
@@ -130,15 +133,15 @@ def family(story: Story, link: Callable[[Any], str] = str) -> str:
     return f'<div class="aq-scroll"><table><tr><th>session<th>agent<th>state<th>is{rows}</table></div>'
 
 
-def attempts(story: Story) -> str:
-    """Each attempt, folded: what it began from, did, decided, changed and cost."""
+def attempts(story: Story, also: Also | None = None) -> str:
+    """Each attempt, folded: what it began from, did, decided, changed and cost; and what the caller adds to each."""
     acts, left_out = shown(story.acts)
     note = f"<p class=why>{left_out} attempts in the middle are left out; --json has all</p>" if left_out else ""
     later = {act.row.step_id: act.row for act in acts}
-    return note + "".join(attempt(act, later[act.row.step_id]) for act in acts)
+    return note + "".join(attempt(act, later[act.row.step_id], also) for act in acts)
 
 
-def attempt(act: Act, last: TraceRow) -> str:
+def attempt(act: Act, last: TraceRow, also: Also | None = None) -> str:
     """One attempt, folded."""
     row = act.row
     links = f'<p><a href="#{anchor(last)}">to the last attempt of this step</a></p>' if last is not row else ""
@@ -150,6 +153,7 @@ def attempt(act: Act, last: TraceRow) -> str:
         f"started {row.started_at.strftime('%H:%M:%S.%f')[:-3]} UTC after {seconds_text(max(queued, 0))} in the queue"
     )
     parts = [why, leads, links, f"<p class=why>{when}; {escape(where)}</p>"]
+    parts += [also(row)] if also else []
     parts += [event(one) for one in act.events]
     parts += [decision(made) for made in act.decisions]
     parts.append(folded("began from", act.given))
