@@ -52,6 +52,7 @@ class Told(Tab):
             others = letters.ls(Selection(tenant=tenant, session=letter.session_id, state=None), limit=20)
             return {
                 "letter": letter,
+                "cause_text": redact("failure", letter.cause_text),
                 "failure": redact("failure", letter.failure) or {},
                 "attempts": [redact("failure", one) for one in letter.attempts],
                 "effects": [redact("input", effect) for effect in effects],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlencode
 
@@ -36,8 +37,9 @@ class Listed(Tab):
 
         def question() -> dict[str, Any]:
             rows = letters.ls(chosen, limit=LETTERS_SHOWN) if narrow else []
+            groups = letters.groups(by, chosen, limit=100) if "cause" not in filters else []
             return {
-                "groups": letters.groups(by, chosen, limit=100) if "cause" not in filters else [],
+                "groups": [replace(group, sample=redact("failure", group.sample)) for group in groups],
                 "letters": [(row, redact("failure", row.failure) or {}) for row in rows],
                 "dry_run": redrives.dry_run(self.client, asked, redact) if narrow and state == "open" else None,
                 "jobs": redrives.job_lines(self.client),
