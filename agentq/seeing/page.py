@@ -92,7 +92,7 @@ def cost_table(lines: Iterable[CostLine]) -> str:
     if not rows:
         return "<p class=why>nothing was used</p>"
     numbers = ("times", "recalled", "tokens in", "cached", "out", "took", "cost", "waste")
-    head = "<tr><th>what" + "".join(f"<th class=n>{name}" for name in numbers)
+    head = "<tr><th scope=col>what" + "".join(f"<th scope=col class=n>{name}" for name in numbers)
     return f'<div class="aq-scroll"><table>{head}{rows}</table></div>'
 
 
@@ -130,7 +130,8 @@ def family(story: Story, link: Callable[[Any], str] = str) -> str:
         f"<td>{'root' if one.parent_session is None else 'child'}"
         for one in story.family
     )
-    return f'<div class="aq-scroll"><table><tr><th>session<th>agent<th>state<th>is{rows}</table></div>'
+    head = "".join(f"<th scope=col>{name}" for name in ("session", "agent", "state", "is"))
+    return f'<div class="aq-scroll"><table><tr>{head}{rows}</table></div>'
 
 
 def attempts(story: Story, also: Also | None = None) -> str:
