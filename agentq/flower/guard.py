@@ -16,7 +16,8 @@ from flower.urls import handlers
 from flower.views import BaseHandler
 from flower.views.tasks import TasksView, TaskView
 from flower.views.workers import WorkersView, WorkerView
-from tornado.web import HTTPError, RequestHandler, URLSpec
+from tornado.routing import URLSpec
+from tornado.web import HTTPError, RequestHandler
 
 from agentq.flower.pages.tab import may_operate, user_of
 

@@ -11,7 +11,8 @@ from typing import Any
 import psycopg
 import pytest
 from flower.urls import handlers
-from tornado.web import RequestHandler, URLSpec
+from tornado.routing import URLSpec
+from tornado.web import RequestHandler
 
 from agentq.flower.guard import guarded
 from agentq.flower.pages import ROUTES, Route

@@ -114,13 +114,15 @@ def _agent(registry: Registry, name: str) -> None:
         if kind < 0.12:
             raise ValueError("the model's answer is no JSON: Expecting value at line 1")
         if kind < 0.16:
-            return Ask(f"Refund order {state.order}, 49.00 EUR?", within="3d", then=pay, state=state)
+            facts = {"customer since": "2021", "order": state.order, "reason": "headphones broke after 12 days"}
+            question = f"Refund order {state.order}, 49.00 EUR?"
+            return Ask(question, within="3d", then=pay, state=state, args={"cents": 4_900}, details=facts)
         ctx.call(issue_refund, state.order, 4_900)
         return Done({"refunded": state.order})
 
     @agent.step
-    def pay(state: Ticket, ctx: Context) -> Done:
-        ctx.call(issue_refund, state.order, 4_900)
+    def pay(state: Ticket, ctx: Context, cents: int) -> Done:
+        ctx.call(issue_refund, state.order, cents)
         return Done({"refunded": state.order})
 
 

@@ -42,7 +42,8 @@ BYTES_MAX = 250_000
 
 def paths(client: Client, sessions: list[Any]) -> dict[str, str]:
     """Each page by the name of its picture."""
-    dead = {letter.session_id for letter in client.dead_letters.ls(Selection(), limit=1000)}
+    letters = client.dead_letters.ls(Selection(), limit=1000)
+    dead = {letter.session_id for letter in letters if not letter.generation}
     failed = [session for session in sessions if session._uuid in dead] or sessions
     session = max(failed, key=lambda one: len(one.steps()))
     found = {
