@@ -25,6 +25,7 @@ log = logging.getLogger("agentq.flower")
 
 # Whoever may look sees these, without their buttons.
 _PAGES = (WorkersView, WorkerView, TasksView, TaskView)
+_OF_BROWSERS = ("Cookie", "Origin", "Sec-Fetch-Site")
 _READS = ("GET", "HEAD", "OPTIONS")
 
 
@@ -35,6 +36,16 @@ class Guarded(BaseHandler):  # type: ignore[misc]
         if self.request.method not in _READS and _may_only_look(self):
             raise HTTPError(403, "this login may look, and change nothing")
         return super().prepare()
+
+    def check_xsrf_cookie(self) -> None:
+        """
+        From a browser every post carries the token, as Flower's own script sends it, whichever login there is.
+
+        A script that logs in by itself has no cookies to be misused, and needs none.
+        """
+        super().check_xsrf_cookie()
+        if any(name in self.request.headers for name in _OF_BROWSERS):
+            RequestHandler.check_xsrf_cookie(self)
 
     def render(self, *templates: Any, **facts: Any) -> Any:
         if "read_only" in facts and _may_only_look(self):

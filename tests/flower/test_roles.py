@@ -143,10 +143,15 @@ def test_flowers_own_pages_show_a_viewer_no_buttons(flower: str) -> None:
 
 def test_what_flowers_own_buttons_did_is_on_record(window: Window, admin: psycopg.Connection[Any]) -> None:
     """
-    I11: with the login's name.
+    I11: with the login's name. From a browser they need its token; a script that logs in by itself needs none.
     """
     name = f"no.such.{uuid.uuid4().hex[:8]}"
-    assert window.post(f"/api/task/revoke/{name}", _xsrf=with_token(window))[0] == 200
+    token = with_token(window)
+    for foreign in (None, "2|aaaa|bbbb|1"):
+        assert window.post(f"/api/task/revoke/{name}", _xsrf=foreign)[0] == 403
+    assert admin.execute("select from agentq.operator_action where target = %s", (name,)).fetchall() == []
+    assert window.post(f"/api/task/revoke/{name}", _xsrf=token)[0] == 200
+    assert Window(window.base).post(f"/api/task/revoke/{name}-script", _xsrf=None)[0] == 200
     query = "select operator, action from agentq.operator_action where target = %s"
     until(lambda: admin.execute(query, (name,)).fetchall() == [("jane", "flower task revoke")], 10, "the row")
 
