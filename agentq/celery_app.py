@@ -25,6 +25,7 @@ from agentq.errors import InvalidInput
 from agentq.settings import Settings, load
 from agentq.step import StepRef
 from agentq.submissions import TOKEN_HEADER
+from agentq.verdicts import Carried
 from agentq.worker import Consumer, install
 
 
@@ -128,12 +129,12 @@ install(app)
 
 
 @app.task(name=STEP_TASK, acks_late=True, ignore_result=True)
-def step(**ids: Any) -> None:
+def step(**ids: Any) -> str | None:
     """
     Celery's door to the engine. It decides nothing.
 
     Every verdict is acknowledged: retries leave through the ledger, and the relay finds whatever a
-    crash left behind.
+    crash left behind. What it returns is for people who read Flower, and kept nowhere: `retry transient desk@1`.
     """
     from agentq.runtime import runtime
 
@@ -143,8 +144,9 @@ def step(**ids: Any) -> None:
         # Forged or damaged: the ledger, not the message, knows which steps are due.
         queue = (current_task.request.delivery_info or {}).get("routing_key", "?")
         runtime().poison.keep(queue, json.dumps(ids, default=repr).encode(), str(error))
-        return
-    runtime().carry(ref)
+        return None
+    verdict = runtime().carry(ref)
+    return str(verdict) if isinstance(verdict, Carried) else type(verdict).__name__.lower()
 
 
 class Submit(Task):  # type: ignore[misc]

@@ -464,7 +464,8 @@ class Engine:
             return Deferred("store_unavailable"), None
         if self.watch is not None:
             self.watch.carried(claim, settlement, time.monotonic() - attempt.began)
-        return Carried(settlement.closing), settled
+        kind = settlement.failure.kind if settlement.failure is not None else ""
+        return Carried(settlement.closing, f"{claim.agent}@{claim.agent_version}", kind), settled
 
     def _charge_late(self, claim: Granted, extras: Extras) -> None:
         """The money that a superseded attempt spent; when it cannot be told, the relay charges the estimate."""

@@ -496,9 +496,18 @@ class Settled:
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """The attempt was settled: next, end, fail, retry, repair, postpone, await, dead, release, park or cancelled."""
+    """
+    The attempt was settled: next, end, fail, retry, repair, postpone, await, dead, release, park or cancelled.
+
+    `agent` and `kind`, the class of its failure, are for people who read Flower.
+    """
 
     closing: Closing
+    agent: str = field(default="", compare=False)
+    kind: str = field(default="", compare=False)
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, (self.closing, self.kind, self.agent)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,8 @@ APPROVALS = "tests/store/test_approvals.py::test_"
 PEOPLE = "tests/people/test_"
 TRACES = "tests/store/test_traces.py::test_"
 TABS = "tests/flower/test_tabs.py::test_"
+ROLES = "tests/flower/test_roles.py::test_"
+LETTERS = "tests/flower/test_letters.py::test_"
 BURIED = "tests/store/test_dead_letters.py::test_"
 REDRIVEN = "tests/redrives/test_redrives.py::test_"
 LETTERBOX = "tests/relay/test_letterbox.py::test_"
@@ -1598,7 +1600,43 @@ MUTATIONS = [
         "agentq/flower/pages/tab.py",
         "        RequestHandler.check_xsrf_cookie(self)",
         "        pass",
-        TABS + "a_post_from_elsewhere_is_refused",
+        ROLES + "an_action_is_refused",
+    ),
+    Mutation(
+        "agentq/flower/guard.py",
+        "if self.request.method not in _READS and _may_only_look(self):",
+        "if False:",
+        ROLES + "flowers_own_buttons_are_an_operators",
+    ),
+    Mutation(
+        "agentq/flower/pages/letter.py",
+        'if self.chosen("seen") != self.asked(tenant, letter).seen:',
+        "if False:",
+        LETTERS + "a_letter_is_redriven_on_terms_that_were_shown",
+    ),
+    Mutation(
+        "agentq/flower/pages/letter.py",
+        '"cause_text": redact("failure", letter.cause_text)',
+        '"cause_text": letter.cause_text',
+        LETTERS + "a_letter_tells_what_the_command_tells",
+    ),
+    Mutation(
+        "agentq/client/dead_letters.py",
+        "        if not job.abandoned:\n",
+        "        if False:\n",
+        LETTERS + "many_are_redriven_with_a_canary_and_stopped",
+    ),
+    Mutation(
+        "agentq/flower/tabs.css",
+        ".aq .aq-scroll{position:relative;overflow-x:auto}",
+        ".aq .aq-scroll{position:relative}",
+        "tests/flower/test_browser.py::test_a_page_fits_a_phone",
+    ),
+    Mutation(
+        "agentq/flower/tabs.css",
+        ".aq :focus-visible{outline:2px solid",
+        ".aq :focus-visible{outline:0 solid",
+        "tests/flower/test_browser.py::test_the_keyboard_reaches_everything_in_the_order_that_one_sees",
     ),
     Mutation(
         "agentq/flower/pages/tab.py",

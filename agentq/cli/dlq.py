@@ -36,7 +36,7 @@ _state_option = click.option(
 
 @click.group()
 def dlq() -> None:
-    """Dead letters: ls, show, redrive, discard, export, watch, redrives, policy. An ID may be cut short."""
+    """Dead letters: ls, show, redrive, redrives, stop, resume, discard, export, watch, policy. An ID may be short."""
 
 
 @dlq.command()
@@ -81,9 +81,9 @@ def show(id_: str, tenant: str | None, with_state: bool, as_json: bool) -> None:
         [(owner, letter_id)] = letters_named(connected, (id_,), tenant)
         store = connected.dead_letters.letters
         letter = store.get(owner, letter_id)
-        effects = [dict(zip(_EFFECT, row, strict=True)) for row in store.open_effects(letter)]
+        effects = [dict(zip(EFFECT_FACTS, row, strict=True)) for row in store.open_effects(letter)]
         state = decode(store.state_before(letter)[0]) if with_state else None
-    advice = _advice(letter, effects)
+    advice = advice_on(letter, effects)
     if as_json:
         facts = as_facts(letter) | {"effects": plain(effects), "advice": advice}
         print_json(facts | ({"state_before": state} if with_state else {}))
@@ -197,7 +197,7 @@ def _watch(connected: Client, selection: Selection, timeout: float | None, as_js
         raise click.exceptions.Exit(INTERRUPTED) from None
 
 
-_EFFECT = ("key", "name", "state", "calls", "claimed_at", "settled_at", "failure")
+EFFECT_FACTS = ("key", "name", "state", "calls", "claimed_at", "settled_at", "failure")
 
 
 def _print_letters(letters: list[Letter], as_json: bool) -> None:
@@ -292,7 +292,7 @@ def _show_facts(letter: Letter) -> None:
     )
 
 
-def _advice(letter: Letter, effects: list[dict[str, Any]]) -> list[str]:
+def advice_on(letter: Letter, effects: list[dict[str, Any]]) -> list[str]:
     """What a person may do about this letter."""
     short = letter.letter_id.hex[:8]
     if letter.state != "open":
@@ -346,4 +346,6 @@ def _beginning(body: bytes) -> str:
 
 dlq.add_command(redrive.redrive)
 dlq.add_command(redrive.redrives)
+dlq.add_command(redrive.stop)
+dlq.add_command(redrive.resume)
 dlq.add_command(policy.policy)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from agentq.store.dead_letters import Letter, Plan
     from agentq.store.redrives import Job
 
-_REFUSED = {
+REFUSALS = {
     "generation": "were brought back too often; find the cause, or raise --max-generation",
     "unknown_effects": (
         "have effects of unknown outcome: look at the other side under the effects' keys (agentq dlq show ID), then "
@@ -114,7 +114,7 @@ def redrives(limit: int, as_json: bool) -> None:
                 job.job_id.hex[:8],
                 job.created_at,
                 f"policy {job.policy}" if job.policy else job.operator,
-                "interrupted" if job.abandoned else job.state,
+                state_of(job),
                 job.matched,
                 job.redriven,
                 job.refused,
@@ -127,6 +127,50 @@ def redrives(limit: int, as_json: bool) -> None:
         ),
         empty="nothing was redriven yet",
     )
+
+
+@click.command(short_help="End a redrive before it is through.")
+@click.argument("id_", metavar="ID")
+@click.option("--reason", required=True, help="Why; kept with your name.")
+@click.option("--dry-run", is_flag=True, help="Say how far it is, change nothing.")
+@json_option
+def stop(id_: str, reason: str, dry_run: bool, as_json: bool) -> None:
+    """End a redrive, whoever drives it. What it has brought back goes on; the rest stays dead.
+
+    ID is the beginning of the id that `dlq redrives` shows.
+    """
+    with client() as connected:
+        job = connected.dead_letters.job(id_)
+        if not dry_run:
+            job = connected.dead_letters.stop(job, reason=reason)
+    if as_json:
+        print_json(plain(job) | {"dry_run": dry_run})
+        return
+    how = "would be stopped" if dry_run else "is stopped"
+    click.echo(f"redrive {job.job_id.hex[:8]} {how}: {job.redriven:,} of {job.matched:,} are redriven")
+
+
+@click.command(short_help="Go on with a redrive that was interrupted.")
+@click.argument("id_", metavar="ID")
+@click.option("--reason", required=True, help="Why; kept with your name.")
+@click.option("--dry-run", is_flag=True, help="Say how far it is, change nothing.")
+@json_option
+def resume(id_: str, reason: str, dry_run: bool, as_json: bool) -> None:
+    """Go on with a redrive that nobody drives any more, on its own terms, from its first letter that is still dead."""
+    with client() as connected:
+        job = connected.dead_letters.job(id_)
+        if not dry_run:
+            _run(connected.dead_letters.resume(job, reason=reason), as_json)
+            return
+    if as_json:
+        print_json(plain(job) | {"dry_run": True})
+        return
+    click.echo(f"redrive {job.job_id.hex[:8]} is {state_of(job)}: {job.redriven:,} of {job.matched:,} are redriven")
+
+
+def state_of(job: Job) -> str:
+    """A job's state as people read it."""
+    return "interrupted" if job.abandoned else job.state
 
 
 _CHOOSING = ("cause", "agent", "tenant", "step", "kind", "dependency", "generation", "since", "age")
@@ -205,11 +249,10 @@ def _sample_diff(connected: Client, selection: Selection, change: Any, terms: Te
 
 def _tell_plan(plan: Plan, terms: Terms, diff: list[dict[str, Any]], as_json: bool) -> None:
     expected = plan.expected_cost_micros
-    redrives = plan.redrives if terms.effects is None else max(plan.letters - plan.too_often - plan.without_step, 0)
     if as_json:
         facts: dict[str, Any] = {
             "letters": plan.letters,
-            "would_redrive": redrives,
+            "would_redrive": brought_back(plan, terms),
             "too_often": plan.too_often,
             "without_step": plan.without_step,
             "dry_run": True,
@@ -218,24 +261,33 @@ def _tell_plan(plan: Plan, terms: Terms, diff: list[dict[str, Any]], as_json: bo
         facts |= {"expected_cost_usd": None if expected is None else expected / 1_000_000, "agents": plain(plan.agents)}
         print_json(facts | {"diff": diff})
         return
+    print_facts(plan_facts(plan, terms))
+    for one in diff:
+        click.echo(f"would set {one['path']}: {json.dumps(one['before'])} → {json.dumps(one['after'])}")
+
+
+def brought_back(plan: Plan, terms: Terms) -> int:
+    """How many letters a redrive on these terms would bring back."""
+    return plan.redrives if terms.effects is None else max(plan.letters - plan.too_often - plan.without_step, 0)
+
+
+def plan_facts(plan: Plan, terms: Terms) -> tuple[tuple[str, str | None], ...]:
+    """What a redrive would do, as people read it: name and words, None where there is nothing to say."""
+    redrives = brought_back(plan, terms)
     seconds = redrives / terms.rate_per_s
     unknown = f"{plan.with_unknown_effects:,} letters" if plan.with_unknown_effects else None
     if unknown and terms.effects is None:
         unknown += ", refused unless --effects says what you found"
-    print_facts(
-        (
-            ("letters", f"{plan.letters:,} match, {redrives:,} would be redriven"),
-            ("too often", f"{plan.too_often:,}, refused" if plan.too_often else None),
-            ("no such step", f"{plan.without_step:,} ran no {terms.from_step}, refused" if plan.without_step else None),
-            ("pending effects", f"{plan.with_pending_effects:,} letters" if plan.with_pending_effects else None),
-            ("unknown effects", unknown),
-            ("expected cost", _expected(plan)),
-            ("takes", f"about {_span(seconds)} at {terms.rate_per_s:g}/s" if seconds >= 1 else None),
-            ("canaries", f"{terms.canary} first" if terms.canary else None),
-        )
+    return (
+        ("letters", f"{plan.letters:,} match, {redrives:,} would be redriven"),
+        ("too often", f"{plan.too_often:,}, refused" if plan.too_often else None),
+        ("no such step", f"{plan.without_step:,} ran no {terms.from_step}, refused" if plan.without_step else None),
+        ("pending effects", f"{plan.with_pending_effects:,} letters" if plan.with_pending_effects else None),
+        ("unknown effects", unknown),
+        ("expected cost", _expected(plan)),
+        ("takes", f"about {_span(seconds)} at {terms.rate_per_s:g}/s" if seconds >= 1 else None),
+        ("canaries", f"{terms.canary} first" if terms.canary else None),
     )
-    for one in diff:
-        click.echo(f"would set {one['path']}: {json.dumps(one['before'])} → {json.dumps(one['after'])}")
 
 
 def _expected(plan: Plan) -> str:
@@ -288,7 +340,7 @@ def _tell_end(job: Job, outcomes: Counter[str], refusals: list[tuple[Any, str, s
         if job.note:
             click.echo(job.note)
         click.echo(f"{job.redriven:,} letters are redriven (redrive {job.job_id.hex[:8]})")
-        for outcome, text in _REFUSED.items():
+        for outcome, text in REFUSALS.items():
             if count := outcomes.get(outcome, 0):
                 some = [(letter, why) for letter, found, why in refusals if found == outcome][:_SHOWN_MAX]
                 names = ", ".join(letter.hex[:8] for letter, _ in some) + (", …" if count > len(some) else "")

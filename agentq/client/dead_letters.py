@@ -21,6 +21,7 @@ from agentq.store.redrives import Job, Policy, Redrives, Terms
 
 _WATCH_S = 1.0
 _WATCH_MAX = 1000
+_JOBS_MAX = 1000
 
 
 class DeadLetters:
@@ -108,6 +109,61 @@ class DeadLetters:
                 return self.edit(self.letters.get(tenant, letter_id), change, from_step=job.terms.from_step)
 
         return Driver(self.redrives, job, edit=edit).steps()
+
+    def job(self, text: str) -> Job:
+        """
+        The redrive whose id begins so, of the newest thousand.
+
+        Raises:
+            InvalidInput: there is none, or there are several.
+        """
+        digits = text.replace("-", "").lower()
+        found = [job for job in self.redrives.recent(_JOBS_MAX) if digits and job.job_id.hex.startswith(digits)]
+        if len(found) != 1:
+            raise InvalidInput(f"{'several redrives begin' if found else 'no redrive begins'} with {text!r}")
+        return found[0]
+
+    def stop(self, job: Job, *, reason: str) -> Job:
+        """
+        End a redrive before it is through, whoever drives it; as it is afterwards.
+
+        What it has brought back goes on; the batch that is under way, a second's worth at most, may still follow.
+
+        Raises:
+            InvalidInput: it has ended, or the reason says nothing.
+        """
+        self._check_live(job, reason)
+        operator = operator_name()
+        self._act_on(job, "dlq stop", operator, reason)
+        return self.redrives.move_on(job, "stopped", f"stopped by {operator}: {reason}")
+
+    def resume(self, job: Job, *, reason: str) -> Generator[Progress]:
+        """
+        Go on with a redrive that nobody drives any more, as the command that began it would if given again.
+
+        Raises:
+            InvalidInput: it has ended, somebody drives it, or its letters are edited: a job does not keep the edits.
+        """
+        self._check_live(job, reason)
+        if not job.abandoned:
+            raise InvalidInput(f"redrive {job.job_id} is driven by {job.driver}")
+        if job.terms.edits:
+            raise InvalidInput("its letters are edited, and a job does not keep the edits: begin it again with them")
+        self._act_on(job, "dlq resume", operator_name(), reason)
+        self._resume(job, job.terms)
+        return self.drive(job)
+
+    def _check_live(self, job: Job, reason: str) -> None:
+        if not reason.strip():
+            raise InvalidInput("a reason must say something")
+        if job.ended:
+            raise InvalidInput(f"redrive {job.job_id} has ended: it is {job.state}")
+
+    def _act_on(self, job: Job, action: str, operator: str, reason: str) -> None:
+        tenant = job.selection.get("tenant")
+        self._operators.record_action(
+            operator=operator, tenant=tenant, action=action, target=str(job.job_id), reason=reason
+        )
 
     def edit(
         self, letter: Letter, change: Change, *, from_step: str | None = None

@@ -14,8 +14,9 @@ from agentq.settings import Settings
 # Some 6 kB each: Flower's own default of 100,000 would take 0.6 GB.
 TASKS_MAX = 10_000
 WORKERS_GONE_S = 60
-# What a task's ids mean is in its arguments: tenant, step and session, never a payload.
-COLUMNS = "name,uuid,kwargs,state,received,runtime,worker"
+# What a task's ids mean is in its arguments: tenant, step and session; what came of it, with the class of its failure
+# and its agent, is its result. Never a payload.
+COLUMNS = "name,uuid,kwargs,state,result,received,runtime,worker"
 
 
 def serve(settings: Settings, *, read_only: bool = False) -> None:

@@ -20,6 +20,7 @@ from tornado.web import StaticFileHandler, url
 from agentq.agents.registry import Registry
 from agentq.client import Client
 from agentq.errors import ConfigError
+from agentq.flower.guard import guarded
 from agentq.flower.pages import ROUTES
 from agentq.settings import Settings, load
 
@@ -88,8 +89,9 @@ def tabs() -> list[tuple[str, str]]:
 
 
 def routes(prefix: str) -> list[Any]:
-    """Our pages, ahead of Flower's."""
+    """Our pages, and Flower's own under our roles, ahead of Flower's."""
     return [
+        *guarded(prefix),
         *(url(f"{prefix}{route.pattern}", route.handler, name=route.name) for route in ROUTES),
         url(
             rf"{prefix}/agentq/static/(.*)",

@@ -21,6 +21,9 @@ PARTS_STYLE = _FILES.joinpath("parts.css").read_text("utf-8")
 # Of one value on the page: a thousand steps with large states must not make a page that no browser opens.
 _SHOWN_MAX = 20_000
 
+Also = Callable[[TraceRow], str]
+"""What a page adds to an attempt."""
+
 _STATE_TAGS = {"done": "ok", "failed": "bad", "cancelled": "off", "paused": "again", "running": "model"}
 
 
@@ -94,7 +97,7 @@ def cost_table(lines: Iterable[CostLine]) -> str:
     if not rows:
         return "<p class=why>nothing was used</p>"
     numbers = ("times", "recalled", "tokens in", "cached", "out", "took", "cost", "waste")
-    head = "<tr><th>what" + "".join(f"<th class=n>{name}" for name in numbers)
+    head = "<tr><th scope=col>what" + "".join(f"<th scope=col class=n>{name}" for name in numbers)
     return f'<div class="aq-scroll"><table>{head}{rows}</table></div>'
 
 
@@ -152,18 +155,19 @@ def family(story: Story, link: Callable[[Any], str] = str) -> str:
         f"<td>{'root' if one.parent_session is None else 'child'}"
         for one in story.family
     )
-    return f'<div class="aq-scroll"><table><tr><th>session<th>agent<th>state<th>is{rows}</table></div>'
+    head = "".join(f"<th scope=col>{name}" for name in ("session", "agent", "state", "is"))
+    return f'<div class="aq-scroll"><table><tr>{head}{rows}</table></div>'
 
 
-def attempts(story: Story) -> str:
-    """Each attempt, folded: what it began from, did, decided, changed and cost."""
+def attempts(story: Story, also: Also | None = None) -> str:
+    """Each attempt, folded: what it began from, did, decided, changed and cost; and what the caller adds to each."""
     acts, left_out = shown(story.acts)
     note = f"<p class=why>{left_out} attempts in the middle are left out; --json has all</p>" if left_out else ""
     later = {act.row.step_id: act.row for act in acts}
-    return note + "".join(attempt(act, later[act.row.step_id]) for act in acts)
+    return note + "".join(attempt(act, later[act.row.step_id], also) for act in acts)
 
 
-def attempt(act: Act, last: TraceRow) -> str:
+def attempt(act: Act, last: TraceRow, also: Also | None = None) -> str:
     """One attempt, folded."""
     row = act.row
     links = f'<p><a href="#{anchor(last)}">to the last attempt of this step</a></p>' if last is not row else ""
@@ -175,6 +179,7 @@ def attempt(act: Act, last: TraceRow) -> str:
         f"started {row.started_at.strftime('%H:%M:%S.%f')[:-3]} UTC after {seconds_text(max(queued, 0))} in the queue"
     )
     parts = [why, leads, links, f"<p class=why>{when}; {escape(where)}</p>"]
+    parts += [also(row)] if also else []
     parts += [event(one) for one in act.events]
     parts += [decision(made) for made in act.decisions]
     parts.append(folded("began from", act.given))

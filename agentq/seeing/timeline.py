@@ -88,7 +88,7 @@ def timeline(story: Story, link: Callable[[TraceRow], str] = lambda row: f"#{anc
     height = _TOP + _LANE * len(acts) + 26
     parts = [
         f'<svg class="aq-tl" viewBox="0 0 {_WIDTH} {height}" role="img" xmlns="http://www.w3.org/2000/svg" '
-        f'aria-label="Timeline of {len(acts)} attempts">'
+        f'aria-label="Timeline of {len(acts)} attempts"><title>Timeline of {len(acts)} attempts</title>'
     ]
     parts += _axis(scale, story, height)
     for number, act in enumerate(acts):

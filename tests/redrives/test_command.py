@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from agentq.client import Terms
 from agentq.step import StepRef
 from agentq.store.dead_letters import DeadLetterStore, Selection
 from agentq.verdicts import Failure
@@ -197,3 +198,31 @@ def test_policies(cli: Cli, hands: Hands) -> None:
     cli.ok("dlq", "policy", "rm", name, "--reason", "x", "--dry-run")
     cli.ok("dlq", "policy", "rm", name, "--reason", "x")
     assert name not in cli.ok("dlq", "policy", "ls")
+
+
+def test_a_redrive_is_stopped_and_gone_on_with(cli: Cli, hands: Hands, client: Any) -> None:
+    """
+    By the id that `redrives` shows: stopped for good, or gone on with after it was left; each with a reason, on record.
+    """
+    bury(hands, times=3)
+
+    def left(key: str) -> str:
+        chosen, terms = Selection(tenant=hands.tenant), Terms(rate_per_s=2)
+        steps = client.dead_letters.redrive(chosen, reason="mended", terms=terms, key=f"{hands.tenant} {key}")
+        job = next(steps).job
+        steps.close()
+        return str(job.job_id)
+
+    first, second = left("one"), left("two")
+    assert cli.json("dlq", "stop", first[:12], "--reason", "x", "--dry-run")["ended_at"] is None
+    assert "is stopped: 1 of 3" in cli.ok("dlq", "stop", first[:12], "--reason", "too many")
+    assert "has ended" in cli.refused(2, "dlq", "stop", first, "--reason", "again")
+    assert "has ended" in cli.refused(2, "dlq", "resume", first, "--reason", "again")
+    assert "is interrupted: 1 of 2" in cli.ok("dlq", "resume", second, "--reason", "x", "--dry-run")
+    done = cli.json("dlq", "resume", second[:12], "--reason", "the laptop was shut")
+    assert (done["state"], done["redriven"]) == ("done", 2)
+    assert "no redrive begins" in cli.refused(2, "dlq", "stop", "00000000-0000", "--reason", "x")
+    query = "select action from agentq.operator_action where target = %s order by at"
+    acted = [row["action"] for row in hands.rows(query.replace("%s", f"'{first}'"))]
+    assert "dlq stop" in acted
+    assert states(hands) == {"redriving": 3}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agentq.flower.pages import anomalies, approvals, cost, health, letters, metrics, session, sessions, tenants
+from agentq.flower.pages import anomalies, approvals, cost, health, letter, letters, metrics, session, sessions, tenants
 from agentq.flower.pages.tab import Route
 
 # In the order of the navigation bar.
@@ -10,6 +10,7 @@ ROUTES: tuple[Route, ...] = (
     *sessions.ROUTES,
     *session.ROUTES,
     *letters.ROUTES,
+    *letter.ROUTES,
     *approvals.ROUTES,
     *tenants.ROUTES,
     *cost.ROUTES,

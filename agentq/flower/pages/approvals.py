@@ -13,6 +13,8 @@ from agentq.payload import decode
 from agentq.seeing import page as parts
 from agentq.seeing.tracing import redactor_of
 
+WAITING_MAX = 100
+
 
 class Approvals(Tab):
     """What waits for people, by its deadline."""
@@ -25,11 +27,11 @@ class Approvals(Tab):
         redact = redactor_of(self.client.settings).value
 
         def question() -> list[Any]:
-            listed = self.client.approvals.ls(tenant=tenant, limit=100)
+            listed = self.client.approvals.ls(tenant=tenant, limit=WAITING_MAX)
             views = [self.client.approvals.get(str(one.approval_id), tenant=one.tenant) for one in listed]
-            return [(view, redact("input", dict(view.args))) for view in views]
+            return [(view, redact("input", dict(view.args)), redact("input", view.details)) for view in views]
 
-        self.show("aq_approvals.html", tenant=tenant, waiting=await self.ask(question), pre=parts.pre)
+        self.show("aq_approvals.html", tenant=tenant, waiting=await self.ask(question), pre=parts.pre, most=WAITING_MAX)
 
 
 class ApprovalAction(Action):

@@ -60,18 +60,26 @@ def _bars(days: list[Any]) -> str:
     if not days:
         return ""
     top = max(row.cost_micros for row in days) or 1
-    width = min(720 / len(days), 80)
-    parts_ = ['<svg class="aq-tl" viewBox="0 0 740 190" role="img" aria-label="Cost by day">']
+    width = min(1100 / len(days), 160)
+    bar = max(min(width * 0.7, 72), 2)
+    parts_ = [
+        '<svg class="aq-tl" viewBox="0 0 1120 200" role="img" aria-label="Cost by day">'
+        "<title>Cost by day, waste in red</title>"
+    ]
+    # Many days: a word under every so many, or they would run into each other.
+    every = max(round(56 / width), 1)
     for number, row in enumerate(days):
         x, height = 10 + number * width, 140 * row.cost_micros / top
-        waste = 140 * row.waste_micros / top
-        bar = max(min(width - 4, 60), 2)
+        waste, middle = 140 * row.waste_micros / top, 10 + number * width + bar / 2
         title = f"{row.of}: {dollars(row.cost_micros)}, waste {dollars(row.waste_micros)}"
+        words = (
+            f'<text x="{middle:.1f}" y="{166 - height:.1f}" text-anchor="middle">{dollars(row.cost_micros)}</text>'
+            f'<text class="dim" x="{middle:.1f}" y="190" text-anchor="middle">{row.of[5:]}</text>'
+        )
         parts_.append(
-            f'<g><title>{title}</title><rect class="model" x="{x:.1f}" y="{164 - height:.1f}" width="{bar:.1f}" '
-            f'height="{height:.1f}"/><rect class="bad" x="{x:.1f}" y="{164 - height:.1f}" width="{bar:.1f}" '
-            f'height="{waste:.1f}"/><text x="{x:.1f}" y="{159 - height:.1f}">{dollars(row.cost_micros)}</text>'
-            f'<text class="dim" x="{x:.1f}" y="180">{row.of[5:]}</text></g>'
+            f'<g><title>{title}</title><rect class="day" x="{x:.1f}" y="{172 - height:.1f}" width="{bar:.1f}" '
+            f'height="{height:.1f}" rx="2"/><rect class="bad" x="{x:.1f}" y="{172 - height:.1f}" width="{bar:.1f}" '
+            f'height="{waste:.1f}" rx="2"/>{words if number % every == 0 else ""}</g>'
         )
     return "".join([*parts_, "</svg>"])
 

@@ -2,66 +2,115 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from dataclasses import replace
 from typing import Any
+from urllib.parse import urlencode
 
 from tornado.web import authenticated
 
-from agentq.client.tenants import acting_as
+from agentq.cli.selecting import STATES
+from agentq.errors import InvalidInput
+from agentq.flower.pages import redrives
 from agentq.flower.pages.tab import Action, Route, Tab
-from agentq.store.dead_letters import Selection
-from agentq.store.redrives import Terms
+from agentq.seeing.tracing import redactor_of
+from agentq.store.dead_letters import GroupBy, LetterGroup
+
+GROUPS: tuple[GroupBy, ...] = ("cause", "agent", "tenant", "step", "class", "dependency")
+LETTERS_SHOWN = 100
 
 
-class DeadLetters(Tab):
-    """Dead letters by cause, and the letters of one; what a redrive would do before it does."""
+class Listed(Tab):
+    """Dead letters in groups; where filters narrow them, the letters too, and what a redrive of them would do."""
 
     tab = "aq-letters"
+
+    async def tell(self, *, note: str = "") -> None:
+        """The page, with what the form asks for."""
+        filters = redrives.filters_of(self)
+        by, state = self.chosen("by") or "cause", self.chosen("state") or "open"
+        if by not in GROUPS or state not in (*STATES, "all"):
+            raise InvalidInput(f"by is one of {', '.join(GROUPS)}; state of {', '.join(STATES)} and all")
+        chosen = redrives.selection(filters, state=None if state == "all" else state)
+        asked = redrives.asked_of(self, filters, chosen, many=True)
+        redact = redactor_of(self.client.settings).value
+        letters, narrow = self.client.dead_letters, chosen.narrows
+
+        def question() -> dict[str, Any]:
+            rows = letters.ls(chosen, limit=LETTERS_SHOWN) if narrow else []
+            groups = letters.groups(by, chosen, limit=100) if "cause" not in filters else []
+            return {
+                "groups": [replace(group, sample=redact("failure", group.sample)) for group in groups],
+                "letters": [(row, redact("failure", row.failure) or {}) for row in rows],
+                "dry_run": redrives.dry_run(self.client, asked, redact) if narrow and state == "open" else None,
+                "jobs": redrives.job_lines(self.client),
+                "total": letters.count(chosen) if narrow else None,
+            }
+
+        self.show(
+            "aq_letters.html",
+            filters=filters,
+            by=by,
+            bys=GROUPS,
+            state=state,
+            states=(*STATES, "all"),
+            note=note,
+            into=lambda group: _into(by, group, filters, state),
+            post_to=self.reverse_url("aq-letters-act", "redrive"),
+            many=True,
+            steps=(),
+            opened=bool(note or self.request.method == "POST"),
+            **await self.ask(question),
+        )
+
+
+class DeadLetters(Listed):
+    """The tab itself."""
 
     @authenticated
     async def get(self) -> None:
-        cause, tenant = self.chosen("cause"), self.chosen("tenant", "tenant")
-        selection = Selection(tenant=tenant, cause=cause)
-        letters = self.client.dead_letters
-
-        def question() -> dict[str, Any]:
-            narrow = cause is not None
-            return {
-                "groups": letters.groups("cause", selection, limit=100),
-                "letters": letters.ls(selection, limit=100) if narrow else [],
-                "plan": letters.plan(selection) if narrow else None,
-            }
-
-        self.show("aq_letters.html", cause=cause, tenant=tenant, **await self.ask(question))
+        await self.tell()
 
 
-class LetterAction(Action):
-    """Redrive or discard the letters of one cause."""
+class LettersAction(Listed, Action):
+    """Redrive or discard the letters that the filters name; a redrive only on terms whose dry run was shown."""
 
-    tab = "aq-letters"
+    async def previews(self, **place: str) -> bool:
+        if place["action"] != "redrive":
+            return False
+        asked = self._asked()
+        if self.chosen("dry_run"):
+            await self.tell()
+            return True
+        if self.chosen("seen") != asked.seen:
+            await self.tell(note="This is what it would do on these terms. Nothing is changed yet.")
+            return True
+        return False
+
+    def _asked(self) -> redrives.Asked:
+        filters = redrives.filters_of(self)
+        return redrives.asked_of(self, filters, redrives.selection(filters), many=True)
 
     def act(self, *, reason: str, user: str, **place: str) -> tuple[str, str]:
-        selection = Selection(tenant=self.chosen("tenant", "tenant"), cause=self.chosen("cause"))
         here = str(self.reverse_url("aq-letters"))
-        letters = self.client.dead_letters
+        asked = self._asked()
         if place["action"] == "discard":
-            return f"{letters.discard(selection, reason=reason)} letters are discarded", here
-        terms = Terms(canary=int(self.chosen("canary") or 0), rate_per_s=float(self.chosen("rate") or 10))
-        progress = letters.redrive(selection, reason=reason, terms=terms)
-        first = next(progress, None)
+            count = self.client.dead_letters.discard(asked.selection, reason=reason)
+            return f"{count:,} letters are discarded", here
+        return redrives.begin(self.client, asked, reason=reason, user=user), f"{here}#redrives"
 
-        def drive() -> None:
-            with acting_as(user), suppress(Exception):
-                for _ in progress:
-                    pass
 
-        # It goes on by itself; whoever drives next takes it over when this process ends.
-        self.application.executor.submit(drive)
-        job = f", job {str(first.job.job_id)[:8]}" if first is not None else ""
-        return f"the redrive is under way{job}: agentq redrive ls", here
+def _into(by: GroupBy, group: LetterGroup, filters: dict[str, str], state: str) -> str:
+    """The address of a group's letters."""
+    value = group.key[:12] if by == "cause" else group.key
+    wanted = filters | ({by: value} if value else {})
+    if by == "step":  # `agent.step`
+        agent, _, step = group.key.partition(".")
+        wanted = filters | {"agent": agent, "step": step}
+    return urlencode(wanted | ({"state": state} if state != "open" else {}))
 
 
 ROUTES = (
     Route("aq-letters", r"/dead-letters", DeadLetters, "Dead letters"),
-    Route("aq-letters-act", r"/dead-letters/(?P<action>redrive|discard)", LetterAction),
+    Route("aq-letters-act", r"/dead-letters/(?P<action>redrive|discard)", LettersAction),
+    *redrives.ROUTES,
 )

@@ -7,14 +7,16 @@ from typing import Any
 
 from tornado.web import authenticated
 
-from agentq.client import Client
-from agentq.errors import InvalidInput
+from agentq.errors import InvalidInput, NotReopened
 from agentq.flower.pages.tab import Action, Route, Tab
 from agentq.seeing import page as parts
 from agentq.seeing.story import tell
 from agentq.seeing.timeline import timeline
 from agentq.seeing.tracing import redactor_of
+from agentq.store.dead_letters import Selection
 from agentq.store.traces import Traces
+
+NAMES = {"pause": "Pause", "resume": "Resume", "cancel": "Cancel", "replay": "Replay", "fork": "Fork"}
 
 
 class OneSession(Tab):
@@ -26,6 +28,7 @@ class OneSession(Tab):
     async def get(self, tenant: str, session_id: str) -> None:
         known = _uuid(session_id)
         redact = redactor_of(self.client.settings).value
+        step = self.chosen("step")
 
         def question() -> dict[str, Any]:
             story = tell(self.client.sessions, Traces(self.store), tenant, known, redact)
@@ -37,10 +40,31 @@ class OneSession(Tab):
                 "cost": parts.cost_table(story.cost),
                 "decisions": parts.decisions(story.acts),
                 "family": parts.family(story, lambda one: self._family_link(tenant, one)),
-                "attempts": parts.attempts(story),
+                "attempts": parts.attempts(story, self._replay_link(story.session.state)),
+                "letters": self.client.dead_letters.ls(Selection(tenant=tenant, session=known, state=None), limit=20),
+                "approvals": self.client.approvals.ls(tenant=tenant, session_id=str(known), limit=20),
+                "anomalies": self.client.anomalies.ls(state=None, tenant=tenant, session=known, limit=20),
+                "replay": self._replay(tenant, known, step) if step else None,
             }
 
-        self.show("aq_session.html", actions=self._actions, **await self.ask(question))
+        self.show("aq_session.html", actions=self._actions, names=NAMES, chosen_step=step, **await self.ask(question))
+
+    def _replay(self, tenant: str, session_id: uuid.UUID, step: str) -> str:
+        """What a replay from a step would do, or why it cannot be done."""
+        try:
+            plan = self.client.recovery.plan(tenant, session_id, from_step=step)
+        except (InvalidInput, NotReopened) as error:
+            return str(error)
+        return (
+            f"A replay runs {plan.recorded} recorded steps again, and ends {plan.running} running ones; "
+            f"{plan.effects_recalled} effects are recalled, {plan.effects_open} are open."
+        )
+
+    def _replay_link(self, state: str) -> parts.Also | None:
+        """Beside each attempt of an ended session: the form that begins there."""
+        if not self.may_operate or state in ("running", "paused"):
+            return None
+        return lambda row: f'<p><a href="?step={row.step_id}#acts">replay or fork from here</a></p>'
 
     def _family_link(self, tenant: str, session_id: uuid.UUID) -> str:
         address = self.reverse_url("aq-session", tenant, str(session_id))
@@ -48,19 +72,13 @@ class OneSession(Tab):
 
     def _actions(self, state: str) -> list[str]:
         """What may be done with a session in this state."""
-        known = _recovery(self.client) is not None
         match state:
             case "running":
-                return ["pause", "cancel"] if known else ["cancel"]
+                return ["pause", "cancel"]
             case "paused":
-                return ["resume", "cancel"] if known else ["cancel"]
+                return ["resume", "cancel"]
             case _:
-                return ["replay", "fork"] if known else []
-
-
-def _recovery(client: Client) -> Any:
-    """What pauses, resumes, replays and forks sessions."""
-    return getattr(client, "recovery", None)
+                return ["replay", "fork"]
 
 
 class SessionAction(Action):
@@ -72,12 +90,10 @@ class SessionAction(Action):
         tenant, session_id, action = place["tenant"], place["session_id"], place["action"]
         here = str(self.reverse_url("aq-session", tenant, session_id))
         known = _uuid(session_id)
-        recovery = _recovery(self.client)
+        recovery = self.client.recovery
         if action == "cancel":
             state = self.client.cancel(tenant, str(known), reason=reason)
             return f"the session is {state}", here
-        if recovery is None:
-            raise InvalidInput(f"this release cannot {action} a session")
         step = self.chosen("step")
         match action:
             case "pause":

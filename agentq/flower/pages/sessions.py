@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from urllib.parse import urlencode
 
@@ -10,6 +11,7 @@ from tornado.web import authenticated
 
 from agentq.errors import InvalidInput
 from agentq.flower.pages.tab import Route, Tab
+from agentq.seeing.tracing import redactor_of
 from agentq.store.sessions import Place
 
 PAGE_ROWS = 50
@@ -36,12 +38,13 @@ class Sessions(Tab):
         before = _place(self.chosen("before")) or _end_of(chosen.get("until"))
         # Inputs are not redacted: whoever may only look must not find out by searching what pages hide.
         within = self.may_operate
+        redact = redactor_of(self.client.settings).value
         page = await self.ask(
             lambda: self.client.sessions.page(**filters, within_input=within, before=before, limit=PAGE_ROWS)
         )
         self.show(
             "aq_sessions.html",
-            rows=page.rows,
+            rows=[replace(row, failure=redact("failure", row.failure)) for row in page.rows],
             filters=chosen,
             older=urlencode(chosen | {"before": _mark(page.more)}) if page.more is not None else None,
             looked_until=page.more[0] if page.more is not None and not page.full else None,

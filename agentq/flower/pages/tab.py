@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.resources import files
 from typing import Any, ClassVar, TypeVar
 
 from flower.views import BaseHandler
@@ -27,6 +28,15 @@ log = logging.getLogger("agentq.flower")
 
 T = TypeVar("T")
 _SAID = "aq_said"
+TABS_STYLE = files("agentq.flower").joinpath("tabs.css").read_text("utf-8")
+
+# The colour of a state's word, wherever it stands.
+TAGS = {
+    "done": "ok", "resolved": "ok", "active": "ok", "live": "ok", "closed": "ok", "granted": "ok",
+    "failed": "bad", "open": "bad", "stopped": "bad", "interrupted": "bad", "forced_open": "bad", "denied": "bad",
+    "paused": "again", "canary": "again", "waiting": "again", "half_open": "again", "draining": "again",
+    "redriven": "again", "running": "model", "redriving": "model",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +51,26 @@ class Route:
     pattern: str
     handler: type[RequestHandler]
     title: str | None = None
+
+
+def user_of(page: BaseHandler) -> str | None:
+    """The login's name; None where Flower asks for none. Whether the login is right, `authenticated` decides."""
+    options = page.application.options
+    if options.auth and isinstance(page.current_user, str):
+        return page.current_user
+    if options.basic_auth:
+        with suppress(ValueError):
+            scheme, _, credentials = page.request.headers.get("Authorization", "").partition(" ")
+            if scheme == "Basic":
+                return b64decode(credentials).decode().partition(":")[0]
+    return None
+
+
+def may_operate(page: BaseHandler) -> bool:
+    """Whether this user may change things: logged in, allowed to, and Flower not read-only."""
+    application, user = page.application, user_of(page)
+    operators = application.agentq.settings.flower_operators
+    return not application.options.read_only and user is not None and (not operators or user in operators)
 
 
 class Tab(BaseHandler):  # type: ignore[misc]
@@ -59,25 +89,12 @@ class Tab(BaseHandler):  # type: ignore[misc]
     @property
     def user(self) -> str | None:
         """The login's name; None where Flower asks for none."""
-        options = self.application.options
-        if options.auth and isinstance(self.current_user, str):
-            return self.current_user
-        if options.basic_auth:
-            with suppress(ValueError):
-                scheme, _, credentials = self.request.headers.get("Authorization", "").partition(" ")
-                if scheme == "Basic":
-                    return b64decode(credentials).decode().partition(":")[0]
-        return None
+        return user_of(self)
 
     @property
     def may_operate(self) -> bool:
         """Whether this user may change things: logged in, allowed to, and Flower not read-only."""
-        operators = self.client.settings.flower_operators
-        return (
-            not self.application.options.read_only
-            and self.user is not None
-            and (not operators or self.user in operators)
-        )
+        return may_operate(self)
 
     def check_xsrf_cookie(self) -> None:
         """
@@ -99,23 +116,30 @@ class Tab(BaseHandler):  # type: ignore[misc]
         said = self.get_secure_cookie(_SAID)
         if said:
             self.clear_cookie(_SAID)
-        self.render(
-            template,
-            active_tab=self.tab,
-            said=said.decode("utf-8", "replace") if said else "",
-            may_operate=self.may_operate,
-            user=self.user,
-            dollars=dollars,
-            ago=_ago,
-            when=_when,
-            link=self.link,
-            style=STYLE + parts.PARTS_STYLE,
-            **facts,
-        )
+        shared: dict[str, Any] = {
+            "active_tab": self.tab,
+            "said": said.decode("utf-8", "replace") if said else "",
+            "may_operate": self.may_operate,
+            "user": self.user,
+            "dollars": dollars,
+            "ago": _ago,
+            "when": _when,
+            "span": seconds_text,
+            "number": _number,
+            "link": self.link,
+            "letter_link": self.letter_link,
+            "style": STYLE + parts.PARTS_STYLE + TABS_STYLE,
+            "tags": TAGS,
+        }
+        self.render(template, **(shared | facts))
 
     def link(self, row: Any) -> str:
         """Where a session's page is."""
         return str(self.reverse_url("aq-session", row.tenant, str(row.session_id)))
+
+    def letter_link(self, row: Any) -> str:
+        """Where a dead letter's page is."""
+        return str(self.reverse_url("aq-letter", row.tenant, str(row.letter_id)))
 
     def chosen(self, name: str, kind: str | None = None) -> str | None:
         """A filter of the address; None where it is empty."""
@@ -158,6 +182,8 @@ class Action(Tab):
         user = self.user
         if user is None or not self.may_operate:
             raise HTTPError(403, "this login may look, and change nothing")
+        if await self.previews(**place):
+            return
         reason = self.chosen("reason")
         if not reason:
             raise InvalidInput("say why: the reason is kept with your name")
@@ -170,6 +196,10 @@ class Action(Tab):
         self.set_secure_cookie(_SAID, said[:1000], expires_days=None)
         self.redirect(where, status=303)
 
+    async def previews(self, **place: str) -> bool:
+        """Show what it would do, where that is asked for or due first; True: that was shown, and nothing is done."""
+        return False
+
     def act(self, *, reason: str, user: str, **place: str) -> tuple[str, str]:
         """Do it; what to say of it, and the page to go on with."""
         raise NotImplementedError
@@ -179,6 +209,10 @@ def _ago(moment: datetime | None) -> str:
     if moment is None:
         return ""
     return f"{seconds_text(max(time.time() - moment.timestamp(), 0))} ago"
+
+
+def _number(count: int) -> str:
+    return f"{count:,}"
 
 
 def _when(moment: datetime | None) -> str:

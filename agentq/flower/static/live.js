@@ -20,7 +20,11 @@
             var fresh = page.querySelector('[data-aq-part="' + part.dataset.aqPart + '"]');
             if (fresh && fresh.innerHTML !== part.innerHTML) {
               var kept = open(part);
+              var held = part.contains(document.activeElement) && document.activeElement.getAttribute("href");
               part.innerHTML = fresh.innerHTML;
+              // Who goes through it by keyboard stays where they are.
+              var again = held && part.querySelector('a[href="' + CSS.escape(held) + '"]');
+              if (again) again.focus({ preventScroll: true });
               kept.forEach(function (id) {
                 var one = document.getElementById(id);
                 if (one) one.open = true;
