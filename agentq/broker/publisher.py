@@ -1,4 +1,10 @@
-"""The publisher: sends wake-ups in batches, from one thread per process, and never insists."""
+"""
+The publisher: sends wake-ups in batches, from one thread per process, and never insists.
+
+Redis has a message when it answers. RabbitMQ has it when it confirms, which takes a disk's time: there the
+publisher's thread waits for a whole batch at once. A queue that RabbitMQ does not have is made when it sends
+back what was meant for it, so that nothing has to be declared beforehand.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +18,8 @@ from typing import Any
 from kombu import Connection, Producer
 from kombu.exceptions import KombuError
 
+from agentq.broker.confirms import Confirms
+from agentq.broker.connection import explain
 from agentq.broker.envelope import step_message
 from agentq.broker.queues import QUARANTINE, declared
 from agentq.broker.routes import Look, Routes
@@ -22,6 +30,9 @@ log = logging.getLogger("agentq.broker")
 
 _BATCH_MAX = 200
 _QUIET_S = 5.0  # one warning per outage and interval, not one per step
+_CONFIRM_S = 5.0
+# A RabbitMQ that is short of memory or disk stops reading from those who publish, without a word.
+_ANSWER_S = 10.0
 
 
 class Publisher:
@@ -39,6 +50,8 @@ class Publisher:
         self._waiting: queue.SimpleQueue[Wake | threading.Event | None] = queue.SimpleQueue()
         self._connection: Connection | None = None
         self._producer: Producer | None = None
+        self._confirms: Confirms | None = None  # of RabbitMQ only
+        self._desk: Any = None  # the channel for questions: RabbitMQ closes a channel whose question it minds
         self._complained_at = float("-inf")
         self._busy = False
         self._lock = threading.Lock()
@@ -72,15 +85,9 @@ class Publisher:
         Raises:
             BrokerUnavailable: it did not answer.
         """
-        with self._lock:
-            try:
-                channel = self._ready().channel
-                return int(channel.queue_declare(queue=name, passive=True).message_count)
-            except self._gone() as error:
-                if str(getattr(error, "reply_code", "")) == "404":
-                    return 0  # Redis has no empty lists: a queue without messages is not there
-                self._disconnect()
-                raise BrokerUnavailable(f"the broker did not answer: {error}") from error
+        # None: Redis has no empty lists, and RabbitMQ no queues that nobody has used yet.
+        found = self._ask(lambda channel: channel.queue_declare(queue=name, passive=True))
+        return int(found.message_count) if found is not None else 0
 
     def purge(self, name: str) -> None:
         """
@@ -89,13 +96,7 @@ class Publisher:
         Raises:
             BrokerUnavailable: it did not answer.
         """
-        with self._lock:
-            try:
-                self._ready().channel.queue_purge(queue=name)
-            except self._gone() as error:
-                self._disconnect()
-                if str(getattr(error, "reply_code", "")) != "404":
-                    raise BrokerUnavailable(f"the broker did not answer: {error}") from error
+        self._ask(lambda channel: channel.queue_purge(queue=name))
 
     def remove(self, name: str) -> None:
         """
@@ -104,29 +105,46 @@ class Publisher:
         Raises:
             BrokerUnavailable: it did not answer.
         """
-        with self._lock:
-            try:
-                queue = declared(name).bind(self._ready().channel)
+
+        def remove(channel: Any) -> None:
+            queue = declared(name).bind(channel)
+            if self._confirms is None:
                 queue.declare()  # or kombu's Redis transport knows of nothing to remove
                 queue.delete(if_unused=True)
-            except self._gone() as error:
-                self._disconnect()
-                if str(getattr(error, "reply_code", "")) not in ("404", "406"):
-                    raise BrokerUnavailable(f"the broker did not answer: {error}") from error
+            elif not channel.queue_declare(queue=name, passive=True).consumer_count:
+                # Not `if_unused`: quorum queues know no such thing. Who begins to listen just now connects anew.
+                queue.delete()
+                queue.exchange.delete()
+
+        self._ask(remove)
 
     def declare(self, name: str) -> None:
         """
         Bind a queue to its exchange again, for producers that are not agentq's.
 
         Raises:
-            BrokerUnavailable: it did not answer.
+            BrokerUnavailable: it did not answer, or has a queue of that name and of another kind.
         """
+        self._ask(lambda channel: declared(name).bind(channel).declare())
+
+    def _ask(self, question: Callable[[Any], Any]) -> Any:
+        """The broker's answer; None: there is no such queue."""
         with self._lock:
             try:
-                declared(name).bind(self._ready().channel).declare()
+                self._ready()
+                if self._desk is None:
+                    # Redis needs no second channel: none of its answers closes one.
+                    self._desk = self._connection.channel() if self._confirms else self._producer.channel  # type: ignore[union-attr]
+                return question(self._desk)
             except self._gone() as error:
-                self._disconnect()
-                raise BrokerUnavailable(f"the broker did not answer: {error}") from error
+                code = str(getattr(error, "reply_code", ""))
+                if code in ("404", "406") and self._confirms is not None:
+                    self._desk = None
+                else:
+                    self._disconnect()
+                if code == "404":
+                    return None
+                raise BrokerUnavailable(explain(error)) from error
 
     def publish(self, name: str, body: Any, headers: dict[str, Any], **properties: Any) -> None:
         """
@@ -137,9 +155,19 @@ class Publisher:
         """
         with self._lock:
             try:
-                self._ready().publish(
-                    body, routing_key=name, exchange="", headers=headers, serializer="json", declare=[], **properties
+                producer = self._ready()
+                self._expect()
+                producer.publish(
+                    body,
+                    routing_key=name,
+                    exchange="",
+                    headers=headers,
+                    serializer="json",
+                    declare=[],
+                    mandatory=self._confirms is not None,
+                    **properties,
                 )
+                self._confirm()
             except self._gone() as error:
                 self._disconnect()
                 raise BrokerUnavailable(f"the broker did not take the message: {error}") from error
@@ -149,8 +177,11 @@ class Publisher:
         Publish in the caller's thread where nothing is before it: waking another thread takes longer than the command.
 
         Of a broker that no longer answers one caller at a time learns, the others leave it to the publisher's thread.
+        So do all where the broker confirms: waiting for it once for each message would cost more than the thread.
         """
-        if self._producer is None or self._busy or not self._waiting.empty() or not self._lock.acquire(blocking=False):
+        if self._producer is None or self._confirms is not None or self._busy or not self._waiting.empty():
+            return False
+        if not self._lock.acquire(blocking=False):
             return False
         try:
             if self._producer is None:
@@ -201,20 +232,21 @@ class Publisher:
         queues = self._routes.of(wake.tenant for wake in wakes if not wake.quarantine)
         try:
             producer = self._ready()
-            if len(wakes) == 1:
+            if len(wakes) == 1 and self._confirms is None:
                 self._publish_one(producer, wakes[0], queues)
                 return
             with producer.batch(max_size=_BATCH_MAX):
                 for wake in wakes:
                     self._publish_one(producer, wake, queues)
+            self._confirm()
         except self._gone() as error:
             # Uncertain is as good as lost: a repeat is dropped at the claim.
             self._disconnect()
             self._complain(len(wakes), error)
 
-    @staticmethod
-    def _publish_one(producer: Producer, wake: Wake, queues: dict[str, str]) -> None:
+    def _publish_one(self, producer: Producer, wake: Wake, queues: dict[str, str]) -> None:
         body, headers, properties = step_message(wake)
+        self._expect()
         producer.publish(
             body,
             routing_key=QUARANTINE if wake.quarantine else queues[wake.tenant],
@@ -223,8 +255,30 @@ class Publisher:
             serializer="json",
             declare=[],
             retry=False,
+            mandatory=self._confirms is not None,
             **properties,
         )
+
+    def _expect(self) -> None:
+        """A message goes out now; before, because publishing itself looks for what the broker says."""
+        if self._confirms is not None:
+            self._confirms.expect()
+
+    def _confirm(self) -> None:
+        """Wait until RabbitMQ has what was published; make the queues that it did not have."""
+        confirms = self._confirms
+        if confirms is None:
+            return
+        if not (returned := confirms.wait(_CONFIRM_S)):
+            return
+        assert self._connection is not None
+        with self._connection.channel() as channel:
+            for name in {queue for queue, _ in returned}:
+                declared(name).bind(channel).declare()
+        for name, message in returned:
+            confirms.again(name, message)
+        if left := confirms.wait(_CONFIRM_S):
+            raise BrokerUnavailable(f"the broker has no queue {left[0][0]}, although it was just made")
 
     def _ready(self) -> Producer:
         if self._producer is None:
@@ -232,16 +286,20 @@ class Publisher:
             self._connection.connect()
             # auto_declare off: declaring costs a round trip and leaves binding keys behind.
             self._producer = Producer(self._connection.default_channel, auto_declare=False)
+            if self._connection.transport.driver_type == "amqp":
+                self._connection.connection.transport.sock.settimeout(_ANSWER_S)
+                self._confirms = Confirms(self._producer.channel)
         return self._producer
 
     def _gone(self) -> tuple[type[BaseException], ...]:
-        known: tuple[type[BaseException], ...] = (OSError, KombuError)
+        known: tuple[type[BaseException], ...] = (OSError, KombuError, BrokerUnavailable)
         if self._connection is not None:
             known += tuple(self._connection.connection_errors) + tuple(self._connection.channel_errors)
         return known
 
     def _disconnect(self) -> None:
         connection, self._connection, self._producer = self._connection, None, None
+        self._confirms = self._desk = None
         if connection is not None:
             try:
                 connection.release()
