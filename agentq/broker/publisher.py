@@ -18,10 +18,10 @@ from typing import Any
 from kombu import Connection, Producer
 from kombu.exceptions import KombuError
 
-from agentq.broker.confirms import Confirms
+from agentq.broker.confirms import Confirms, NotConfirmed
 from agentq.broker.connection import explain
 from agentq.broker.envelope import step_message
-from agentq.broker.queues import QUARANTINE, declared
+from agentq.broker.queues import QUARANTINE, declared, holds_copies
 from agentq.broker.routes import Look, Routes
 from agentq.errors import BrokerUnavailable
 from agentq.verdicts import Wake
@@ -33,6 +33,9 @@ _QUIET_S = 5.0  # one warning per outage and interval, not one per step
 _CONFIRM_S = 5.0
 # A RabbitMQ that is short of memory or disk stops reading from those who publish, without a word.
 _ANSWER_S = 10.0
+# A queue that took nothing so often, within so long, while others do, has lost its leader for good.
+_STRIKES = 2
+_STRIKES_S = 120.0
 
 
 class Publisher:
@@ -51,6 +54,7 @@ class Publisher:
         self._connection: Connection | None = None
         self._producer: Producer | None = None
         self._confirms: Confirms | None = None  # of RabbitMQ only
+        self._strikes: dict[str, tuple[int, float]] = {}
         self._desk: Any = None  # the channel for questions: RabbitMQ closes a channel whose question it minds
         self._complained_at = float("-inf")
         self._busy = False
@@ -76,7 +80,7 @@ class Publisher:
         """Try what is waiting, then stop."""
         self._waiting.put(None)
         self._thread.join(timeout=5.0)
-        self._disconnect()
+        self._disconnect(goodbye=True)
 
     def depth(self, name: str) -> int:
         """
@@ -156,7 +160,7 @@ class Publisher:
         with self._lock:
             try:
                 producer = self._ready()
-                self._expect()
+                self._expect(name)
                 producer.publish(
                     body,
                     routing_key=name,
@@ -246,10 +250,11 @@ class Publisher:
 
     def _publish_one(self, producer: Producer, wake: Wake, queues: dict[str, str]) -> None:
         body, headers, properties = step_message(wake)
-        self._expect()
+        queue = QUARANTINE if wake.quarantine else queues[wake.tenant]
+        self._expect(queue)
         producer.publish(
             body,
-            routing_key=QUARANTINE if wake.quarantine else queues[wake.tenant],
+            routing_key=queue,
             exchange="",
             headers=headers,
             serializer="json",
@@ -259,16 +264,22 @@ class Publisher:
             **properties,
         )
 
-    def _expect(self) -> None:
+    def _expect(self, queue: str) -> None:
         """A message goes out now; before, because publishing itself looks for what the broker says."""
         if self._confirms is not None:
-            self._confirms.expect()
+            self._confirms.expect(queue)
 
     def _confirm(self) -> None:
         """Wait until RabbitMQ has what was published; make the queues that it did not have."""
-        confirms = self._confirms
-        if confirms is None:
+        if self._confirms is None:
             return
+        try:
+            self._settle(self._confirms)
+        except NotConfirmed as error:
+            self._mend(error.queues)
+            raise
+
+    def _settle(self, confirms: Confirms) -> None:
         if not (returned := confirms.wait(_CONFIRM_S)):
             return
         assert self._connection is not None
@@ -279,6 +290,35 @@ class Publisher:
             confirms.again(name, message)
         if left := confirms.wait(_CONFIRM_S):
             raise BrokerUnavailable(f"the broker has no queue {left[0][0]}, although it was just made")
+
+    def _mend(self, queues: Iterable[str]) -> None:
+        """
+        Make anew the queues that take nothing, while the broker as a whole does.
+
+        A quorum queue that was declared just before its only node was killed has no leader afterwards, and
+        never will. Its messages are copies; who listens connects anew. A broker that is short of memory takes
+        nothing at all, and is let be.
+        """
+        now = time.monotonic()
+        for name in queues:
+            count, since = self._strikes.get(name, (0, now))
+            self._strikes[name] = (count + 1, since) if now - since < _STRIKES_S else (1, now)
+        broken = [name for name in queues if self._strikes[name][0] >= _STRIKES and holds_copies(name)]
+        if not broken:
+            return
+        self._disconnect()
+        producer = self._ready()
+        assert self._confirms is not None
+        probe = producer.channel.queue_declare(exclusive=True, auto_delete=True).queue
+        self._confirms.expect(probe)
+        producer.publish({}, routing_key=probe, exchange="", serializer="json", declare=[], mandatory=True)
+        self._confirms.wait(_CONFIRM_S)
+        for name in broken:
+            self._strikes.pop(name, None)
+            log.error("queue %s takes no messages any more, although the broker does: it is made anew", name)
+            with producer.connection.channel() as channel:
+                channel.queue_delete(queue=name)
+                declared(name).bind(channel).declare()
 
     def _ready(self) -> Producer:
         if self._producer is None:
@@ -297,12 +337,15 @@ class Publisher:
             known += tuple(self._connection.connection_errors) + tuple(self._connection.channel_errors)
         return known
 
-    def _disconnect(self) -> None:
+    def _disconnect(self, *, goodbye: bool = False) -> None:
         connection, self._connection, self._producer = self._connection, None, None
-        self._confirms = self._desk = None
+        confirms, self._confirms, self._desk = self._confirms, None, None
         if connection is not None:
             try:
-                connection.release()
+                if confirms is not None and not goodbye:
+                    connection.collect()  # a goodbye would be answered late, or never
+                else:
+                    connection.release()
             except Exception as error:
                 log.debug("closing a broken broker connection: %s", error)
 

@@ -44,6 +44,11 @@ def carries_wakes(queue: str) -> bool:
     return follows_tenants(queue) or queue == QUARANTINE
 
 
+def holds_copies(queue: str) -> bool:
+    """Whether all that a queue holds is in Postgres too, and may be lost: wake-ups, and boards of dead letters."""
+    return carries_wakes(queue) or queue == DEAD_MARK or (queue.startswith(_TENANT) and queue.endswith(_DEAD))
+
+
 def follows_tenants(queue: str) -> bool:
     """Whether a queue carries the steps of one tenant, or of those that share it."""
     return tenant_of(queue) is not None or queue.startswith(_SHARD)
@@ -59,7 +64,7 @@ def arguments_of(name: str) -> dict[str, Any]:
     How RabbitMQ is to keep a queue; Redis knows no kinds of queues and passes over it.
 
     RabbitMQ refuses whoever declares a queue with other arguments than it has. So what foreign producers
-    declare too has none but the kind, which Celery gives it with `task_default_queue_type="quorum"`; there
+    declare too has none but the kind, which Celery gives it with `task_create_missing_queue_type="quorum"`; there
     the worker counts deliveries. A wake-up that comes back too often is dropped by RabbitMQ: it is lost, as
     any may be, and the relay sends another.
     """

@@ -315,8 +315,8 @@ def _rabbitmq(settings: Settings) -> Iterator[Finding]:
         "broker queues",
         settings.own_queues_max <= _OWN_QUEUES_ADVISED,
         f"up to {settings.own_queues_max} tenants of a worker group have a queue of their own",
-        f"each takes some 80 kB on every node that has it: own_queues_max of {_OWN_QUEUES_ADVISED} or less, the others "
-        "share; then agentq queue place",
+        f"each is a log of its own on the nodes that have it: own_queues_max of {_OWN_QUEUES_ADVISED} or less, the "
+        "others share; then agentq queue place",
         warning=True,
     )
 
@@ -339,7 +339,7 @@ def _kinds_of_queues(connection: Any) -> Iterator[Finding]:
                 False,
                 f"was declared by somebody else: {' '.join(str(error).split())}",
                 f"let it be read empty, delete it (rabbitmqctl delete_queue {name}) and restart the workers; Celery "
-                'clients need task_default_queue_type="quorum"',
+                'clients need task_create_missing_queue_type="quorum"',
             )
 
 

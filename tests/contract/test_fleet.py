@@ -41,7 +41,7 @@ def celery(settings_there: Settings) -> Iterator[Celery]:
     app.conf.update(
         broker_transport_options=transport_options(settings_there),
         task_serializer="json",
-        task_default_queue_type="quorum",
+        task_create_missing_queue_type="quorum",
     )
     yield app
     app.close()

@@ -159,6 +159,24 @@ def test_messages_outlive_the_broker_and_connections_are_made_anew(
     assert publisher.depth(tenant_queue(tenant)) == 21
 
 
+def test_a_queue_that_lost_its_leader_is_made_anew(rabbit: RabbitBroker, publisher: Publisher, tenant: str) -> None:
+    """
+    One that was declared a moment before RabbitMQ was killed takes nothing afterwards, for ever: a tenant's end.
+    """
+    queue = tenant_queue(tenant)
+    publisher.send([wake(tenant)])
+    publisher.flush()
+    rabbit.kill()
+    rabbit.start()
+
+    def arrives() -> bool:
+        publisher.send([wake(tenant)])  # as the relay does, every other second
+        publisher.flush(40)
+        return publisher.depth(queue) > 0
+
+    until(arrives, 60, "it takes messages again")
+
+
 def test_a_message_that_is_not_taken_is_told(
     rabbit: RabbitBroker, publisher: Publisher, tenant: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -190,7 +208,7 @@ def test_queues_are_quorum_queues(rabbit: RabbitBroker, publisher: Publisher, te
     publisher.declare(SUBMIT)
     for name in (tenant_queue(tenant), QUARANTINE, dead_queue(tenant), SUBMIT):
         rabbit.declare(name, **declared(name).queue_arguments)
-    # As a foreign Celery client does with task_default_queue_type="quorum".
+    # As a foreign Celery client does with task_create_missing_queue_type="quorum".
     rabbit.declare(SUBMIT, **{"x-queue-type": "quorum"})
 
 
