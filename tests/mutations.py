@@ -59,6 +59,8 @@ DURABLE = "tests/adapters/test_pydantic_ai.py::test_"
 CLERKS = "tests/adapters/test_openai_agents.py::test_"
 VAULT = "tests/store/test_vault.py::test_"
 TOKENS = "tests/broker/test_tokens.py::test_"
+SEAM = "tests/contract/test_seam.py::test_"
+ON_RABBIT = "tests/contract/test_fleet.py::test_"
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,55 @@ HELD_BY_FENCE = (
 )
 
 MUTATIONS = [
+    # RabbitMQ: what it does not take, or has no queue for, is noticed; what runs holds no message
+    Mutation(
+        "agentq/broker/publisher.py",
+        "            mandatory=self._confirms is not None,\n            **properties,\n        )\n\n    def _expect",
+        "            mandatory=False,\n            **properties,\n        )\n\n    def _expect",
+        SEAM + "wake_ups_arrive_once_each_and_in_order[rabbitmq-1]",
+    ),
+    Mutation(
+        "agentq/broker/confirms.py",
+        "self._refused += self._close(tag, multiple)",
+        "self._close(tag, multiple)",
+        SEAM + "a_message_that_is_not_taken_is_told[rabbitmq]",
+    ),
+    Mutation(
+        "agentq/broker/publisher.py",
+        "            self._mend(error.queues)\n",
+        "",
+        SEAM + "a_queue_that_lost_its_leader_is_made_anew[rabbitmq]",
+    ),
+    Mutation(
+        "agentq/broker/publisher.py",
+        "                    self._desk = None\n",
+        "                    pass\n",
+        SEAM + "a_question_about_a_queue_that_is_not_there_disturbs_nothing[rabbitmq]",
+    ),
+    Mutation(
+        "agentq/broker/publisher.py",
+        "            elif not channel.queue_declare(queue=name, passive=True).consumer_count:",
+        "            else:",
+        SEAM + "a_queue_with_a_listener_is_not_removed[rabbitmq]",
+    ),
+    Mutation(
+        "agentq/broker/queues.py",
+        'return {"x-queue-type": "quorum", **limit}',
+        "return {}",
+        SEAM + "queues_are_quorum_queues[rabbitmq]",
+    ),
+    Mutation(
+        "agentq/worker.py",
+        "            self.app.tasks[STEP_TASK].acks_late = False\n",
+        "",
+        ON_RABBIT + "a_long_step_holds_no_message[rabbitmq]",
+    ),
+    Mutation(
+        "agentq/worker.py",
+        "or self._came_too_often(message)",
+        "",
+        ON_RABBIT + "a_submission_that_ends_its_workers_is_kept[rabbitmq]",
+    ),
     # adapters: what ran is not run again, what costs is held, what was refused is not done
     Mutation(
         "agentq/adapters/langgraph/node.py",

@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from agentq.broker.publisher import Publisher
-from agentq.broker.queues import SUBMIT_DEAD, tenant_queue
+from agentq.broker.queues import SUBMIT_DEAD, tenant_of, tenant_queue
 from agentq.cli import main
 from agentq.cli.exits import UNAVAILABLE
 from agentq.client import Client
@@ -127,25 +127,24 @@ def test_a_broker_of_another_kind_is_refused() -> None:
 
 
 def test_flower_shows_what_waits(
-    settings_there: Settings, publisher: Publisher, producer: Client, admin: psycopg.Connection[Any], tmp_path: Path
+    settings_there: Settings, publisher: Publisher, admin: psycopg.Connection[Any], tmp_path: Path
 ) -> None:
     """
     On RabbitMQ without its management interface, over AMQP.
     """
-    tenant = new_tenant(admin)
-    publisher.send([wake(tenant)] * 7)
-    publisher.flush()
+    queue = tenant_queue(new_tenant(admin))
+    row = re.compile(rf"<td>{re.escape(queue)}</td>\s*<td[^>]*>\s*(?:<[^>]*>\s*)?(\d+)")
     with Fleet(settings_there, tmp_path) as fleet:
-        # Flower lists the queues that workers say they read; a frozen one reads nothing away.
         worker = fleet.worker(concurrency=1)
-        until(lambda: f"Started consuming from {tenant_queue(tenant)}" in worker.log, 20)
+        until(lambda: f"Started consuming from {queue}" in worker.log, 20)
         process, address = start_flower(settings_there, tmp_path, FLOWER_BASIC_AUTH="jane:pass-word-1")
         try:
             window = Window(address)
-            page = until(
-                lambda: text if tenant_queue(tenant) in (text := window.page("/broker")) else "", 30, "the queue"
-            )
-            assert re.search(rf"{re.escape(tenant_queue(tenant))}\s*</td>\s*<td>\s*\d+", page)
+            until(lambda: row.search(window.page("/broker")), 30, "Flower knows the queue from its worker")
+            worker.signal(signal.SIGSTOP)  # it takes a few ahead, and no more
+            publisher.send([wake(tenant_of(queue) or "")] * 20)
+            publisher.flush()
+            until(lambda: (found := row.search(window.page("/broker"))) and int(found[1]) > 10, 20, "what waits")
         finally:
             process.terminate()
             process.wait(20)
