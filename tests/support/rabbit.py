@@ -20,6 +20,9 @@ _PATIENCE_S = 120.0
 # The distribution's wrapper in /usr/sbin insists on root and the system's data; these are what it calls.
 _HOMES = (Path("/usr/lib/rabbitmq/bin"), Path("/opt/homebrew/opt/rabbitmq/sbin"))
 
+# A run that is killed, or ends on a timeout, must not leave a server behind.
+_ENDS_WITH_US = ("setpriv", "--pdeathsig", "KILL") if shutil.which("setpriv") else ()
+
 _CONFIG = """\
 listeners.tcp.1 = 127.0.0.1:{port}
 default_user = agentq
@@ -79,13 +82,13 @@ class Rabbit:
         """Start the node on the data that it has, and wait until it takes connections."""
         if self._epmd is None:
             self._epmd = subprocess.Popen(
-                ["epmd", "-port", str(self._epmd_port), "-address", "127.0.0.1"],
+                [*_ENDS_WITH_US, "epmd", "-port", str(self._epmd_port), "-address", "127.0.0.1"],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                 env=self._environment(), start_new_session=True,
             )  # fmt: skip
         with (self._folder / "start.log").open("ab") as log:
             self._node = subprocess.Popen(
-                [str(self._server)], cwd=self._folder, env=self._environment(),
+                [*_ENDS_WITH_US, str(self._server)], cwd=self._folder, env=self._environment(),
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         deadline = time.monotonic() + _PATIENCE_S
