@@ -107,8 +107,8 @@ MUTATIONS = [
     ),
     Mutation(
         "agentq/broker/publisher.py",
-        "                    self._desk = None\n",
-        "                    pass\n",
+        "producer.connection.channel() if self._confirms else",
+        "producer.channel if self._confirms else",
         SEAM + "a_question_about_a_queue_that_is_not_there_disturbs_nothing[rabbitmq]",
     ),
     Mutation(

@@ -55,7 +55,8 @@ class Publisher:
         self._producer: Producer | None = None
         self._confirms: Confirms | None = None  # of RabbitMQ only
         self._strikes: dict[str, tuple[int, float]] = {}
-        self._desk: Any = None  # the channel for questions: RabbitMQ closes a channel whose question it minds
+        # The channel for questions: RabbitMQ closes the channel of one that it minds, and with it what is unconfirmed.
+        self._desk: Any = None
         self._complained_at = float("-inf")
         self._busy = False
         self._lock = threading.Lock()
@@ -135,17 +136,15 @@ class Publisher:
         """The broker's answer; None: there is no such queue."""
         with self._lock:
             try:
-                self._ready()
+                producer = self._ready()
                 if self._desk is None:
                     # Redis needs no second channel: none of its answers closes one.
-                    self._desk = self._connection.channel() if self._confirms else self._producer.channel  # type: ignore[union-attr]
+                    self._desk = producer.connection.channel() if self._confirms else producer.channel
                 return question(self._desk)
             except self._gone() as error:
                 code = str(getattr(error, "reply_code", ""))
-                if code in ("404", "406") and self._confirms is not None:
-                    self._desk = None
-                else:
-                    self._disconnect()
+                if code not in ("404", "406") or self._confirms is None:
+                    self._disconnect()  # else the channel alone was closed, and has opened itself again
                 if code == "404":
                     return None
                 raise BrokerUnavailable(explain(error)) from error
