@@ -37,6 +37,8 @@ SECRET_KEYS = frozenset(
         "encryption_keys",
     }
 )
+# What the broker speaks: Redis and Valkey, or RabbitMQ.
+BROKER_SCHEMES = ("redis", "rediss", "redis+socket", "valkey", "valkeys", "amqp", "amqps", "pyamqp")
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 
 
@@ -231,6 +233,8 @@ class Settings(BaseModel):
             raise ValueError("want lease_s < visibility_timeout_s, or the broker repeats what the lease protects")
         if not self.step_timeout_s < self.visibility_timeout_s:
             raise ValueError("want step_timeout_s < visibility_timeout_s, or long steps are delivered twice")
+        if self.broker_url and self.broker_url.partition(":")[0] not in BROKER_SCHEMES:
+            raise ValueError(f"want a broker_url that begins with one of {', '.join(BROKER_SCHEMES)}, then ://")
         if not self.dependency_pause_s <= self.dependency_pause_max_s:
             raise ValueError("want dependency_pause_s <= dependency_pause_max_s")
         if not self.backoff_base_s <= self.backoff_max_s:

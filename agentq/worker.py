@@ -21,8 +21,17 @@ from celery.worker import state
 from celery.worker.consumer import Consumer as CeleryConsumer
 
 from agentq.broker import transport
-from agentq.broker.envelope import SUBMIT_TASK
-from agentq.broker.queues import QUARANTINE, SUBMIT, carries_wakes, declared, follows_tenants
+from agentq.broker.connection import is_amqp
+from agentq.broker.envelope import STEP_TASK, SUBMIT_TASK
+from agentq.broker.queues import (
+    DELIVERIES_HEADER,
+    DELIVERIES_MAX,
+    QUARANTINE,
+    SUBMIT,
+    carries_wakes,
+    declared,
+    follows_tenants,
+)
 from agentq.settings import load
 
 log = logging.getLogger("agentq.worker")
@@ -171,6 +180,8 @@ class Watched:
         for channel in getattr(getattr(consumer.connection, "transport", None), "channels", None) or ():
             with suppress(Exception):
                 channel.client.connection._sock.shutdown(socket.SHUT_RDWR)
+        with suppress(Exception):  # RabbitMQ: one connection for all channels
+            consumer.connection._connection.transport.sock.shutdown(socket.SHUT_RDWR)
 
     @staticmethod
     def _break() -> None:
@@ -178,7 +189,34 @@ class Watched:
 
 
 class Consumer(CeleryConsumer):  # type: ignore[misc]
-    """Celery's consumer, except that a message it cannot understand is kept with the reason."""
+    """
+    Celery's consumer, except that a message it cannot understand is kept with the reason.
+
+    On RabbitMQ a wake-up is acknowledged when its step begins, not when it ends. The ledger protects the step
+    from there, so a lost connection repeats no step that runs, and RabbitMQ's time for an acknowledgement
+    (`consumer_timeout`, half an hour) bounds none.
+    """
+
+    class Blueprint(CeleryConsumer.Blueprint):  # type: ignore[misc]
+        """Celery's steps, without the 28 queues that it keeps on RabbitMQ for delays: timers are rows here."""
+
+        default_steps = [step for step in CeleryConsumer.Blueprint.default_steps if "delayed_delivery" not in step]  # noqa: RUF012
+
+    # RabbitMQ counts what is not acknowledged for each queue, not for the worker: what came ahead of a free
+    # thread waits in this process, where no other can have it, until the relay sends it again.
+    AHEAD = 4
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._counts_queues = is_amqp(load().broker_url)
+        if self._counts_queues:
+            self.initial_prefetch_count = self.AHEAD
+            self.app.tasks[STEP_TASK].acks_late = False
+
+    @property
+    def max_prefetch_count(self) -> int:
+        """What a lost connection begins with again."""
+        return self.AHEAD if self._counts_queues else int(super().max_prefetch_count)
 
     # Flower does not mind a tenth of a second, and a message for each event costs as much as a step.
     EVENTS_EVERY_S = 0.1
@@ -207,7 +245,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         def handler(message: Any) -> Any:
             self._delivered()
             if (message.headers or {}).get("task") == SUBMIT_TASK:
-                if not self._is_readable(message):
+                if not self._is_readable(message) or self._came_too_often(message):
                     return None
                 _hide_arguments(message)
             return handle(message)
@@ -230,6 +268,22 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
             return False
         return True
 
+    def _came_too_often(self, message: Any) -> bool:
+        """
+        Whether a submission was delivered so often that it must be what ends its workers; it is kept then.
+
+        Only RabbitMQ counts. While Postgres is away it is carried all the same, and held as any other.
+        """
+        count = message.headers.get(DELIVERIES_HEADER)
+        if not isinstance(count, int) or count < DELIVERIES_MAX:
+            return False
+        from agentq.runtime import runtime
+
+        if not runtime().submissions.keep(_raw(message), f"a submission was delivered {count} times and never ended"):
+            return False
+        message.ack_log_error(log, self.connection_errors)
+        return True
+
     # Celery's own versions of these four print the whole body to the log, prompts and all, and drop it.
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
@@ -247,13 +301,17 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
     def _keep(self, message: Any, reason: str) -> None:
         from agentq.runtime import runtime
 
-        raw = message.body if isinstance(message.body, bytes) else str(message.body).encode("utf-8", "replace")
+        raw = _raw(message)
         queue = (message.delivery_info or {}).get("routing_key", "?")
         if carries_wakes(queue):
             runtime().poison.keep(queue, raw, f"a message {reason}")
         else:
             runtime().submissions.keep(raw, f"a message in {queue} {reason}")
         message.ack_log_error(log, self.connection_errors)
+
+
+def _raw(message: Any) -> bytes:
+    return message.body if isinstance(message.body, bytes) else str(message.body).encode("utf-8", "replace")
 
 
 def _hide_arguments(message: Any) -> None:

@@ -69,6 +69,8 @@ WATCH = "tests/relay/test_anomalies.py::test_"
 HEARD = "tests/agents/test_model_http.py::test_"
 STATES = "tests/client/test_tenant_states.py::test_"
 RETENTION = "tests/store/test_retention.py::test_"
+SEAM = "tests/contract/test_seam.py::test_"
+ON_RABBIT = "tests/contract/test_fleet.py::test_"
 
 
 @dataclass(frozen=True)
@@ -87,13 +89,82 @@ def sql(old: str, new: str, test: str) -> Mutation:
     return Mutation(str(holders[0].relative_to(ROOT)) if holders else f"{FUNCTIONS}/ledger.sql", old, new, test)
 
 
-FENCE = "and l.state = 'running' and l.fence = p_fence and l.fence_token = p_token\n    returning l.* into e;"
+FENCE = "and concat(l.state) = 'running' and l.fence = p_fence and l.fence_token = p_token\n    returning l.* into e;"
 HELD_BY_FENCE = (
     "                      and l.state = 'running' and l.fence = p_fence and l.fence_token = p_token) then\n"
     "        return query select 'superseded'"
 )
 
 MUTATIONS = [
+    # Notices of dead letters are in no step's way
+    Mutation(
+        "agentq/broker/publisher.py",
+        "        self._others = Line(connect)",
+        "        self._others = self._wakes",
+        "tests/broker/test_publisher.py::test_wake_ups_do_not_wait_for_anything_else",
+    ),
+    # A burst that no analyze has seen is found by its keys
+    Mutation(
+        "agentq/store/sql/functions/admission.sql",
+        "returns jsonb language plpgsql set enable_sort = off as $$",
+        "returns jsonb language plpgsql as $$",
+        "tests/store/test_plans.py::test_a_burst_that_no_analyze_has_seen_is_found_by_its_keys",
+    ),
+    Mutation(
+        "agentq/store/migrations/versions/0014_plans.py",
+        "set statistics 0",
+        "set statistics -1",
+        "tests/store/test_plans.py::test_a_burst_that_no_analyze_has_seen_is_found_by_its_keys",
+    ),
+    # RabbitMQ: what it does not take, or has no queue for, is noticed; what runs holds no message
+    Mutation(
+        "agentq/broker/line.py",
+        "            mandatory=self.confirms is not None,\n",
+        "            mandatory=False,\n",
+        SEAM + "wake_ups_arrive_once_each_and_in_order[rabbitmq-1]",
+    ),
+    Mutation(
+        "agentq/broker/confirms.py",
+        "self._refused += self._close(tag, multiple)",
+        "self._close(tag, multiple)",
+        SEAM + "a_message_that_is_not_taken_is_told[rabbitmq]",
+    ),
+    Mutation(
+        "agentq/broker/line.py",
+        "            self._mend(error.queues)\n",
+        "",
+        SEAM + "a_queue_that_lost_its_leader_is_made_anew[rabbitmq]",
+    ),
+    Mutation(
+        "agentq/broker/line.py",
+        "producer.connection.channel() if self.confirms else",
+        "producer.channel if self.confirms else",
+        SEAM + "a_question_about_a_queue_that_is_not_there_disturbs_nothing[rabbitmq]",
+    ),
+    Mutation(
+        "agentq/broker/publisher.py",
+        "            elif not channel.queue_declare(queue=name, passive=True).consumer_count:",
+        "            else:",
+        SEAM + "a_queue_with_a_listener_is_not_removed[rabbitmq]",
+    ),
+    Mutation(
+        "agentq/broker/queues.py",
+        'return {"x-queue-type": "quorum", **limit}',
+        "return {}",
+        SEAM + "queues_are_quorum_queues[rabbitmq]",
+    ),
+    Mutation(
+        "agentq/worker.py",
+        "            self.app.tasks[STEP_TASK].acks_late = False\n",
+        "",
+        ON_RABBIT + "a_long_step_holds_no_message[rabbitmq]",
+    ),
+    Mutation(
+        "agentq/worker.py",
+        "or self._came_too_often(message)",
+        "",
+        ON_RABBIT + "a_submission_that_ends_its_workers_is_kept[rabbitmq]",
+    ),
     # adapters: what ran is not run again, what costs is held, what was refused is not done
     Mutation(
         "agentq/adapters/langgraph/node.py",
@@ -421,7 +492,7 @@ MUTATIONS = [
         SESSIONS + "one_refused_start_refuses_the_whole_batch",
     ),
     # claims
-    sql("and l.state = 'queued' and l.due_at", "and l.due_at", LEDGER + "one_of_many_claims_is_granted"),
+    sql("and concat(l.state) = 'queued' and l.due_at", "and l.due_at", LEDGER + "one_of_many_claims_is_granted"),
     sql(
         "and l.due_at <= v_now and l.quarantine",
         "and l.quarantine",

@@ -11,14 +11,13 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from kombu import Connection, Producer
-from kombu.exceptions import KombuError
+from kombu import Connection
 
 from agentq.broker.envelope import step_message
+from agentq.broker.line import Line
 from agentq.broker.queues import QUARANTINE, declared
 from agentq.broker.routes import Look, Routes
 from agentq.errors import BrokerUnavailable
@@ -28,43 +27,9 @@ log = logging.getLogger("agentq.broker")
 
 _BATCH_MAX = 200
 _QUIET_S = 5.0  # one warning per outage and interval, not one per step
-_NOT_THERE = ("404",)
 
 # A body and its headers.
 Message = tuple[Any, dict[str, Any]]
-
-
-class _Line:
-    """One connection to the broker, opened when it is used; whoever uses it holds `lock`."""
-
-    def __init__(self, connect: Callable[[], Connection]) -> None:
-        self._connect = connect
-        self._connection: Connection | None = None
-        self.producer: Producer | None = None
-        self.lock = threading.Lock()
-
-    def ready(self) -> Producer:
-        if self.producer is None:
-            self._connection = self._connect()
-            self._connection.connect()
-            # auto_declare off: declaring costs a round trip and leaves binding keys behind.
-            self.producer = Producer(self._connection.default_channel, auto_declare=False)
-        return self.producer
-
-    def gone(self) -> tuple[type[BaseException], ...]:
-        """What it raises when the broker does not answer, or does not as it should."""
-        known: tuple[type[BaseException], ...] = (OSError, KombuError)
-        if self._connection is not None:
-            known += tuple(self._connection.connection_errors) + tuple(self._connection.channel_errors)
-        return known
-
-    def disconnect(self) -> None:
-        connection, self._connection, self.producer = self._connection, None, None
-        if connection is not None:
-            try:
-                connection.release()
-            except Exception as error:
-                log.debug("closing a broken broker connection: %s", error)
 
 
 class Publisher:
@@ -79,8 +44,8 @@ class Publisher:
     def __init__(self, connect: Callable[[], Connection], queues: Look = lambda _: {}) -> None:
         self._routes = Routes(queues)
         self._waiting: queue.SimpleQueue[Wake | threading.Event | None] = queue.SimpleQueue()
-        self._wakes = _Line(connect)
-        self._others = _Line(connect)
+        self._wakes = Line(connect)
+        self._others = Line(connect)
         self._complained_at = float("-inf")
         self._busy = False
         self._thread = threading.Thread(target=self._run, name="agentq-publisher", daemon=True)
@@ -104,8 +69,8 @@ class Publisher:
         """Try what is waiting, then stop."""
         self._waiting.put(None)
         self._thread.join(timeout=5.0)
-        self._wakes.disconnect()
-        self._others.disconnect()
+        self._wakes.disconnect(goodbye=True)
+        self._others.disconnect(goodbye=True)
 
     def depth(self, name: str) -> int:
         """
@@ -114,9 +79,9 @@ class Publisher:
         Raises:
             BrokerUnavailable: it did not answer.
         """
-        with self._asking("did not answer", but=_NOT_THERE) as producer:
-            return int(producer.channel.queue_declare(queue=name, passive=True).message_count)
-        return 0  # Redis has no empty lists: a queue without messages is not there
+        # None: Redis has no empty lists, and RabbitMQ no queues that nobody has used yet.
+        found = self._ask(lambda channel: channel.queue_declare(queue=name, passive=True))
+        return int(found.message_count) if found is not None else 0
 
     def purge(self, name: str) -> None:
         """
@@ -125,8 +90,7 @@ class Publisher:
         Raises:
             BrokerUnavailable: it did not answer.
         """
-        with self._asking("did not answer", but=_NOT_THERE) as producer:
-            producer.channel.queue_purge(queue=name)
+        self._ask(lambda channel: channel.queue_purge(queue=name))
 
     def remove(self, name: str) -> None:
         """
@@ -135,20 +99,27 @@ class Publisher:
         Raises:
             BrokerUnavailable: it did not answer.
         """
-        with self._asking("did not answer", but=(*_NOT_THERE, "406")) as producer:
-            queue = declared(name).bind(producer.channel)
-            queue.declare()  # or kombu's Redis transport knows of nothing to remove
-            queue.delete(if_unused=True)
+
+        def remove(channel: Any) -> None:
+            queue = declared(name).bind(channel)
+            if self._others.confirms is None:
+                queue.declare()  # or kombu's Redis transport knows of nothing to remove
+                queue.delete(if_unused=True)
+            elif not channel.queue_declare(queue=name, passive=True).consumer_count:
+                # Not `if_unused`: quorum queues know no such thing. Who begins to listen just now connects anew.
+                queue.delete()
+                queue.exchange.delete()
+
+        self._ask(remove)
 
     def declare(self, name: str) -> None:
         """
         Bind a queue to its exchange again, for producers that are not agentq's.
 
         Raises:
-            BrokerUnavailable: it did not answer.
+            BrokerUnavailable: it did not answer, or has a queue of that name and of another kind.
         """
-        with self._asking("did not answer") as producer:
-            declared(name).bind(producer.channel).declare()
+        self._ask(lambda channel: declared(name).bind(channel).declare())
 
     def publish(self, name: str, messages: Sequence[Message]) -> None:
         """
@@ -157,32 +128,33 @@ class Publisher:
         Raises:
             BrokerUnavailable: they may or may not have arrived.
         """
-        with self._asking("did not take the message") as producer, producer.batch(max_size=_BATCH_MAX):
-            for body, headers in messages:
-                producer.publish(
-                    body, routing_key=name, exchange="", headers=headers, serializer="json", declare=[], retry=False
-                )
-
-    @contextmanager
-    def _asking(self, what: str, *, but: tuple[str, ...] = ()) -> Iterator[Producer]:
-        """The line for all that is no wake-up; answers with a code of `but` end the block in silence."""
         line = self._others
         with line.lock:
             try:
-                yield line.ready()
+                with line.ready().batch(max_size=_BATCH_MAX):
+                    for body, headers in messages:
+                        line.publish(name, body, headers)
+                line.confirm()
             except line.gone() as error:
                 line.disconnect()
-                if str(getattr(error, "reply_code", "")) not in but or not but:
-                    raise BrokerUnavailable(f"the broker {what}: {error}") from error
+                raise BrokerUnavailable(f"the broker did not take the message: {error}") from error
+
+    def _ask(self, question: Callable[[Any], Any]) -> Any:
+        """The broker's answer; None: there is no such queue."""
+        with self._others.lock:
+            return self._others.ask(question)
 
     def _send_here(self, wake: Wake) -> bool:
         """
         Publish in the caller's thread where nothing is before it: waking another thread takes longer than the command.
 
         Of a broker that no longer answers one caller at a time learns, the others leave it to the publisher's thread.
+        So do all where the broker confirms: waiting for it once for each message would cost more than the thread.
         """
         line = self._wakes
-        if line.producer is None or self._busy or not self._waiting.empty() or not line.lock.acquire(blocking=False):
+        if line.producer is None or line.confirms is not None or self._busy or not self._waiting.empty():
+            return False
+        if not line.lock.acquire(blocking=False):
             return False
         try:
             if line.producer is None:
@@ -231,32 +203,24 @@ class Publisher:
 
     def _publish_batch(self, wakes: list[Wake]) -> None:
         queues = self._routes.of(wake.tenant for wake in wakes if not wake.quarantine)
+        line = self._wakes
         try:
-            producer = self._wakes.ready()
-            if len(wakes) == 1:
-                self._publish_one(producer, wakes[0], queues)
+            producer = line.ready()
+            if len(wakes) == 1 and line.confirms is None:
+                self._publish_one(wakes[0], queues)
                 return
             with producer.batch(max_size=_BATCH_MAX):
                 for wake in wakes:
-                    self._publish_one(producer, wake, queues)
-        except self._wakes.gone() as error:
+                    self._publish_one(wake, queues)
+            line.confirm()
+        except line.gone() as error:
             # Uncertain is as good as lost: a repeat is dropped at the claim.
-            self._wakes.disconnect()
+            line.disconnect()
             self._complain(len(wakes), error)
 
-    @staticmethod
-    def _publish_one(producer: Producer, wake: Wake, queues: dict[str, str]) -> None:
+    def _publish_one(self, wake: Wake, queues: dict[str, str]) -> None:
         body, headers, properties = step_message(wake)
-        producer.publish(
-            body,
-            routing_key=QUARANTINE if wake.quarantine else queues[wake.tenant],
-            exchange="",
-            headers=headers,
-            serializer="json",
-            declare=[],
-            retry=False,
-            **properties,
-        )
+        self._wakes.publish(QUARANTINE if wake.quarantine else queues[wake.tenant], body, headers, **properties)
 
     def _complain(self, count: int, error: BaseException) -> None:
         if time.monotonic() - self._complained_at > _QUIET_S:

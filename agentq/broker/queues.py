@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from kombu import Exchange, Queue
 
 QUARANTINE = "agentq.quarantine"
@@ -11,6 +13,11 @@ UNROUTED = "agentq.unrouted"
 
 # Holds one message for as long as the broker keeps its data: without it, the broker was wiped.
 DEAD_MARK = "agentq.dead.mark"
+
+# Deliveries of a message that nobody finishes with: RabbitMQ counts them. Below its own limit of 20 (since 4.0),
+# over which it would drop submissions too.
+DELIVERIES_MAX = 10
+DELIVERIES_HEADER = "x-delivery-count"
 
 _TENANT = "agentq.t."
 _DEAD = ".dead"
@@ -37,6 +44,11 @@ def carries_wakes(queue: str) -> bool:
     return follows_tenants(queue) or queue == QUARANTINE
 
 
+def holds_copies(queue: str) -> bool:
+    """Whether all that a queue holds is in Postgres too, and may be lost: wake-ups, and boards of dead letters."""
+    return carries_wakes(queue) or queue == DEAD_MARK or (queue.startswith(_TENANT) and queue.endswith(_DEAD))
+
+
 def follows_tenants(queue: str) -> bool:
     """Whether a queue carries the steps of one tenant, or of those that share it."""
     return tenant_of(queue) is not None or queue.startswith(_SHARD)
@@ -47,6 +59,19 @@ def is_shard(queue: str) -> bool:
     return queue.startswith(_SHARD)
 
 
+def arguments_of(name: str) -> dict[str, Any]:
+    """
+    How RabbitMQ is to keep a queue; Redis knows no kinds of queues and passes over it.
+
+    RabbitMQ refuses whoever declares a queue with other arguments than it has. So what foreign producers
+    declare too has none but the kind, which Celery gives it with `task_create_missing_queue_type="quorum"`; there
+    the worker counts deliveries. A wake-up that comes back too often is dropped by RabbitMQ: it is lost, as
+    any may be, and the relay sends another.
+    """
+    limit = {"x-delivery-limit": DELIVERIES_MAX} if carries_wakes(name) else {}
+    return {"x-queue-type": "quorum", **limit}
+
+
 def declared(name: str) -> Queue:
     """
     The queue as workers declare it, on the exchange of its own name, where any Celery client looks for it.
@@ -54,4 +79,5 @@ def declared(name: str) -> Queue:
     agentq itself publishes past the exchange, by the queue's name alone: an exchange's bindings are
     forgotten by a broker that is wiped, and what is sent to it then is dropped without a word.
     """
-    return Queue(name, Exchange(name, type="direct"), routing_key=name, durable=True)
+    exchange = Exchange(name, type="direct")
+    return Queue(name, exchange, routing_key=name, durable=True, queue_arguments=arguments_of(name))

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from agentq.store.pool import Store
 
 
+# Quorum queues are costly where there are many: the default of own_queues_max, made for Redis, is the most.
+_OWN_QUEUES_ADVISED = 200
+
+
 @dataclass(frozen=True)
 class Finding:
     """One thing looked at. `todo` says what to do; a warning does not fail the whole."""
@@ -268,17 +272,10 @@ def _dependencies(store: Store) -> Iterator[Finding]:
 
 
 def _broker(settings: Settings) -> Iterator[Finding]:
-    from agentq.broker.connection import connect, is_redis
+    from agentq.broker.connection import is_redis
 
     if not is_redis(settings.broker_url):
-        connection = connect(settings)
-        try:
-            connection.ensure_connection(max_retries=1, timeout=5)
-        except Exception as error:
-            raise StoreUnavailable(f"the broker at {where(settings.broker_url)} does not answer: {error}") from None
-        finally:
-            connection.release()
-        yield Finding("broker", True, f"answers at {where(settings.broker_url)}")
+        yield from _rabbitmq(settings)
         return
     import redis
 
@@ -289,6 +286,61 @@ def _broker(settings: Settings) -> Iterator[Finding]:
             raise StoreUnavailable(f"the broker at {where(settings.broker_url)} does not answer: {error}") from None
         yield Finding("broker", True, f"{_product(facts)} at {where(settings.broker_url)}")
         yield from _redis_policy(facts)
+
+
+def _rabbitmq(settings: Settings) -> Iterator[Finding]:
+    """RabbitMQ, as far as AMQP tells: its limits and alarms are known to its management interface alone."""
+    from agentq.broker.connection import connect, explain
+
+    connection = connect(settings)
+    try:
+        try:
+            connection.ensure_connection(max_retries=1, timeout=5)
+            facts = dict(getattr(connection.connection, "server_properties", None) or {})
+        except Exception as error:
+            raise StoreUnavailable(f"{where(settings.broker_url)}: {explain(error)}") from None
+        version = str(facts.get("version", "?"))
+        major, minor, *_ = [*(int(part) for part in version.split(".") if part.isdecimal()), 0, 0]
+        yield Finding(
+            "broker",
+            (major, minor) >= (3, 10),
+            f"{facts.get('product', 'a broker')} {version} at {where(settings.broker_url)}",
+            "agentq is tested with RabbitMQ 3.10: use that or a later one",
+            warning=True,
+        )
+        yield from _kinds_of_queues(connection)
+    finally:
+        connection.release()
+    yield Finding(
+        "broker queues",
+        settings.own_queues_max <= _OWN_QUEUES_ADVISED,
+        f"up to {settings.own_queues_max} tenants of a worker group have a queue of their own",
+        f"each is a log of its own on the nodes that have it: own_queues_max of {_OWN_QUEUES_ADVISED} or less, the "
+        "others share; then agentq queue place",
+        warning=True,
+    )
+
+
+def _kinds_of_queues(connection: Any) -> Iterator[Finding]:
+    """Whether queues that are there already are agentq's: workers could not listen to them otherwise."""
+    from agentq.broker.queues import QUARANTINE, SUBMIT, declared
+
+    for name in (SUBMIT, QUARANTINE):
+        try:
+            with connection.channel() as channel:
+                channel.queue_declare(queue=name, passive=True)
+            with connection.channel() as channel:
+                declared(name).bind(channel).queue_declare()
+        except connection.channel_errors as error:
+            if str(getattr(error, "reply_code", "")) == "404":
+                continue  # the first worker makes it
+            yield Finding(
+                f"queue {name}",
+                False,
+                f"was declared by somebody else: {' '.join(str(error).split())}",
+                f"let it be read empty, delete it (rabbitmqctl delete_queue {name}) and restart the workers; Celery "
+                'clients need task_create_missing_queue_type="quorum"',
+            )
 
 
 def _product(facts: dict[str, Any]) -> str:

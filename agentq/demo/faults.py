@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import redis
 
 from agentq.broker.connection import connect, is_redis
+from agentq.broker.publisher import Publisher
 from agentq.demo.observe import Observer, Steps
 from agentq.settings import Settings
 
@@ -77,16 +78,21 @@ def _depth(settings: Settings, queues: list[str]) -> int:
     if is_redis(settings.broker_url):
         with redis.Redis.from_url(settings.broker_url) as broker:
             return sum(int(broker.llen(f"{settings.key_prefix}{queue}")) for queue in queues)
-    with connect(settings) as connection:
-        channel = connection.default_channel
-        return sum(channel.queue_declare(queue=queue, passive=True).message_count for queue in queues)
+    publisher = Publisher(lambda: connect(settings))
+    try:
+        return sum(map(publisher.depth, queues))
+    finally:
+        publisher.close()
 
 
 def _empty(settings: Settings, queues: list[str], *, embedded: bool) -> str:
     if not is_redis(settings.broker_url):
-        with connect(settings) as connection:
+        publisher = Publisher(lambda: connect(settings))
+        try:
             for queue in queues:
-                connection.default_channel.queue_purge(queue)
+                publisher.purge(queue)
+        finally:
+            publisher.close()
         return f"{len(queues)} queues purged"
     with redis.Redis.from_url(settings.broker_url) as broker:
         if embedded:

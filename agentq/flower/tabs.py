@@ -20,6 +20,7 @@ from tornado.web import StaticFileHandler, url
 from agentq.agents.registry import Registry
 from agentq.client import Client
 from agentq.errors import ConfigError
+from agentq.flower import broker
 from agentq.flower.guard import guarded
 from agentq.flower.pages import ROUTES
 from agentq.settings import Settings, load
@@ -115,3 +116,4 @@ def install() -> None:
     import flower.command
 
     flower.command.Flower = TabbedFlower
+    broker.install()

@@ -123,7 +123,7 @@ def test_wake_ups_do_not_wait_for_anything_else(
     """
     publisher.send([wake(tenant)])  # from here on they go out in their sender's own thread
     assert publisher.flush(10)
-    with publisher._asking("did not answer"):  # somebody is at it, for as long as this block lasts
+    with publisher._others.lock:  # somebody is at it, for as long as this block lasts
         publisher.send([wake(tenant)])
         publisher.send([wake(tenant), wake(tenant)])
         assert publisher.flush(10)

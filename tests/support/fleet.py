@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -67,6 +68,7 @@ class Fleet:
         self.settings = settings
         self._folder = folder
         self.workers: list[Worker] = []
+        self._token = secrets.token_hex(3)  # RabbitMQ refuses two workers of one name
 
     def environment(self, **more: str) -> dict[str, str]:
         """The settings as variables, as a deployment would give them."""
@@ -82,7 +84,7 @@ class Fleet:
         """Start a worker and wait until its row in `agentq.worker` says that it takes steps."""
         number = len(self.workers)
         command = [sys.executable, "-m", "celery", "-A", "agentq.celery_app:app", "worker", "--loglevel", "INFO"]
-        command += ["-c", str(concurrency), "-n", f"w{number}-{os.getpid()}@test"]
+        command += ["-c", str(concurrency), "-n", f"w{number}-{self._token}@test"]
         if group == "quarantine":
             command += ["-Q", "agentq.quarantine", "-P", "prefork"]
         path = self._folder / f"worker-{number}.log"

@@ -1,4 +1,4 @@
-"""A TCP proxy to a Redis that can go mute towards consumers: their connections stay open, and nothing comes through."""
+"""A TCP proxy to a broker that can go mute towards consumers: their connections stay open, nothing comes through."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import threading
 from types import TracebackType
 from typing import Self
 
+# What only consumers send: Redis's BRPOP, and AMQP's basic.consume (class 60, method 20).
+_CONSUMERS_SAY = (b"BRPOP", b"\x00\x3c\x00\x14")
+
 
 class MuteProxy:
-    """Passes everything on, until it is told to swallow what consumers (who send BRPOP) should hear."""
+    """Passes everything on, until it is told to swallow what consumers should hear."""
 
     def __init__(self, port: int) -> None:
         self._target = port
@@ -47,7 +50,7 @@ class MuteProxy:
     def _pump(self, number: int, source: socket.socket, sink: socket.socket, asks: bool) -> None:
         try:
             while data := source.recv(65536):
-                if asks and b"BRPOP" in data:
+                if asks and any(word in data for word in _CONSUMERS_SAY):
                     self._consumers.add(number)
                     if self.always_mute:
                         self._muted.add(number)
