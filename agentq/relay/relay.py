@@ -28,6 +28,7 @@ from agentq.store.memory import Memories
 from agentq.store.operators import Operators
 from agentq.store.placement import Placement
 from agentq.store.rates import StoredRates
+from agentq.store.turn import Turn
 from agentq.store.workers import Workers
 
 log = logging.getLogger("agentq.relay")
@@ -94,6 +95,7 @@ class Relay:
         self._housekeeping = housekeeping
         self._lost = lost
         self._dead_letters = dead_letters
+        self._turn_of_sessions, self._turn_of_memories = Turn(), Turn()
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="agentq-relay", daemon=True)
         self._chores = (
@@ -213,13 +215,15 @@ class Relay:
         self._approvals.remind(self._batch)
 
     def remove_expired(self) -> None:
-        """Remove sessions that are older than their tenant keeps them, a small batch of each tenant."""
-        for tenant, sessions in Operators(self._ledger.store).remove_expired(_REMOVE_MAX).items():
+        """Remove sessions that are older than their tenant keeps them, a small batch of each whose turn it is."""
+        removed = Operators(self._ledger.store).remove_expired(_REMOVE_MAX, self._turn_of_sessions)
+        for tenant, sessions in removed.items():
             log.info("%s sessions of tenant %s were older than it keeps them", sessions, tenant)
 
     def expire_memories(self) -> None:
         """Take the content of memories whose time is over, a small batch at once."""
-        if count := Memories(self._ledger.store).expire(_REMOVE_MAX, self._memory_keep_days):
+        memories = Memories(self._ledger.store)
+        if count := memories.expire(_REMOVE_MAX, self._memory_keep_days, self._turn_of_memories):
             log.info("%s memories were past their time", count)
 
     def settle_leaked(self) -> None:
