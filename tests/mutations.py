@@ -368,12 +368,6 @@ MUTATIONS = [
     ),
     Mutation("agentq/store/sql/fairness.sql", " where t.sharing and not", " where not", CROWD + "few_tenants_are_read"),
     Mutation(
-        "agentq/store/sql/ledger.sql",
-        "e.tenant = t.name and e.state = 'ready' offset 0)",
-        "e.tenant = t.name and e.state = 'ready')",
-        CROWD + "a_page_of_idle_tenants_does_not_walk_the_backlog",
-    ),
-    Mutation(
         "agentq/store/ledger.py",
         "DepthPlace(place.offset + limit) if busy >= limit else DepthPlace(name=found[limit - 1].tenant)",
         "DepthPlace(name=found[limit - 1].tenant)",

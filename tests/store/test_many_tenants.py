@@ -146,14 +146,6 @@ def test_few_tenants_are_read(
     assert found["budget_window"] <= FEW, found
 
 
-@pytest.mark.parametrize("mode", ["auto", "force_generic_plan"])
-def test_a_page_of_idle_tenants_does_not_walk_the_backlog(crowd: psycopg.Connection[Any], mode: str) -> None:
-    crowd.execute(f"set plan_cache_mode = {mode}")
-    found, rows = read(crowd, ledger.SQL["idle_depths"], PAGE | {"after": ""})
-    assert rows == 51
-    assert found["ledger_entry"] <= FEW, found
-
-
 def test_steps_that_are_over_are_not_walked_to_count_those_that_wait(crowd: psycopg.Connection[Any]) -> None:
     """
     What waits is counted from its own index: a fleet has a hundred times as much behind it.
