@@ -57,6 +57,7 @@ LETTERBOX = "tests/relay/test_letterbox.py::test_"
 MEMORY = "tests/store/test_memory.py::test_"
 REMEMBERING = "tests/agents/test_memory.py::test_"
 PLACES = "tests/store/test_placement.py::test_"
+CROWD = "tests/store/test_many_tenants.py::test_"
 RECOVERY = "tests/store/test_recovery.py::test_"
 GRAPHS = "tests/adapters/test_langgraph.py::test_"
 DURABLE = "tests/adapters/test_pydantic_ai.py::test_"
@@ -536,10 +537,65 @@ MUTATIONS = [
         ")",
         PLACES + "what_was_queued_before_a_move_is_missed_at_once",
     ),
+    # many tenants: nothing walks through those that have nothing to do
+    sql(
+        "where t.name = any (coalesce(p_names, array(",
+        "where t.name = any ((array(select name from agentq.tenant) || array(",
+        CROWD + "few_tenants_are_read",
+    ),
+    Mutation(
+        "agentq/store/sql/fairness.sql",
+        "where sharing and shared_at",
+        "where shared_at",
+        CROWD + "few_tenants_are_read",
+    ),
+    Mutation("agentq/store/sql/fairness.sql", " where t.sharing and not", " where not", CROWD + "few_tenants_are_read"),
+    Mutation(
+        "agentq/store/ledger.py",
+        "DepthPlace(place.offset + limit) if busy >= limit else DepthPlace(name=found[limit - 1].tenant)",
+        "DepthPlace(name=found[limit - 1].tenant)",
+        CROWD + "pages_show_each_tenant_once_and_work_first",
+    ),
+    Mutation(
+        "agentq/store/sql/fairness.sql",
+        "or s.name = any (%(ran)s::text[]));",
+        "or false and s.name = any (%(ran)s::text[]));",
+        "tests/store/test_fairness.py::test_time_is_kept_also_where_the_allowance_stays",
+    ),
+    Mutation(
+        "agentq/broker/routes.py",
+        "forget = now - self._asked_at > KEPT_S or",
+        "forget = False and now - self._asked_at > KEPT_S or",
+        PLACES + "who_has_not_asked_for_long_knows_nothing_any_more",
+    ),
+    Mutation(
+        "agentq/broker/routes.py",
+        "check = now - self._checked_at > CHECKED_S",
+        "check = False",
+        PLACES + "a_move_that_nobody_told_is_found_within_a_minute",
+    ),
     Mutation(
         "agentq/store/sql/placement.sql",
-        "or q.queue like 'agentq.shard.%%' and exists (",
-        "or false and exists (",
+        " where t.former_queues <> '{}' and t.placed_at > (select agentq.now()) - make_interval(secs => %(lately_s)s);",
+        " where false and t.placed_at > (select agentq.now()) - make_interval(secs => %(lately_s)s);",
+        PLACES + "who_asks_for_others_hears_of_a_move",
+    ),
+    Mutation(
+        "agentq/store/turn.py",
+        "self._again = [tenant for tenant, count in found.items() if count >= limit][: self._tenants]",
+        "self._again = []",
+        "tests/store/test_retention.py::test_tenants_take_turns_and_who_has_more_comes_again",
+    ),
+    Mutation(
+        "agentq/relay/letterbox.py",
+        "boards = self._boards | self._next_unknown()",
+        "boards = self._boards",
+        LETTERBOX + "what_an_earlier_process_left_is_taken_down",
+    ),
+    Mutation(
+        "agentq/store/sql/placement.sql",
+        "       or exists (select from agentq.shard_queue(q.queue) s",
+        "       or false and exists (select from agentq.shard_queue(q.queue) s",
         PLACES + "a_shard_that_others_use_is_not_removed",
     ),
     sql("attempt = l.attempt + 1", "attempt = l.attempt", LEDGER + "one_of_many_claims_is_granted"),
@@ -991,8 +1047,8 @@ MUTATIONS = [
     ),
     Mutation(
         "agentq/store/sql/ledger.sql",
-        "              and (has.room or priority.n > 0))",
-        ")",
+        "       or has.room and exists (",
+        "       or exists (",
         ADMISSION + "only_where_there_is_something_to_admit_is_it_tried",
     ),
     Mutation(

@@ -118,7 +118,7 @@ def _postgres(settings: Settings) -> Iterator[Finding]:
         )
     ready = yield from _schema(settings)
     if ready:
-        yield from _fleet(settings)
+        yield from questions(settings)
 
 
 def _schema(settings: Settings) -> Generator[Finding, None, bool]:
@@ -143,7 +143,8 @@ def _schema(settings: Settings) -> Generator[Finding, None, bool]:
     return status.current is not None and not status.pending
 
 
-def _fleet(settings: Settings) -> Iterator[Finding]:
+def questions(settings: Settings) -> Iterator[Finding]:
+    """What the rows say of the fleet."""
     from agentq.store.pool import Store
 
     store = Store(settings.database_url, size=2, name="agentq doctor")
@@ -184,7 +185,7 @@ def _workers(store: Store) -> Iterator[Finding]:
     from agentq.store.workers import Workers
 
     workers = Workers(store)
-    present, tenants = workers.present(), workers.tenant_names()
+    present, tenants = workers.present(), workers.tenants_served()
     groups = {"default", "quarantine"} | {row.group for row in present if row.group != "*"}
     for group in sorted(groups):
         todo = "agentq worker" if group == "default" else f"agentq worker --group {group}"
@@ -193,7 +194,7 @@ def _workers(store: Store) -> Iterator[Finding]:
             f"{len(some)} alive, last heard {span(min(row.silent_s for row in some))} ago" if some else "none is alive"
         )
         yield Finding(f"workers, {group}", bool(some), heard, todo, warning=True)
-    yield Finding("tenants", bool(tenants), f"{len(tenants)} served", "agentq tenant add NAME", warning=True)
+    yield Finding("tenants", bool(tenants), f"{tenants:,} served", "agentq tenant add NAME", warning=True)
 
 
 def _deserted(store: Store) -> Iterator[Finding]:

@@ -14,11 +14,31 @@ from typing import Any, TypeVar
 import click
 
 F = TypeVar("F", bound=Callable[..., Any])
+R = TypeVar("R")
 
 Cell = Any
 Row = Sequence[Cell]
 
 json_option: Callable[[F], F] = click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else.")
+
+_MANY = 100
+
+
+def many_options(command: F) -> F:
+    """`--limit` and `--all`, for lists that are long in a large fleet."""
+    command = click.option("--all", "everything", is_flag=True, help="All, however many there are.")(command)
+    return click.option(
+        "--limit", type=click.IntRange(1, 100_000), default=_MANY, show_default=True, help="So many at most."
+    )(command)
+
+
+def cut(rows: list[R], limit: int | None) -> list[R]:
+    """The first so many of one more than that; that others follow is said on standard error."""
+    if limit is None or len(rows) <= limit:
+        return rows
+    note(f"these are the first {limit}; --all lists all of them, --limit more")
+    return rows[:limit]
+
 
 _FOLDING = {"WHY", "NOTE", "REASON", "SERVES", "KEY"}
 

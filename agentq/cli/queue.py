@@ -6,10 +6,12 @@ from typing import Any
 
 import click
 
-from agentq.cli.output import json_option, note, print_json, print_table, span
+from agentq.cli.output import json_option, many_options, note, print_json, print_table, span
 from agentq.cli.reach import client
 from agentq.errors import BrokerUnavailable
 from agentq.settings import Settings
+
+_ALL = 10_000_000
 
 
 @click.group()
@@ -41,9 +43,14 @@ def place(*, reason: str, dry_run: bool, as_json: bool) -> None:
 
 @queue.command()
 @click.option("--tenant", help="Only this tenant's.")
+@click.option("--match", metavar="TEXT", help="Only of tenants with it in their name.")
+@click.option("--state", type=click.Choice(["active", "paused", "draining"]), help="Only of tenants that are so.")
+@many_options
 @json_option
-def ls(tenant: str | None, as_json: bool) -> None:
-    """List each tenant's waiting and running steps, beside what the broker holds.
+def ls(
+    *, tenant: str | None, match: str | None, state: str | None, limit: int, everything: bool, as_json: bool
+) -> None:
+    """List tenants' waiting and running steps, beside what the broker holds: whoever waits longest comes first.
 
     READY waits in Postgres for admission, QUEUED was handed to the broker, RUNNING is with a worker. IN BROKER is of
     the queue, which tenants in a shard share. The ledger decides: a broker that holds less than QUEUED lost messages,
@@ -54,9 +61,16 @@ def ls(tenant: str | None, as_json: bool) -> None:
     if tenant is not None:
         valid_name("tenant", tenant)
     with client() as connected:
-        depths = connected.ledger.queue_depths(tenant)
+        if tenant is not None:
+            one = connected.ledger.queue_depth(tenant)
+            depths, more = [one] if one is not None else [], False
+        else:
+            page = connected.ledger.queue_depths(limit=_ALL if everything else limit, match=match, state=state)
+            depths, more = page.rows, page.more is not None
         queues = sorted({depth.queue for depth in depths})
         broker, trouble = broker_depths(connected.settings, queues, own=tenant is None)
+    if more:
+        note(f"these are the first {limit}; --all lists all of them, --limit more")
     if as_json:
         rows = [_facts(depth, broker) for depth in depths]
         fleet = {name: count for name, count in broker.items() if not name.startswith("agentq.t.")}  # shards among them
@@ -79,7 +93,7 @@ def ls(tenant: str | None, as_json: bool) -> None:
             )
             for depth in depths
         ),
-        empty="no tenant yet: agentq tenant add NAME",
+        empty="no such tenant" if match or state else "no tenant yet: agentq tenant add NAME",
     )
     others = [(name, count) for name, count in broker.items() if not name.startswith("agentq.t.") and count]
     if others:

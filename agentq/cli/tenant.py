@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from agentq.cli.output import json_option, note, print_json, print_table
+from agentq.cli.output import cut, json_option, many_options, note, print_json, print_table
 from agentq.cli.reach import client
 from agentq.errors import UnknownTenant
 
@@ -59,7 +59,7 @@ def add(
         raise click.BadParameter("a number above 0, at most 1000", param_hint="--weight")
     with client() as connected:
         if dry_run:
-            added = name not in {row.name for row in connected.tenants.ls()}
+            added = not connected.tenants.has(name)
         else:
             added = connected.tenants.add(
                 name, concurrency=concurrency, weight=weight, queue=queue, group=group, reason=reason
@@ -73,11 +73,23 @@ def add(
 
 
 @tenant.command()
+@click.option("--tenant", "name", help="Only this one.")
+@click.option("--match", metavar="TEXT", help="Only those with it in their name.")
+@click.option("--state", type=click.Choice(["active", "paused", "draining"]), help="Only those that are so.")
+@many_options
 @json_option
-def ls(as_json: bool) -> None:
-    """List every tenant."""
+def ls(*, name: str | None, match: str | None, state: str | None, limit: int, everything: bool, as_json: bool) -> None:
+    """List tenants, by name."""
     with client() as connected:
-        found = connected.tenants.ls()
+        if name is not None:
+            one = connected.tenants.get(name)
+            if one is None:
+                raise UnknownTenant(name)
+            found = [one]
+        else:
+            most = None if everything else limit + 1
+            found = connected.tenants.ls(match=match, state=state, limit=most)
+    found = cut(found, None if everything else limit)
     if as_json:
         print_json(found)
         return
@@ -87,7 +99,7 @@ def ls(as_json: bool) -> None:
             (row.name, row.state, row.concurrency, row.weight, row.group, row.queue or row.placement, row.created_at)
             for row in found
         ),
-        empty="no tenant yet: agentq tenant add NAME",
+        empty="no such tenant" if match or state else "no tenant yet: agentq tenant add NAME",
     )
 
 
@@ -161,7 +173,7 @@ def set_(
     if not reason.strip():
         raise click.UsageError("--reason must say something")
     with client() as connected:
-        before = {row.name: row for row in connected.tenants.ls()}.get(name)
+        before = connected.tenants.get(name)
         if before is None:
             raise UnknownTenant(name)
         after = {field: value or None if field in _NONE_IS_ALL else value for field, value in wanted.items()}
@@ -197,7 +209,7 @@ def erase(*, name: str, reason: str, yes: bool, dry_run: bool, as_json: bool) ->
         raise click.UsageError("--reason must say something")
     yes = yes and not dry_run
     with client() as connected:
-        before = {row.name: row for row in connected.tenants.ls()}.get(name)
+        before = connected.tenants.get(name)
         if before is None:
             raise UnknownTenant(name)
         found = connected.tenants.erase(name, reason=reason) if yes else {}

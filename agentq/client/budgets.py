@@ -53,7 +53,7 @@ class ClientBudgets:
         check_limit(scope, subject, period, chosen)
         if tokens is not None and tokens < 0:
             raise InvalidInput("tokens cannot be negative")
-        if not any(row.name == tenant for row in self._operators.tenants()):
+        if not self._operators.is_tenant(tenant):
             raise UnknownTenant(tenant)
         self._budgets.set_budget(
             tenant,

@@ -125,9 +125,9 @@ def known_tenants(operators: Operators, names: Sequence[str]) -> None:
     Raises:
         UnknownTenant, InvalidInput: one is not, or is no name.
     """
-    known = {row.name for row in operators.tenants()}
+    known = operators.known([valid_name("tenant", name) for name in names])
     for name in names:
-        if valid_name("tenant", name) not in known:
+        if name not in known:
             raise UnknownTenant(name)
 
 

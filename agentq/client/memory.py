@@ -166,7 +166,7 @@ class ClientMemory:
     def _write(self, tenant: str, write: MemoryWrite, reason: str | None, dry_run: bool) -> int:
         if reason is not None and not reason.strip():
             raise InvalidInput("a reason must say something")
-        if not any(row.name == valid_name("tenant", tenant) for row in self._operators.tenants()):
+        if not self._operators.is_tenant(valid_name("tenant", tenant)):
             raise UnknownTenant(tenant)
         if not dry_run:
             write = self._with.embedded(write)

@@ -44,7 +44,7 @@ class ClientRates:
                 raise InvalidInput("a rate is a whole number above 0")
         if tenant is not None:
             valid_name("tenant", tenant)
-            if not any(row.name == tenant for row in self._operators.tenants()):
+            if not self._operators.is_tenant(tenant):
                 raise UnknownTenant(tenant)
         self._rates.set(
             tenant or FLEET,

@@ -7,12 +7,24 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 
 from agentq.errors import InvalidInput
 from agentq.settings import Settings
 from agentq.step import valid_name
+from agentq.store.budgets import Budgets, WindowRow
+from agentq.store.ledger import DepthPlace, Ledger, QueueDepth
 from agentq.store.operators import Operators, TenantRow
 from agentq.store.placement import Placement
+
+
+@dataclass(frozen=True, slots=True)
+class TenantPage:
+    """Some tenants, the open windows of those that have budgets, and where the next page begins; None: that was all."""
+
+    rows: list[QueueDepth]
+    windows: dict[str, list[WindowRow]]
+    more: DepthPlace | None
 
 
 class Tenants:
@@ -20,6 +32,8 @@ class Tenants:
 
     def __init__(self, operators: Operators, settings: Settings, placement: Placement) -> None:
         self._operators = operators
+        self._ledger = Ledger(operators.store)
+        self._budgets = Budgets(operators.store)
         self._settings = settings
         self._placement = placement
 
@@ -138,9 +152,29 @@ class Tenants:
         """
         return self._operators.erase_tenant(valid_name("tenant", name), operator=operator_name(), reason=reason)
 
-    def ls(self) -> list[TenantRow]:
-        """Every tenant, by name."""
-        return self._operators.tenants()
+    def ls(
+        self, *, match: str | None = None, state: str | None = None, after: str = "", limit: int | None = None
+    ) -> list[TenantRow]:
+        """
+        Tenants by name: every one, or those whose name has `match` in it and that are in a state.
+
+        For a page of so many, `limit` and `after`, the last name of the page before.
+        """
+        return self._operators.tenants(match=match, state=state, after=after, limit=limit)
+
+    def get(self, name: str) -> TenantRow | None:
+        """One tenant; None when there is none of that name."""
+        return self._operators.tenant(valid_name("tenant", name))
+
+    def page(
+        self, *, match: str | None = None, state: str | None = None, after: DepthPlace | None = None, limit: int = 50
+    ) -> TenantPage:
+        """Tenants with their work and the state of their budgets: whoever waits longest first, the idle by name."""
+        page = self._ledger.queue_depths(limit=limit, match=match, state=state, after=after)
+        windows: dict[str, list[WindowRow]] = {}
+        for window in self._budgets.windows_of([row.tenant for row in page.rows]):
+            windows.setdefault(window.tenant, []).append(window)
+        return TenantPage(page.rows, windows, page.more)
 
     def has(self, name: str) -> bool:
         """Whether there is such a tenant."""

@@ -30,6 +30,7 @@ log = logging.getLogger("agentq.relay.letterbox")
 
 MESSAGES_MAX = 1000
 _BATCH = 200
+_UNKNOWN = 200
 _LOOK_S = 10.0
 _POLICY_S = 10.0
 _STEP_S = 1.0
@@ -47,6 +48,7 @@ class Letterbox:
         messages_max: int = MESSAGES_MAX,
         look_s: float = _LOOK_S,
         policy_s: float = _POLICY_S,
+        unknown: int = _UNKNOWN,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._letters = letters
@@ -55,10 +57,12 @@ class Letterbox:
         self._most = messages_max
         self._look_s = look_s
         self._policy_s = policy_s
+        self._unknown = unknown
         self._clock = clock
         self._name = f"relay {socket.gethostname()} {os.getpid()}"
         self._next_look = self._next_policies = float("-inf")
-        self._boards: set[str] | None = None  # queues that may hold messages; None: nobody has looked yet
+        self._boards: set[str] = set()  # whose queues may hold messages
+        self._looked_until: str | None = ""  # by name, what an earlier process may have left; None: all were looked at
         self._declared: set[str] = set()
         self._next_step: dict[uuid.UUID, float] = {}
 
@@ -107,7 +111,7 @@ class Letterbox:
                 self._publisher.publish(DEAD_MARK, [({"about": "this broker was not wiped since"}, {})])
                 self._letters.announce_again()
             open_letters = self._letters.open_per_tenant(self._most + 1)
-            boards = self._letters.tenants() if self._boards is None else self._boards
+            boards = self._boards | self._next_unknown()
             self._boards = set(open_letters)
             for tenant in sorted(boards | set(open_letters)):
                 depth = self._publisher.depth(dead_queue(tenant))
@@ -117,6 +121,14 @@ class Letterbox:
                     self._letters.announce_again(tenant)
                 if depth:
                     self._boards.add(tenant)
+
+    def _next_unknown(self) -> set[str]:
+        """Some more tenants of whose boards this process knows nothing yet: each of them costs the broker a command."""
+        if self._looked_until is None:
+            return set()
+        names = self._letters.tenants(self._looked_until, self._unknown)
+        self._looked_until = names[-1] if len(names) == self._unknown else None
+        return set(names)
 
     def _put_up(self, tenant: str, notices: list[Notice]) -> None:
         queue = dead_queue(tenant)
@@ -130,8 +142,7 @@ class Letterbox:
         ]
         if messages:
             self._publisher.publish(queue, messages)
-        if self._boards is not None:
-            self._boards.add(tenant)
+        self._boards.add(tenant)
 
     # ── standing orders ──────────────────────────────────────────────────────
 

@@ -29,6 +29,7 @@ from agentq.store.memory import Memories
 from agentq.store.operators import Operators
 from agentq.store.placement import Placement
 from agentq.store.rates import StoredRates
+from agentq.store.turn import Turn
 from agentq.store.workers import Workers
 
 log = logging.getLogger("agentq.relay")
@@ -97,6 +98,7 @@ class Relay:
         self._housekeeping = housekeeping
         self._lost = lost
         self._dead_letters = dead_letters
+        self._turn_of_sessions, self._turn_of_memories = Turn(), Turn()
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="agentq-relay", daemon=True)
         self._chores = (
@@ -220,7 +222,7 @@ class Relay:
         until, operators = time.monotonic() + _REMOVE_S, Operators(self._ledger.store)
         removed: Counter[str] = Counter()
         while True:
-            batch = operators.remove_expired(_REMOVE_MAX)
+            batch = operators.remove_expired(_REMOVE_MAX, self._turn_of_sessions)
             removed.update(batch)
             if sum(batch.values()) < _REMOVE_MAX or time.monotonic() > until:
                 break
@@ -229,7 +231,8 @@ class Relay:
 
     def expire_memories(self) -> None:
         """Take the content of memories whose time is over, a small batch at once."""
-        if count := Memories(self._ledger.store).expire(_REMOVE_MAX, self._memory_keep_days):
+        memories = Memories(self._ledger.store)
+        if count := memories.expire(_REMOVE_MAX, self._memory_keep_days, self._turn_of_memories):
             log.info("%s memories were past their time", count)
 
     def settle_leaked(self) -> None:

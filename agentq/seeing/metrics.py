@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -22,8 +22,8 @@ from prometheus_client.registry import Collector
 from agentq.errors import ConfigError
 from agentq.relay.anomalies import Anomaly
 from agentq.store.anomalies import Anomalies
-from agentq.store.budgets import Budgets, WindowRow
-from agentq.store.ledger import Ledger, QueueDepth
+from agentq.store.budgets import Budgets
+from agentq.store.ledger import Ledger
 from agentq.store.metrics import Figures
 from agentq.store.pool import Row, Store
 from agentq.verdicts import Carried, Deferred, Dropped, Granted, Settlement, Superseded, Verdict
@@ -181,32 +181,33 @@ class FleetCollector(Collector):
         return [*found, _gauge("agentq_scrape_errors", "Questions to the ledger that failed.", [((), errors)])]
 
     def _tenants(self) -> list[Metric]:
-        shown = list(_busiest(self._ledger.queue_depths(), self._tenants_max))
-
-        def total(of: str) -> list[tuple[tuple[str, ...], float]]:
-            return [((name,), sum(getattr(row, of) for row in rows)) for name, rows in shown]
-
-        due = [(name, sum(row.ready + row.queued for row in rows)) for name, rows in shown]
+        shown, rest = self._ledger.busiest(self._tenants_max)
+        rows = [(row.tenant, row) for row in shown] + ([(REST, rest)] if rest is not None else [])
         return [
             _gauge(
                 "agentq_queue_depth",
                 "Steps that wait to run: admitted to the broker or not.",
-                [
-                    ((name, state), sum(getattr(row, state) for row in rows))
-                    for name, rows in shown
-                    for state in ("ready", "queued")
-                ],
+                [((name, state), getattr(row, state)) for name, row in rows for state in ("ready", "queued")],
                 "tenant", "state",
             ),
-            _gauge("agentq_running", "Steps that run.", total("running"), "tenant"),
-            _gauge("agentq_concurrency", "Steps that may run.", total("concurrency"), "tenant"),
+            _gauge("agentq_running", "Steps that run.", [((name,), row.running) for name, row in rows], "tenant"),
+            _gauge(
+                "agentq_concurrency",
+                "Steps that may run; of the rest, of those that have work.",
+                [((name,), row.concurrency) for name, row in rows],
+                "tenant",
+            ),
             _gauge(
                 "agentq_oldest_due_seconds",
                 "How long the step has waited that is due for longest.",
-                [((name,), max((row.oldest_due_s or 0.0 for row in rows), default=0.0)) for name, rows in shown],
+                [((name,), row.oldest_due_s) for name, row in rows],
                 "tenant",
             ),
-            _gauge("agentq_due_steps", "Steps that wait, of all tenants.", [((), sum(count for _, count in due))]),
+            _gauge(
+                "agentq_due_steps",
+                "Steps that wait, of all tenants.",
+                [((), sum(row.ready + row.queued for _, row in rows))],
+            ),
         ]  # fmt: skip
 
     def _groups(self) -> list[Metric]:
@@ -265,13 +266,13 @@ class FleetCollector(Collector):
         ]
 
     def _budgets(self) -> list[Metric]:
-        shown = _tightest(self._windows.windows(), self._tenants_max)
+        shown = self._windows.tightest(self._tenants_max)
         where = [(window.tenant, window.period) for window in shown]
 
         def dollars(micros: Iterable[int]) -> list[tuple[tuple[str, ...], float]]:
             return [(labels, amount / 1_000_000) for labels, amount in zip(where, micros, strict=True)]
 
-        left = [max((w.limit_micros or 0) - w.spent_micros - w.reserved_micros, 0) for w in shown]
+        left = [max(w.limit_micros - w.spent_micros - w.reserved_micros, 0) for w in shown]
         labels = ("tenant", "period")
         return [
             _gauge("agentq_budget_spent_usd", "Spent in the window.", dollars(w.spent_micros for w in shown), *labels),
@@ -309,25 +310,6 @@ class FleetCollector(Collector):
                 "dependency",
             ),
         ]
-
-
-def _tightest(windows: list[WindowRow], top: int) -> list[WindowRow]:
-    """The tenants' budgets of which most is used; a tenant's own alone, not those of its agents and sessions."""
-    limited = [window for window in windows if window.scope == "tenant" and window.limit_micros]
-    return sorted(limited, key=lambda window: -_share(window))[:top]
-
-
-def _share(window: WindowRow) -> float:
-    return (window.spent_micros + window.reserved_micros) / (window.limit_micros or 1)
-
-
-def _busiest(depths: list[QueueDepth], top: int) -> Iterator[tuple[str, list[QueueDepth]]]:
-    """The tenants with most to do, each by name, and the others together."""
-    ranked = sorted(depths, key=lambda row: (-(row.ready + row.queued + row.running), row.tenant))
-    for row in ranked[:top]:
-        yield row.tenant, [row]
-    if ranked[top:]:
-        yield REST, ranked[top:]
 
 
 def _gauge(name: str, about: str, rows: Iterable[tuple[tuple[str, ...], float]], *labels: str) -> Metric:

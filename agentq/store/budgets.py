@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, cast
@@ -86,6 +87,17 @@ class WindowRow:
     spent_tokens: int
     reserved_tokens: int
     calls: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tight:
+    """A tenant's budget of which much is used."""
+
+    tenant: str
+    period: str
+    limit_micros: int
+    spent_micros: int
+    reserved_micros: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +229,15 @@ class Budgets:
         """The windows that are open now; with a session, its own."""
         parameters = {"tenant": tenant, "session": str(session) if session is not None else None}
         return [WindowRow(*row) for row in self.store.query_as(tenant or ALL_TENANTS, SQL["windows"], parameters)]
+
+    def windows_of(self, tenants: Sequence[str]) -> list[WindowRow]:
+        """The windows that are open now of these tenants' own budgets."""
+        rows = self.store.query_as(ALL_TENANTS, SQL["windows_of"], {"tenants": list(tenants)})
+        return [WindowRow(*row) for row in rows]
+
+    def tightest(self, top: int) -> list[Tight]:
+        """The tenants' own budgets of which most is used."""
+        return [Tight(*row) for row in self.store.query_as(ALL_TENANTS, SQL["tightest"], {"top": top})]
 
     def ledger(self, tenant: str, session: uuid.UUID, *, children: bool = True) -> list[ReservationRow]:
         """Every call of a session (and of its children), in order."""

@@ -388,9 +388,9 @@ class DeadLetterStore:
         """The broker did not take these after all."""
         self.store.query_as(ALL_TENANTS, SQL["unannounce"], {"letters": letters})
 
-    def tenants(self) -> set[str]:
-        """Every tenant there is: whose board might hold something."""
-        return {row[0] for row in self.store.query_as(ALL_TENANTS, SQL["tenants"], {})}
+    def tenants(self, after: str, limit: int) -> list[str]:
+        """Tenants that have letters, by name, after one: whose board might hold something."""
+        return [row[0] for row in self.store.query_as(ALL_TENANTS, SQL["tenants"], {"after": after, "limit": limit})]
 
     @contextmanager
     def turn(self) -> Iterator[bool]:

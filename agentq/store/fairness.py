@@ -89,6 +89,7 @@ class Fairness:
             # Workers serve the tenants of their group alone, so each group is divided by itself.
             shares = [share for group, some in demands.items() for share in self._divide(slots.get(group, 0), some)]
             if shares:
-                run(connection, SQL["write"], {"shares": Jsonb([asdict(share) for share in shares])})
+                ran = [*used, shares[0].name]
+                run(connection, SQL["write"], {"shares": Jsonb([asdict(share) for share in shares]), "ran": ran})
             run(connection, SQL["clear"], {"but": [share.name for share in shares]})
             return len(shares)

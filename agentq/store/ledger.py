@@ -62,6 +62,39 @@ class QueueDepth:
 
 
 @dataclass(frozen=True, slots=True)
+class DepthPlace:
+    """Where a page of tenants begins: among those with work so far from the first, or after the name of one without."""
+
+    offset: int = 0
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DepthPage:
+    """Some tenants, and where the next page begins; None: that was all."""
+
+    rows: list[QueueDepth]
+    more: DepthPlace | None
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """What a tenant has to do, or several together."""
+
+    tenant: str
+    concurrency: int
+    ready: int
+    queued: int
+    running: int
+    oldest_due_s: float
+
+    @property
+    def steps(self) -> int:
+        """All that wait or run."""
+        return self.ready + self.queued + self.running
+
+
+@dataclass(frozen=True, slots=True)
 class BranchRow:
     """What one branch of a join came to."""
 
@@ -217,10 +250,45 @@ class Ledger:
             connection.execute("set local synchronous_commit = off")
             run(connection, SQL["add_event"], _ids(ref) | {"kind": kind, "body": body})
 
-    def queue_depths(self, tenant: str | None = None) -> list[QueueDepth]:
-        """Each tenant's backlog and work."""
+    def queue_depth(self, tenant: str) -> QueueDepth | None:
+        """A tenant's backlog and work; None when there is no such tenant."""
         rows = self.store.query_as(ALL_TENANTS, SQL["queue_depths"], {"tenant": tenant})
-        return [QueueDepth(*row) for row in rows]
+        return QueueDepth(*rows[0]) if rows else None
+
+    def queue_depths(
+        self, *, limit: int, match: str | None = None, state: str | None = None, after: DepthPlace | None = None
+    ) -> DepthPage:
+        """
+        Tenants' backlog and work: those that have some, whoever waits longest first, then the others by name.
+
+        `match` is a part of the name. Only what a page shows is looked at, of tenants without work.
+        """
+        of = {"match": match, "state": state, "limit": limit + 1}
+        place = after or DepthPlace()
+        with self.store.transaction(ALL_TENANTS) as connection:
+            rows: list[Row] = []
+            if place.name is None:
+                rows = run(connection, SQL["busy_depths"], of | {"offset": place.offset})
+            busy = len(rows)
+            if busy <= limit:
+                idle = {"after": place.name or "", "limit": limit + 1 - busy}
+                rows = rows + run(connection, SQL["idle_depths"], of | idle)
+        found = [QueueDepth(*row) for row in rows]
+        if len(found) <= limit:
+            return DepthPage(found, None)
+        more = DepthPlace(place.offset + limit) if busy >= limit else DepthPlace(name=found[limit - 1].tenant)
+        return DepthPage(found[:limit], more)
+
+    def busiest(self, top: int) -> tuple[list[Busy], Busy | None]:
+        """
+        The tenants with most to do, and all others that have something to do together.
+
+        Where fewer have, tenants without work fill the number, by name.
+        """
+        rows = [Busy(row[0] or "", *row[1:]) for row in self.store.query_as(ALL_TENANTS, SQL["busiest"], {"top": top})]
+        shown = [row for row in rows if row.tenant]
+        rest = next((row for row in rows if not row.tenant), None)
+        return sorted(shown, key=lambda row: (-row.steps, row.tenant)), rest
 
 
 def _granted(ref: StepRef, token: int, traced_by: uuid.UUID | None, row: Row) -> Granted:

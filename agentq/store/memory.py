@@ -19,6 +19,7 @@ from agentq.store import sealing
 from agentq.store.operators import record
 from agentq.store.pool import Connection, Row, Store, run
 from agentq.store.queries import load
+from agentq.store.turn import Turn
 from agentq.verdicts import Granted, MemoryWrite
 
 SQL = load("memory")
@@ -249,9 +250,11 @@ class Memories:
         ]
         return int(self.store.query(SQL["reindex"], {"tenant": tenant, "items": Jsonb(items)})[0][0])
 
-    def expire(self, limit: int, keep_days: int) -> int:
-        """Take the content of what is over, a small batch of each kind; how many lost it."""
-        return int(self.store.query(SQL["expire"], {"max": limit, "keep_days": keep_days})[0][0])
+    def expire(self, limit: int, keep_days: int, turn: Turn | None = None) -> int:
+        """Take the content of what is over, a small batch of each kind and tenant in its turn; how many lost it."""
+        turn = turn or Turn()
+        over = int(self.store.query(SQL["expire"], {"max": limit, "keep_days": keep_days})[0][0])
+        return over + sum(turn.take(self.store.query(SQL["expire_of"], turn.parameters(limit)), limit).values())
 
     def has_language(self, name: str) -> bool:
         """Whether Postgres knows how words of it are told apart."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -13,6 +13,7 @@ from agentq.errors import InvalidInput, UnknownTenant
 from agentq.payload import storable
 from agentq.store.pool import ALL_TENANTS, Connection, Row, Store, run
 from agentq.store.queries import load
+from agentq.store.turn import Turn
 from agentq.store.vault import FLEET as FLEET_KEYS
 from agentq.store.vault import SQL as KEYS
 
@@ -138,17 +139,30 @@ class Operators:
                 detail=given,
             )
 
-    def tenants(self) -> list[TenantRow]:
-        """Every tenant, by name."""
-        return [TenantRow(*row) for row in self.store.query(SQL["tenants"], {})]
+    def tenants(
+        self, *, match: str | None = None, state: str | None = None, after: str = "", limit: int | None = None
+    ) -> list[TenantRow]:
+        """Tenants by name, after one: all, or those with a part of a name and a state."""
+        parameters = {"match": match, "state": state, "after": after, "limit": limit}
+        return [TenantRow(*row) for row in self.store.query(SQL["tenants"], parameters)]
+
+    def tenant(self, name: str) -> TenantRow | None:
+        """One tenant."""
+        rows = self.store.query(SQL["tenant"], {"name": name})
+        return TenantRow(*rows[0]) if rows else None
+
+    def known(self, names: Sequence[str]) -> set[str]:
+        """Which of these tenants there are."""
+        return {row[0] for row in self.store.query(SQL["known"], {"names": list(names)})}
 
     def is_tenant(self, name: str) -> bool:
         """Whether the tenant is in the table."""
         return bool(self.store.query_as(ALL_TENANTS, SQL["is_tenant"], {"name": name})[0][0])
 
-    def remove_expired(self, limit: int) -> dict[str, int]:
-        """Remove a batch of sessions that are older than their tenants keep them; how many of each tenant."""
-        return dict(self.store.query(SQL["remove_expired"], {"max": limit}))
+    def remove_expired(self, limit: int, turn: Turn | None = None) -> dict[str, int]:
+        """Remove a batch of sessions older than their tenants keep them, of those whose turn it is; how many."""
+        turn = turn or Turn()
+        return turn.take(self.store.query(SQL["remove_expired"], turn.parameters(limit)), limit)
 
     def erase_tenant(self, name: str, *, operator: str, reason: str) -> dict[str, int]:
         """

@@ -12,7 +12,9 @@ SQL = load("placement")
 
 # Whoever publishes may know of a move only after so long; messages it sent meanwhile are still consumed.
 LINGER_S = 10.0
-_REMOVE_AFTER_S = 20.0
+# Of a tenant that has moved, publishers are told so long, and what it has left goes afterwards.
+LATELY_S = 20.0
+_REMOVE_AFTER_S = LATELY_S
 _BATCH = 1000
 
 
@@ -53,9 +55,13 @@ class Placement:
         return found
 
     def queues_of(self, tenants: Iterable[str]) -> dict[str, str]:
-        """The queue of each of these tenants that there is. One that nobody has placed is placed now."""
-        names = sorted(tenants)
-        found: dict[str, str | None] = dict(self.store.query(SQL["queues_of"], {"names": names}))
+        """
+        The queue of each of these tenants that there is, and of those that have moved of late.
+
+        One that nobody has placed is placed now.
+        """
+        parameters = {"names": sorted(tenants), "lately_s": LATELY_S}
+        found: dict[str, str | None] = dict(self.store.query(SQL["queues_of"], parameters))
         new = [name for name, queue in found.items() if queue is None]
         placed = self.place_again(new) if new else {}
         return {name: queue for name, queue in {**found, **placed}.items() if queue is not None}

@@ -89,7 +89,7 @@ class StoredRates:
         return [RateRow(*row) for row in self.store.query_as(ALL_TENANTS, SQL["limits"], {})]
 
     def weights(self) -> dict[str, float]:
-        """Each tenant's share beside the others."""
+        """The shares of tenants beside the others, where they are not 1."""
         return dict(self.store.query(SQL["weights"], {}))
 
     def take(self, take: Take) -> Taken:

@@ -87,9 +87,9 @@ class Workers:
         """What no live worker serves, the most first; steps of paused tenants and sessions wait on purpose."""
         return [UnservedRow(*row) for row in self.store.query_as(ALL_TENANTS, SQL["unserved"], {})]
 
-    def tenant_names(self) -> list[str]:
-        """Tenants whose queues the fleet should listen to."""
-        return [row[0] for row in self.store.query(SQL["tenant_names"], {})]
+    def tenants_served(self) -> int:
+        """How many tenants the fleet works for."""
+        return int(self.store.query(SQL["tenants_served"], {})[0][0])
 
     def to_stop(self, claims: list[tuple[StepRef, int]]) -> dict[uuid.UUID, Literal["fenced", "cancelled"]]:
         """Which of these claims were taken away, or have lost their session: by step, the reason to stop."""

@@ -34,7 +34,7 @@ def test_a_tenant_is_restricted_and_freed(cli: Cli, tenant: str) -> None:
     """
     what = ("--agent", "count", "--agent", "fan", "--tool", "pay", "--retention-days", "30")
     assert "retention_days" in cli.ok("tenant", "set", tenant, *what, *WHY)
-    [row] = [row for row in cli.json("tenant", "ls") if row["name"] == tenant]
+    [row] = cli.json("tenant", "ls", "--tenant", tenant)
     assert (row["agents"], row["tools"], row["retention_days"]) == (["count", "fan"], ["pay"], 30)
     assert cli.json("tenant", "set", tenant, *what, *WHY)["changed"] == {}
     free = ("--agent", "all", "--tool", "all", "--retention-days", "0")
@@ -42,7 +42,7 @@ def test_a_tenant_is_restricted_and_freed(cli: Cli, tenant: str) -> None:
         "agents", "tools", "retention_days",
     }  # fmt: skip
     cli.ok("tenant", "set", tenant, *free, *WHY)
-    [row] = [row for row in cli.json("tenant", "ls") if row["name"] == tenant]
+    [row] = cli.json("tenant", "ls", "--tenant", tenant)
     assert (row["agents"], row["tools"], row["retention_days"]) == (None, None, None)
 
 

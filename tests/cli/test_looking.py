@@ -35,7 +35,7 @@ def test_queues_beside_the_broker(cli: Cli, idle: str) -> None:
     assert row["in_broker"] == row["queued"]
     assert facts["broker_error"] is None
     assert "agentq.submit.dead" in cli.json("queue", "ls")["queues"]
-    assert idle in cli.ok("queue", "ls")
+    assert idle in cli.ok("queue", "ls", "--match", idle)
 
 
 def test_queues_while_the_broker_is_away(cli: Cli, tenant: str, monkeypatch: pytest.MonkeyPatch) -> None:

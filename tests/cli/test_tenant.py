@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from typing import Any
 
@@ -17,7 +18,7 @@ def new() -> str:
 
 
 def listed(cli: Cli, name: str) -> dict[str, Any]:
-    [row] = [row for row in cli.json("tenant", "ls") if row["name"] == name]
+    [row] = cli.json("tenant", "ls", "--tenant", name)
     return dict(row)
 
 
@@ -27,7 +28,7 @@ def test_adding_once(cli: Cli) -> None:
     """
     name = new()
     assert cli.json("tenant", "add", name, "--dry-run")["added"] is True
-    assert name not in cli.ok("tenant", "ls")
+    assert name not in cli.ok("tenant", "ls", "--match", name)
     assert cli.json("tenant", "add", name, "--concurrency", "7", "--weight", "2")["added"] is True
     assert cli.json("tenant", "add", name, "--concurrency", "9")["added"] is False
     row = listed(cli, name)
@@ -85,6 +86,32 @@ def test_placing(cli: Cli, tenant: str) -> None:
     name = new()
     cli.ok("tenant", "add", name, "--queue", "own", "--group", "lonely")
     assert listed(cli, name)["queue"] == f"agentq.t.{name}"
+
+
+def test_a_list_is_short_unless_all_are_wanted(cli: Cli, admin: psycopg.Connection[Any]) -> None:
+    """
+    That there are more is said beside the answer; a part of the name and a state narrow it.
+    """
+    part = f"{new()}-"
+    names = sorted(f"{part}{n}" for n in range(4))
+    admin.execute("insert into agentq.tenant (name, concurrency) select unnest(%s::text[]), 1", (names,))
+    admin.execute("update agentq.tenant set state = 'draining' where name = %s", (names[2],))
+    for command, rows in (("tenant", lambda found: found), ("queue", lambda found: found["tenants"])):
+        field = "name" if command == "tenant" else "tenant"
+
+        def listed(*more: str, of: str = command, by: str = field, rows: Any = rows) -> tuple[list[str], str]:
+            result = cli(of, "ls", "--match", part, *more, "--json")
+            assert result.exit_code == 0, result.output
+            return [row[by] for row in rows(json.loads(result.stdout))], result.stderr
+
+        assert listed() == (names, "")
+        shown, said = listed("--limit", "3")
+        assert shown == names[:3]
+        assert "--all" in said
+        assert listed("--limit", "3", "--all") == (names, "")
+        assert listed("--state", "draining") == ([names[2]], "")
+    assert "no such tenant" in cli("tenant", "ls", "--match", f"{part}not").stderr
+    assert "no tenant" in cli.refused(4, "tenant", "ls", "--tenant", f"{part}not")
 
 
 @pytest.mark.parametrize(

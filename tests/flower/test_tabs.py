@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import re
 import subprocess
 import sys
@@ -248,6 +249,37 @@ def test_tenants_are_changed_from_their_tab(window: Window, tenant: str, admin: 
     row = admin.execute("select state, concurrency from agentq.tenant where name = %s", (tenant,)).fetchone()
     assert row == ("draining", 7)
     assert actions(admin, tenant) == [("jane", "tenant set", "moving")]
+
+
+def test_tenants_come_in_pages_who_waits_first(window: Window, tenant: str, admin: psycopg.Connection[Any]) -> None:
+    """
+    Whoever has work stands before those that have none, and a page has fifty; a name's part and a state narrow it.
+    """
+    names = [f"{tenant}-{n:03}" for n in range(60)]
+    admin.execute("insert into agentq.tenant (name, concurrency) select unnest(%s::text[]), 1", (names,))
+    admin.execute("update agentq.tenant set state = 'paused' where name = any (%s)", (names[:2] + names[-1:],))
+    admin.execute(
+        "with s as (insert into agentq.session (tenant, session_id, agent, agent_version, input, input_hash)"
+        " values (%s, gen_random_uuid(), 'a', 1, '{}', 'h') returning tenant, session_id)"
+        " insert into agentq.ledger_entry (tenant, session_id, step_id, seq, name, state, attempts_max, timeout_s,"
+        " path) select tenant, session_id, gen_random_uuid(), 0, 's', 'ready', 1, 1, gen_random_uuid() from s",
+        (names[-1],),
+    )
+
+    def shown(page: str) -> list[str]:
+        return re.findall(r"sessions\?tenant=([^\"]+)\"", page)
+
+    first = window.page(f"/tenants?name={tenant}-")
+    assert shown(first) == [names[-1], *names[:49]]
+    more = re.search(r'rel="next" href="([^"]+)"', first)
+    assert more is not None
+    second = window.page(f"/tenants{html.unescape(more[1])}")
+    assert shown(second) == names[49:59]
+    assert 'rel="next"' not in second
+    assert shown(window.page(f"/tenants?name={tenant}-&state=paused")) == [names[-1], *names[:2]]
+    assert "no tenant matches" in window.page(f"/tenants?name={tenant}-not")
+    for damaged in ("after=work~x", "after=name~", "after=x", "state=gone"):
+        assert window.get(f"/tenants?{damaged}")[0] == 400
 
 
 def test_dead_letters_are_shown_by_cause_and_discarded(

@@ -30,6 +30,9 @@ from tests.support.until import until
 __all__ = ["shop"]
 
 
+LETTERS_OF = "select distinct tenant from agentq.dead_letter"
+
+
 class Clock:
     """A clock that a test moves."""
 
@@ -176,6 +179,30 @@ def test_a_broker_that_is_away_is_told_later(
         box.round()
     box.round()
     assert len({told["letter"] for told in board(broker, prefix, hands.tenant)}) == 3
+
+
+def test_what_an_earlier_process_left_is_taken_down(
+    hands: Hands, box: Letterbox, broker: redis.Redis, prefix: str, clock: Clock, publisher: Publisher
+) -> None:
+    """
+    Of tenants that have letters, some at each look, and of no others: each look at a board costs the broker a command.
+    """
+    bury(hands)
+    box.round()
+    hands.rows("update agentq.dead_letter set state = 'discarded' returning 1")
+    letters = DeadLetterStore(hands.store)
+    [after] = letters.tenants("", 1)
+    assert letters.tenants(after, 10_000) == sorted(letters.tenants(after, 10_000))
+    assert hands.tenant in letters.tenants("", 10_000)
+    assert set(letters.tenants("", 10_000)) == {row[0] for row in hands.store.query_as("*", LETTERS_OF, {})}, (
+        "tenants without letters have no board to look at"
+    )
+
+    later = Letterbox(letters, Redrives(hands.store), publisher, messages_max=5, clock=clock, unknown=1)
+    for _ in range(len(letters.tenants("", 10_000)) + 1):
+        later.round()
+        clock.now += 60
+    assert board(broker, prefix, hands.tenant) == []
 
 
 def test_boards_are_nobodys_steps() -> None:

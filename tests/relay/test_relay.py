@@ -254,9 +254,11 @@ def test_a_paused_tenant_is_neither_admitted_nor_listened_to(
     Its queue is left out of what workers follow; an active one's is in.
     """
     hands.start()
-    assert hands.tenant in Workers(hands.store).tenant_names()
+    places = Placement(hands.store, own_max=100_000)
+    queue = places.queues_of([hands.tenant])[hands.tenant]
+    assert queue in places.followed("default")
     admin.execute("update agentq.tenant set state = 'paused' where name = %s", (hands.tenant,))
-    assert hands.tenant not in Workers(hands.store).tenant_names()
+    assert queue not in places.followed("default")
     relay.admit_due()
     assert broker.mine == []
 

@@ -30,13 +30,13 @@ from agentq.seeing.metrics import (
     FleetCollector,
     MetricsServer,
     ProcessMetrics,
-    _busiest,
     fleet_registry,
 )
 from agentq.settings import Settings
+from agentq.store.budgets import Budgets
 from agentq.store.dependencies import FLEET, Breakers, Report
 from agentq.store.effects import Effects
-from agentq.store.ledger import QueueDepth
+from agentq.store.ledger import Ledger
 from agentq.store.pool import Store
 from agentq.testing import LocalFleet
 from agentq.verdicts import Deferred, Dropped, Extras, Granted, Settlement, Superseded, Usage
@@ -106,12 +106,58 @@ def test_agents_without_end_do_not_make_labels_without_end(hands: Hands) -> None
     assert sum(name == "agentq_step_seconds_count" for name, _ in found) == _AGENTS_MAX + 1
 
 
-def test_tenants_are_the_busiest_few_and_the_rest() -> None:
-    depths = [QueueDepth(f"t{n:03}", "active", 10, n, 0, 0, float(n)) for n in range(200)]
-    shown = list(_busiest(depths, 20))
-    assert [name for name, _ in shown[:3]] == ["t199", "t198", "t197"]
-    assert (shown[-1][0], len(shown), len(shown[-1][1])) == (REST, 21, 180)
-    assert sum(row.ready for _, rows in shown for row in rows) == sum(row.ready for row in depths)
+def test_tenants_are_the_busiest_few_and_the_rest(
+    store: Store, hands: Hands, other_tenant: str, admin: psycopg.Connection[Any]
+) -> None:
+    """
+    All that waits is counted once; of the rest only those that have work are looked at.
+    """
+    rival = Hands(store, other_tenant)
+    for _ in range(3):
+        hands.start()
+    rival.start()
+    [(waiting,)] = admin.execute(
+        "select count(*) from agentq.ledger_entry where state in ('ready', 'queued')"
+    ).fetchall()
+    all_of_them, none = Ledger(store).busiest(100_000)
+    assert none is None
+    busy = [row for row in all_of_them if row.steps]
+    assert {row.tenant: row.ready for row in busy}[hands.tenant] == 3
+    assert [row.steps for row in busy] == sorted((row.steps for row in busy), reverse=True)
+
+    shown, rest = Ledger(store).busiest(1)
+    assert [row.tenant for row in shown] == [busy[0].tenant]
+    assert rest is not None
+    assert rest.steps == sum(row.steps for row in busy[1:])
+    assert rest.oldest_due_s >= max(row.oldest_due_s for row in busy[1:])
+    found = values(fleet_registry(store, tenants_max=1))
+    assert found["agentq_due_steps", ()] == waiting
+    assert sum(name == "agentq_running" for name, _ in found) == 2
+    rival.close()
+
+
+def test_the_tightest_budgets_are_shown(
+    store: Store, tenant: str, other_tenant: str, admin: psycopg.Connection[Any]
+) -> None:
+    """
+    By the share of them that is used; one that is not set in money, or whose window is not open, is none of them.
+    """
+    for name, spent in ((tenant, 900), (other_tenant, 950)):
+        admin.execute(
+            "insert into agentq.budget (tenant, scope, subject, period, cost_micros, on_refusal)"
+            " select %s, 'tenant', '', p, 1000, 'wait' from unnest(array['day', 'month']) p",
+            (name,),
+        )
+        admin.execute(
+            "insert into agentq.budget_window (tenant, scope, subject, period, starts_at, spent_micros)"
+            " values (%s, 'tenant', '', 'day', date_trunc('day', now(), 'UTC'), %s),"
+            " (%s, 'tenant', '', 'month', date_trunc('month', now(), 'UTC') - interval '1 month', 9999)",
+            (name, spent, name),
+        )
+    ranked = [(row.tenant, row.period) for row in Budgets(store).tightest(1000)]
+    mine = [row for row in ranked if row[0] in (tenant, other_tenant)]
+    assert mine == [(other_tenant, "day"), (tenant, "day")]
+    assert len(Budgets(store).tightest(1)) == 1
 
 
 def test_the_ledger_is_told_as_it_is(store: Store, hands: Hands, admin: psycopg.Connection[Any]) -> None:

@@ -129,6 +129,31 @@ def test_the_time_that_steps_held_slots_counts(
     assert sum(by_what_ended.values()) == SLOTS
 
 
+def test_time_is_kept_also_where_the_allowance_stays(
+    hands: Hands, rival: Hands, share: Fairness, admin: psycopg.Connection
+) -> None:
+    """
+    A division writes down only what has changed, and what a tenant ran has, whatever it may hold now.
+    """
+    for one in (hands, rival):
+        one.sessions.start([one.new_session() for _ in range(40)], create_with=None)
+    share.share()
+    before = dict(admin.execute("select name, time_used from agentq.tenant where sharing").fetchall())
+    held = {hands.tenant: (1, 0.001), rival.tenant: (1, 0.001)}
+    allowed = allowances(admin)
+    share.tell(held)
+    again(admin, share)
+    assert allowances(admin) == allowed
+    after = dict(admin.execute("select name, time_used from agentq.tenant where sharing").fetchall())
+    assert {name: round(after[name] - before[name], 6) for name in held} == dict.fromkeys(held, 0.001)
+    admin.execute(
+        "update agentq.ledger_entry set state = 'held' where tenant = any (%s) and state = 'ready'", (list(held),)
+    )
+    again(admin, share)
+    assert allowances(admin) == {}
+    assert admin.execute("select count(*) from agentq.tenant where sharing").fetchone() == (0,)
+
+
 def test_an_allowance_that_nobody_renews_binds_nobody(
     hands: Hands, rival: Hands, share: Fairness, admin: psycopg.Connection
 ) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 import psycopg
 import pytest
 
-from agentq.broker.routes import FRESH_S, Routes
+from agentq.broker.routes import CHECKED_S, FRESH_S, KEPT_S, Routes
 from agentq.client import Client
 from agentq.errors import InvalidInput, StoreUnavailable, UnknownTenant
 from agentq.store.operators import Operators
-from agentq.store.placement import Placement
+from agentq.store.placement import LATELY_S, Placement
 from agentq.store.pool import Store
 from agentq.store.workers import Registration
 from agentq.verdicts import NotGranted
@@ -35,6 +35,11 @@ def placement(store: Store, own_max: int = 2, shards: int = SHARDS) -> Placement
 def move(store: Store, name: str, *, queue: str | None = None, group: str | None = None, **terms: int) -> str | None:
     with store.transaction("*") as connection:
         return placement(store, **terms).change(connection, name, placement=queue, group=group)
+
+
+def queues(places: Placement, names: list[str]) -> dict[str, str]:
+    """The queues of these, without those of tenants that other tests have moved of late."""
+    return {name: queue for name, queue in places.queues_of(names).items() if name in names}
 
 
 def row(admin: psycopg.Connection[Any], name: str) -> tuple[Any, ...]:
@@ -77,11 +82,11 @@ def test_other_settings_move_nobody_by_themselves(store: Store, admin: psycopg.C
     before = {name: move(store, name, group=group) for name in names}
     other = placement(store, own_max=0, shards=3)
     other.place_new()
-    assert other.queues_of(names) == before
+    assert queues(other, names) == before
     again = other.place_again(names, dry_run=True)
     assert all(queue.startswith("agentq.shard.") for queue in again.values())
-    assert other.queues_of(names) == before
-    assert other.place_again(names) == again == other.queues_of(names)
+    assert queues(other, names) == before
+    assert other.place_again(names) == again == queues(other, names)
 
 
 def test_a_tenant_that_nobody_placed_is_placed_when_it_is_published_for(
@@ -93,9 +98,26 @@ def test_a_tenant_that_nobody_placed_is_placed_when_it_is_published_for(
     name = new_tenant(admin)
     admin.execute("update agentq.tenant set worker_group = %s where name = %s", (group, name))
     found = placement(store, own_max=0).queues_of([name, "test-nobody-here"])
-    assert list(found) == [name]
+    assert "test-nobody-here" not in found
     assert found[name] == placement(store).followed(group)[0]
     assert row(admin, name)[3] == []
+
+
+def test_who_asks_for_others_hears_of_a_move(store: Store, admin: psycopg.Connection[Any], group: str) -> None:
+    """
+    For some time after it, and no longer: whoever has asked each second has heard.
+    """
+    name, other, places = new_tenant(admin), new_tenant(admin), placement(store)
+    move(store, name, group=group)
+    move(store, other, group=group)
+    assert name not in places.queues_of([other]), "its first place is no move"
+    shard = move(store, name, queue="shard")
+    assert places.queues_of([other])[name] == shard
+    admin.execute(
+        "update agentq.tenant set placed_at = placed_at - make_interval(secs => %s) where name = %s",
+        (LATELY_S, name),
+    )
+    assert name not in places.queues_of([other])
 
 
 def test_a_paused_tenants_own_queue_is_not_listened_to(
@@ -230,29 +252,81 @@ def test_moves_are_audited_and_bad_ones_refused(client: Client, tenant: str, gro
 # ── what a publisher knows ───────────────────────────────────────────────────
 
 
-def test_routes_are_asked_once_a_while_and_outlive_postgres() -> None:
-    """
-    One question for a batch of unknown tenants; a move is seen a moment later; without Postgres, the last answer.
-    """
-    asked: list[set[str]] = []
-    known, now, away = {"a": "agentq.t.a", "b": "agentq.shard.1"}, [0.0], [False]
+class Book:
+    """What publishers ask for queues, as a table of tenants that may move."""
 
-    def look(names: Any) -> dict[str, str]:
-        asked.append(set(names))
-        if away[0]:
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.away = False
+        self.asked: list[set[str]] = []
+        self.queues = {"a": "agentq.t.a", "b": "agentq.shard.1"}
+        self.moved: dict[str, float] = {}
+        self.routes = Routes(self.look, clock=lambda: self.now)
+
+    def look(self, names: Any) -> dict[str, str]:
+        self.asked.append(set(names))
+        if self.away:
             raise StoreUnavailable("away")
-        return {name: known[name] for name in names if name in known}
+        lately = {name for name, at in self.moved.items() if self.now - at < LATELY_S}
+        return {name: self.queues[name] for name in {*names, *lately} if name in self.queues}
 
-    routes = Routes(look, clock=lambda: now[0])
-    assert routes.of(["a", "b", "a"]) == known
-    assert routes.of(["a", "b"]) == known
-    assert asked == [{"a", "b"}]
-    known["a"] = "agentq.shard.2"
-    now[0] += FRESH_S
-    assert routes.of(["a"])["a"] == "agentq.shard.2"
-    away[0] = True
-    now[0] += FRESH_S
-    assert routes.of(["a", "c"]) == {"a": "agentq.shard.2", "c": "agentq.t.c"}
-    asked.clear()
-    assert routes.of(["a", "c"]) == {"a": "agentq.shard.2", "c": "agentq.t.c"}
-    assert asked == [], "it is not asked for each message while it is away"
+    def move(self, name: str, queue: str, *, told: bool = True) -> None:
+        self.queues[name] = queue
+        if told:
+            self.moved[name] = self.now
+
+
+def test_a_publisher_asks_for_tenants_once_and_for_moves_each_second() -> None:
+    """
+    One question for a batch of unknown tenants, none for those that are known, and one for whoever has moved.
+    """
+    book = Book()
+    assert book.routes.of(["a", "b", "a"]) == book.queues
+    assert book.routes.of(["a", "b"]) == book.queues
+    assert book.asked == [{"a", "b"}]
+    book.move("a", "agentq.shard.2")
+    book.now += FRESH_S
+    assert book.routes.of(["b"])["b"] == "agentq.shard.1"
+    assert book.asked[1:] == [set()], "nobody new, and one question for all that may have moved"
+    assert book.routes.of(["a"])["a"] == "agentq.shard.2"
+    assert len(book.asked) == 2
+
+
+def test_what_is_known_outlives_postgres() -> None:
+    """
+    Without it, the last answer counts, and it is not asked for each message.
+    """
+    book = Book()
+    book.routes.of(["a"])
+    book.away = True
+    book.now += FRESH_S
+    assert book.routes.of(["a", "c"]) == {"a": "agentq.t.a", "c": "agentq.t.c"}
+    book.asked.clear()
+    assert book.routes.of(["a", "c"]) == {"a": "agentq.t.a", "c": "agentq.t.c"}
+    assert book.asked == []
+
+
+def test_who_has_not_asked_for_long_knows_nothing_any_more() -> None:
+    """
+    Of a move that was longer ago than moves are told of, a publisher that was idle, or without Postgres, hears too.
+    """
+    book = Book()
+    book.routes.of(["a", "b"])
+    book.move("a", "agentq.shard.2")
+    book.now += LATELY_S + 1
+    assert book.routes.of(["a"])["a"] == "agentq.shard.2"
+    assert book.asked[-1] == {"a"}
+    assert KEPT_S < LATELY_S, "or a move between would be missed"
+
+
+def test_a_move_that_nobody_told_is_found_within_a_minute() -> None:
+    """
+    One whose transaction took so long that it was no news any more when it could be seen.
+    """
+    book = Book()
+    book.routes.of(["a", "b"])
+    book.move("a", "agentq.shard.2", told=False)
+    while book.now <= CHECKED_S + FRESH_S:
+        book.now += FRESH_S
+        book.routes.of(["b"])
+    assert book.routes.of(["a"])["a"] == "agentq.shard.2"

@@ -14,7 +14,9 @@ from agentq.store.operators import Operators
 from agentq.store.pool import Store
 from agentq.store.queries import load
 from agentq.store.schema import TENANT_TABLES
+from agentq.store.turn import Turn
 from agentq.verdicts import Charge, Extras
+from tests.conftest import new_tenant
 from tests.store.test_budgets import wanted
 from tests.store.test_schema import fill
 from tests.support.hands import Hands, step
@@ -60,6 +62,38 @@ def test_ended_sessions_go_and_their_charges_stay(hands: Hands, store: Store, ad
     assert left == {live.ref.session_id, young.ref.session_id}
     assert Budgets(store).check(hands.tenant) == []
     assert [row.charged_micros for row in Budgets(store).ledger(hands.tenant, old.ref.session_id)] == [7]
+
+
+def test_tenants_take_turns_and_who_has_more_comes_again(hands: Hands, store: Store, admin: psycopg.Connection) -> None:
+    """
+    However many tenants keep theirs for some days only, so many are looked at each time, and all of them in the end.
+    """
+    operators = Operators(store)
+    names = [new_tenant(admin) for _ in range(5)]
+    for name in (*names, hands.tenant):
+        operators.change_tenant(name, retention_days=1, **WHO)
+    for _ in range(3):
+        hands.settle(hands.begin(), "end")
+    age(admin, hands, 10)
+    turn, looks = Turn(tenants=2), []
+    removed: dict[str, int] = {}
+    while hands.tenant not in removed:
+        looks.append(turn.parameters(2)["after"])
+        removed = operators.remove_expired(2, turn)
+        assert len(looks) < 100
+    assert len(looks) > 1 or looks == [""]
+    assert removed[hands.tenant] == 2
+    assert turn.parameters(2)["again"] == [hands.tenant]
+    assert operators.remove_expired(2, turn)[hands.tenant] == 1, "at once, whoever's turn it is"
+    assert turn.parameters(2)["again"] == []
+    # And round again.
+    hands.settle(hands.begin(), "end")
+    age(admin, hands, 10)
+    for _ in range(100):
+        if operators.remove_expired(2, turn).get(hands.tenant):
+            break
+    else:
+        pytest.fail("its turn did not come again")
 
 
 def test_a_family_goes_together(hands: Hands, store: Store, admin: psycopg.Connection) -> None:

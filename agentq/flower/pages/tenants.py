@@ -2,30 +2,57 @@
 
 from __future__ import annotations
 
-from typing import Any
+from urllib.parse import urlencode
 
 from tornado.web import authenticated
 
 from agentq.errors import InvalidInput
 from agentq.flower.pages.tab import Action, Route, Tab
 from agentq.seeing.story import seconds_text
+from agentq.store.ledger import DepthPlace
+
+PAGE_ROWS = 50
+_STATES = ("active", "paused", "draining")
 
 
 class Tenants(Tab):
-    """Each tenant's backlog and work, and what it spent against its budgets."""
+    """Tenants' backlog and work, and what they spent against their budgets: whoever waits longest comes first."""
 
     tab = "aq-tenants"
 
     @authenticated
     async def get(self) -> None:
-        def question() -> dict[str, Any]:
-            windows: dict[str, list[Any]] = {}
-            for window in self.client.budgets.windows():
-                if window.scope == "tenant" and (window.limit_micros or window.limit_tokens):
-                    windows.setdefault(window.tenant, []).append(window)
-            return {"rows": self.client.ledger.queue_depths(), "windows": windows}
+        match, state, before = self.chosen("name"), self.chosen("state"), _place(self.chosen("after"))
+        if state is not None and state not in _STATES:
+            raise InvalidInput(f"a tenant is active, paused or draining, not {state!r}")
+        page = await self.ask(lambda: self.client.tenants.page(match=match, state=state, after=before, limit=PAGE_ROWS))
+        filters = {name: value for name, value in (("name", match), ("state", state)) if value}
+        self.show(
+            "aq_tenants.html",
+            rows=page.rows,
+            windows=page.windows,
+            filters=filters,
+            states=_STATES,
+            more=urlencode(filters | {"after": _mark(page.more)}) if page.more is not None else None,
+            first=before is None,
+            span=seconds_text,
+        )
 
-        self.show("aq_tenants.html", span=seconds_text, **await self.ask(question))
+
+def _mark(place: DepthPlace) -> str:
+    return f"name~{place.name}" if place.name is not None else f"work~{place.offset}"
+
+
+def _place(mark: str | None) -> DepthPlace | None:
+    """Where a page begins."""
+    if mark is None:
+        return None
+    kind, _, value = mark.partition("~")
+    if kind == "name" and value:
+        return DepthPlace(name=value)
+    if kind == "work" and value.isascii() and value.isdigit() and len(value) < 10:
+        return DepthPlace(int(value))
+    raise InvalidInput("this page's address is damaged: begin at the first page")
 
 
 class TenantAction(Action):

@@ -39,6 +39,13 @@ dependency = Table(
     CheckConstraint(one_of("state", BREAKER_STATES), name="state"),
     CheckConstraint("state <> 'open' or probe_at is not null", name="probe"),
     CheckConstraint("forced_until is null or state in ('forced_open', 'forced_shut')", name="forced"),
+    # Tenants' own that are not closed, and the fleet's: of the many rows of tenants, the few that people look for.
+    Index(
+        "dependency_held",
+        "name",
+        postgresql_where=text(f"tenant <> '{FLEET}' and state in ('open', 'half_open', 'forced_open')"),
+    ),
+    Index("dependency_fleet", "seen_at", postgresql_where=text(f"tenant = '{FLEET}'")),
 )
 
 # The sliding window, a tenth of it in each row.

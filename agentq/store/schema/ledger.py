@@ -49,6 +49,7 @@ tenant = Table(
     Column("allowance", Integer, comment="slots it may hold while there are too few for all; null: its concurrency"),
     Column("time_used", DOUBLE_PRECISION, comment="seconds its steps ran while slots were shared, over its weight"),
     time("shared_at"),
+    Column("sharing", Boolean, nullable=False, server_default=text("false"), comment="had part in the last division"),
     Column("trace_content", Text, comment="inputs and outputs in traces; null: as the fleet"),
     Column("worker_group", Text, nullable=False, server_default="default", comment="the workers that serve it"),
     Column("placement", Text, nullable=False, server_default="auto", comment="the queue that was asked for"),
@@ -72,6 +73,11 @@ tenant = Table(
     Index("tenant_in_shard", "worker_group", "shard", postgresql_where=text("shard is not null")),
     Index("tenant_not_placed", "name", postgresql_where=text("placed_at is null")),
     Index("tenant_moved", "placed_at", postgresql_where=text("former_queues <> '{}'")),
+    # Few of many, each looked for every few seconds. No index has a column that a division writes each time.
+    Index("tenant_sharing", "name", postgresql_where=text("sharing")),
+    Index("tenant_keeps", "name", postgresql_where=text("retention_days is not null or memory_days is not null")),
+    Index("tenant_restricted", "name", postgresql_where=text("agents is not null or tools is not null")),
+    Index("tenant_weighted", "name", postgresql_where=text("weight <> 1")),
 )
 
 session = Table(

@@ -66,6 +66,28 @@ select w.tenant, w.scope, w.subject, w.period, w.starts_at,
    and (%(session)s::text is null or w.period = 'session')
  order by w.tenant, w.scope, w.subject, w.period;
 
+-- name: windows_of
+-- Of these tenants' own budgets, the windows that are open now.
+select w.tenant, w.scope, w.subject, w.period, w.starts_at, b.cost_micros, b.tokens, b.on_refusal, w.spent_micros,
+       w.reserved_micros, w.spent_tokens, w.reserved_tokens, w.calls
+  from agentq.budget b
+  join agentq.budget_window w on w.tenant = b.tenant and w.scope = b.scope and w.subject = b.subject and w.period = b.period
+       and w.starts_at = case b.period when 'day' then (select date_trunc('day', agentq.now(), 'UTC'))
+                                       else (select date_trunc('month', agentq.now(), 'UTC')) end
+ where b.scope = 'tenant' and b.tenant = any (%(tenants)s::text[])
+ order by w.tenant, w.period;
+
+-- name: tightest
+-- Of all tenants' own budgets in money, the open windows of which most is used: from the budgets that were set to
+-- their windows, so that neither tenants without one nor the windows of sessions are walked through.
+select w.tenant, w.period, b.cost_micros, w.spent_micros, w.reserved_micros
+  from agentq.budget b
+  join agentq.budget_window w on w.tenant = b.tenant and w.scope = b.scope and w.subject = b.subject and w.period = b.period
+       and w.starts_at = case b.period when 'day' then (select date_trunc('day', agentq.now(), 'UTC'))
+                                       else (select date_trunc('month', agentq.now(), 'UTC')) end
+ where b.scope = 'tenant' and b.cost_micros > 0
+ order by (w.spent_micros + w.reserved_micros)::float8 / b.cost_micros desc, w.tenant, w.period limit %(top)s;
+
 -- name: ledger
 -- Every reservation of a session, and of its children where they drew on it.
 with recursive line as (

@@ -117,7 +117,13 @@ update agentq.dead_letter set announced = false
 update agentq.dead_letter set announced = false where letter_id = any (%(letters)s::uuid[]) and state = 'open';
 
 -- name: tenants
-select name from agentq.tenant;
+-- By name, after one: those that have letters, open or dealt with; by hops through the index from tenant to tenant.
+with recursive hop as (
+    (select d.tenant from agentq.dead_letter d where d.tenant > %(after)s order by d.tenant limit 1)
+    union all
+    select (select d.tenant from agentq.dead_letter d where d.tenant > hop.tenant order by d.tenant limit 1)
+      from hop where hop.tenant is not null)
+select tenant from hop where tenant is not null limit %(limit)s;
 
 -- name: try_turn
 -- One relay at a time; the others find it taken and leave.

@@ -27,22 +27,29 @@ select agentq.admit(%(tenant)s, %(max)s::int);
 -- Who has a backlog, and whether admission has anything to do there: a step that is due and room for it, one that
 -- has waited so long that its priority no longer counts, or a tenant that may end its shedding. Timers alone, and
 -- a tenant that holds all it may, cost no round trip of their own.
+-- The time is a value of its own: a volatile function's is compared with row after row, not looked up in an index.
 with admitted as materialized (
     select tenant, count(*) as steps from agentq.ledger_entry where state in ('queued', 'running') group by tenant)
 select b.tenant,
-       t.shedding or exists (
+       t.shedding and has.few
+       or has.room and exists (
            select from generate_series(0, 9) priority (n)
             where exists (select from agentq.ledger_entry e
                            where e.tenant = b.tenant and e.state = 'ready' and e.priority = priority.n
-                             and e.due_at <= agentq.now()
-                                             - case when has.room then interval '0' else interval '30 s' * priority.n end)
-              and (has.room or priority.n > 0))
+                             and e.due_at <= (select agentq.now())))
+       or exists (select from agentq.ledger_entry e
+                   where e.tenant = b.tenant and e.state = 'ready' and e.priority > 0) and exists (
+           select from generate_series(1, 9) priority (n)
+            where exists (select from agentq.ledger_entry e
+                           where e.tenant = b.tenant and e.state = 'ready' and e.priority = priority.n
+                             and e.due_at <= (select agentq.now()) - interval '30 s' * priority.n))
   from agentq.backlogged() as b (tenant)
   join agentq.tenant t on t.name = b.tenant and t.state <> 'paused'
   left join admitted a on a.tenant = b.tenant
  cross join lateral (
-       select coalesce(a.steps, 0) < least(
-                  t.concurrency, case when t.shared_at > agentq.now() - interval '5 s' then t.allowance end) as room) has;
+       select least(t.concurrency, case when t.shared_at > agentq.now() - interval '5 s' then t.allowance end) as steps) may
+ cross join lateral (
+       select coalesce(a.steps, 0) < may.steps as room, coalesce(a.steps, 0) <= may.steps as few) has;
 
 -- name: broker_should_hold
 -- What the ledger believes is in each queue, and how much of it is old enough to be missed.
@@ -97,27 +104,63 @@ insert into agentq.session_event (tenant, session_id, step_id, kind, body)
 values (%(tenant)s, %(session)s, %(step)s, %(kind)s, %(body)s);
 
 -- name: queue_depths
--- For people: each tenant's backlog and work, and how long the oldest due step has waited.
-select t.name, t.state, t.concurrency,
-       coalesce(sum(e.n) filter (where e.state = 'ready'), 0)::int,
-       coalesce(sum(e.n) filter (where e.state = 'queued'), 0)::int,
-       coalesce(sum(e.n) filter (where e.state = 'running'), 0)::int,
-       extract(epoch from agentq.now() - min(e.oldest) filter (where e.state in ('ready', 'queued')))::double precision,
+-- For people: a tenant's backlog and work, and how long its oldest due step has waited.
+select t.name, t.state, t.concurrency, coalesce(w.ready, 0), coalesce(w.queued, 0), coalesce(w.running, 0), w.oldest_due_s,
        t.worker_group, agentq.queue_of(t.name, t.worker_group, t.shard)
+  from agentq.tenant t left join agentq.work(%(tenant)s::text) w on w.tenant = t.name
+ where t.name = %(tenant)s::text;
+
+-- name: busy_depths
+-- Those that have work, whoever waits longest first.
+select t.name, t.state, t.concurrency, w.ready, w.queued, w.running, w.oldest_due_s, t.worker_group,
+       agentq.queue_of(t.name, t.worker_group, t.shard)
+  from agentq.work(null) w join agentq.tenant t on t.name = w.tenant
+ where (%(match)s::text is null or strpos(t.name, %(match)s::text) > 0)
+   and (%(state)s::text is null or t.state = %(state)s::text)
+ order by w.oldest_due_s desc nulls last, w.ready + w.queued + w.running desc, t.name
+ limit %(limit)s offset %(offset)s;
+
+-- name: idle_depths
+-- Those that have none, by name. `offset 0`: looked up for each tenant of the page, not joined with the whole backlog.
+select t.name, t.state, t.concurrency, 0, 0, 0, null::double precision, t.worker_group,
+       agentq.queue_of(t.name, t.worker_group, t.shard)
   from agentq.tenant t
-  left join (select tenant, state, count(*) as n, min(due_at) filter (where due_at <= agentq.now()) as oldest
-               from agentq.ledger_entry where state in ('ready', 'queued', 'running') group by tenant, state) e
-    on e.tenant = t.name
- where %(tenant)s::text is null or t.name = %(tenant)s
- group by t.name
- order by t.name;
+ where t.name > %(after)s::text
+   and (%(match)s::text is null or strpos(t.name, %(match)s::text) > 0)
+   and (%(state)s::text is null or t.state = %(state)s::text)
+   and not exists (select from agentq.ledger_entry e where e.tenant = t.name and e.state = 'ready' offset 0)
+   and not exists (select from agentq.ledger_entry e where e.tenant = t.name and e.state = 'queued' offset 0)
+   and not exists (select from agentq.ledger_entry e where e.tenant = t.name and e.state = 'running' offset 0)
+ order by t.name limit %(limit)s;
+
+-- name: busiest
+-- The tenants with most to do, and after them, where there are not so many, others by name.
+with busy as materialized (
+    select t.name, t.concurrency, w.ready, w.queued, w.running, coalesce(w.oldest_due_s, 0) as oldest_due_s,
+           row_number() over (order by w.ready + w.queued + w.running desc, t.name) as place
+      from agentq.work(null) w join agentq.tenant t on t.name = w.tenant),
+shown as (
+    select name, concurrency, ready, queued, running, oldest_due_s from busy where place <= %(top)s
+    union all
+    (select t.name, t.concurrency, 0, 0, 0, 0 from agentq.tenant t
+      where not exists (select from busy where busy.name = t.name) order by t.name
+      limit greatest(%(top)s - (select count(*) from busy), 0)))
+select name, concurrency, ready, queued, running, oldest_due_s from shown
+union all
+-- The rest of those that have work, together.
+select null, sum(concurrency)::bigint, sum(ready)::bigint, sum(queued)::bigint, sum(running)::bigint, max(oldest_due_s)
+  from busy where place > %(top)s having count(*) > 0;
 
 -- name: offer_served
--- Steps that waited for a worker of their version, now that one lives.
+-- Steps that waited for a worker of their version, now that one lives. Mostly none wait: they are found first, or a
+-- plan made for a young database would join all sessions with all steps to see that.
+with waiting as materialized (
+    select tenant, session_id, step_id from agentq.ledger_entry where unserved is not null)
 update agentq.ledger_entry e
    set state = case s.state when 'paused' then 'held' else 'ready' end, unserved = null
-  from agentq.session s, agentq.tenant t
- where e.unserved is not null and s.tenant = e.tenant and s.session_id = e.session_id and t.name = e.tenant
+  from waiting w, agentq.session s, agentq.tenant t
+ where e.tenant = w.tenant and e.session_id = w.session_id and e.step_id = w.step_id
+   and e.unserved is not null and s.tenant = e.tenant and s.session_id = e.session_id and t.name = e.tenant
    and exists (select from agentq.worker w
                 where w.state = 'live' and w.role = 'steps' and e.unserved = any (w.serves)
                   and (e.quarantine or w.worker_group in (t.worker_group, '*')))

@@ -50,6 +50,9 @@ select agentq.reindex_memories(%(tenant)s, %(items)s);
 -- name: expire
 select agentq.expire_memories(%(max)s::int, %(keep_days)s::int);
 
+-- name: expire_of
+select * from agentq.expire_memories_of(%(after)s, %(tenants)s::int, %(again)s::text[], %(max)s::int);
+
 -- name: remove
 select agentq.remove_memories(%(tenant)s, %(max)s::int);
 

@@ -32,11 +32,14 @@ select f.name, f.state, f.ok_total, f.bad_total, f.refused_total, f.openings,
   from agentq.dependency f where f.tenant = '*' order by f.seen_at desc limit %(top)s;
 
 -- name: deserted
-select t.worker_group, count(*) from agentq.tenant t
- where t.state <> 'paused'
-   and not exists (select from agentq.worker w where w.state = 'live' and w.role = 'steps'
-                      and w.worker_group in (t.worker_group, '*'))
- group by t.worker_group;
+-- See placement.sql.
+select g.name, t.tenants
+  from (select w.name from agentq.worker_groups() as w (name)
+         where not exists (select from agentq.worker p where p.state = 'live' and p.role = 'steps'
+                              and p.worker_group in (w.name, '*')) offset 0) g
+ cross join lateral (
+       select count(*) as tenants from agentq.tenant o where o.worker_group = g.name and o.state <> 'paused') t
+ where t.tenants > 0;
 
 -- name: reservations
 select count(*), coalesce(extract(epoch from agentq.now() - min(at)), 0)::double precision

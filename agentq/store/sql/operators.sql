@@ -23,15 +23,28 @@ update agentq.tenant
 returning name;
 
 -- name: tenants
+-- By name, from one on; `match` is a part of the name.
 select name, state, concurrency, weight, created_at, preapproved, agents, tools, retention_days, memory_days, trace_content,
        worker_group, placement, case when placed_at is not null then agentq.queue_of(name, worker_group, shard) end
-  from agentq.tenant order by name;
+  from agentq.tenant
+ where name > %(after)s::text
+   and (%(match)s::text is null or strpos(name, %(match)s::text) > 0)
+   and (%(state)s::text is null or state = %(state)s::text)
+ order by name limit %(limit)s;
+
+-- name: tenant
+select name, state, concurrency, weight, created_at, preapproved, agents, tools, retention_days, memory_days, trace_content,
+       worker_group, placement, case when placed_at is not null then agentq.queue_of(name, worker_group, shard) end
+  from agentq.tenant where name = %(name)s;
+
+-- name: known
+select name from agentq.tenant where name = any (%(names)s::text[]);
 
 -- name: is_tenant
 select exists (select from agentq.tenant where name = %(name)s);
 
 -- name: remove_expired
-select * from agentq.remove_expired(%(max)s::int);
+select * from agentq.remove_expired_of(%(after)s, %(tenants)s::int, %(again)s::text[], %(max)s::int);
 
 -- name: to_erase
 -- For update: starts that have passed the door refer to this row, and are waited for.

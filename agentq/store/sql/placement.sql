@@ -7,9 +7,13 @@ select p.name, p.queue from agentq.place(%(names)s::text[], %(own_max)s::int, %(
 select agentq.change_placement(%(name)s, %(placement)s::text, %(group)s::text, %(own_max)s::int, %(shards)s::int);
 
 -- name: queues_of
+-- Of these tenants, and of those that have moved of late, so that who publishes keeps what it knows of the others.
 -- Null: it has not been placed yet.
 select t.name, case when t.placed_at is not null then agentq.queue_of(t.name, t.worker_group, t.shard) end
-  from agentq.tenant t where t.name = any (%(names)s::text[]);
+  from agentq.tenant t where t.name = any (%(names)s::text[])
+union
+select t.name, agentq.queue_of(t.name, t.worker_group, t.shard) from agentq.tenant t
+ where t.former_queues <> '{}' and t.placed_at > (select agentq.now()) - make_interval(secs => %(lately_s)s);
 
 -- name: followed
 -- The queues that workers of a group listen to: its tenants' own, its shards, and for some seconds the own queues
@@ -28,18 +32,17 @@ select agentq.queue_of(t.name, t.worker_group, null) from agentq.tenant t
 union all
 select agentq.queue_of(t.name, t.worker_group, null) from agentq.tenant t
  where t.former_queues <> '{}' and t.worker_group = %(group)s and t.state <> 'paused' and t.shard is not null
-   and t.placed_at > agentq.now() - make_interval(secs => %(linger_s)s)
+   and t.placed_at > (select agentq.now()) - make_interval(secs => %(linger_s)s)
    and agentq.queue_of(t.name, t.worker_group, null) = any (t.former_queues);
 
 -- name: left_behind
 -- Queues that tenants left long enough ago, and whether somebody uses them now.
 select t.name, q.queue,
        q.queue = agentq.queue_of(t.name, t.worker_group, t.shard)
-       or q.queue like 'agentq.shard.%%' and exists (
-           select from agentq.tenant o
-            where o.shard is not null and q.queue = agentq.queue_of(o.name, o.worker_group, o.shard))
+       or exists (select from agentq.shard_queue(q.queue) s
+                    join agentq.tenant o on o.worker_group = s.worker_group and o.shard = s.shard)
   from agentq.tenant t, unnest(t.former_queues) as q (queue)
- where t.former_queues <> '{}' and t.placed_at < agentq.now() - make_interval(secs => %(age_s)s)
+ where t.former_queues <> '{}' and t.placed_at < (select agentq.now()) - make_interval(secs => %(age_s)s)
  limit 100;
 
 -- name: forget
@@ -50,12 +53,16 @@ select exists (select from agentq.worker where state = 'live' and role = 'steps'
 
 -- name: deserted
 -- Groups that tenants are placed in and no live worker serves, with one of their tenants and the steps that wait.
-select t.worker_group, count(*), min(t.name),
+-- Only the tenants of these groups are counted.
+select g.name, t.tenants, t.first,
        (select count(*) from agentq.ledger_entry e join agentq.tenant o on o.name = e.tenant
-         where o.worker_group = t.worker_group and e.state in ('ready', 'queued') and e.due_at <= agentq.now()
+         where o.worker_group = g.name and e.state in ('ready', 'queued') and e.due_at <= agentq.now()
            and not e.quarantine)
-  from agentq.tenant t
- where t.state <> 'paused'
-   and not exists (select from agentq.worker w where w.state = 'live' and w.role = 'steps'
-                      and w.worker_group in (t.worker_group, '*'))
- group by t.worker_group order by t.worker_group;
+  from (select w.name from agentq.worker_groups() as w (name)
+         where not exists (select from agentq.worker p where p.state = 'live' and p.role = 'steps'
+                              and p.worker_group in (w.name, '*')) offset 0) g
+ cross join lateral (
+       select count(*) as tenants, min(o.name) as first from agentq.tenant o
+        where o.worker_group = g.name and o.state <> 'paused') t
+ where t.tenants > 0
+ order by g.name;

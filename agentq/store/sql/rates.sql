@@ -5,7 +5,8 @@ select tenant, provider, requests_per_min, tokens_per_min, learned_requests, lea
  order by provider, tenant;
 
 -- name: weights
-select name, weight from agentq.tenant;
+-- Of those whose weight is not one; every few seconds.
+select name, weight from agentq.tenant where weight <> 1;
 
 -- name: set
 insert into agentq.rate_limit (tenant, provider, requests_per_min, tokens_per_min)

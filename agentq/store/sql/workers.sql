@@ -89,6 +89,5 @@ select pin, served_by, steps,
                       and w.worker_group in (due.served_by, '*'))
  order by steps desc, pin;
 
--- name: tenant_names
--- Which queues the fleet should listen to now.
-select name from agentq.tenant where state <> 'paused' order by name;
+-- name: tenants_served
+select count(*) from agentq.tenant where state <> 'paused';

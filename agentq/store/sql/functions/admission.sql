@@ -59,15 +59,16 @@ end $$;
 
 -- Whether a step that was admitted holds a slot, or will in a moment. What has been with the broker for half a
 -- minute, or was sent twice again, is taken by nobody: its worker has gone, or its message goes astray.
-create or replace function agentq.is_under_way(p_state text, p_queued_at timestamptz, p_dispatches int)
-returns boolean language sql stable as
-$$ select p_state = 'running' or p_dispatches < 2 and p_queued_at > agentq.now() - interval '30 s' $$;
+-- The time is given, so that the planner can put the expression in the function's place.
+create or replace function agentq.is_under_way(p_state text, p_queued_at timestamptz, p_dispatches int, p_now timestamptz)
+returns boolean language sql immutable as
+$$ select p_state = 'running' or p_dispatches < 2 and p_queued_at > p_now - interval '30 s' $$;
 
 
 -- How many slots of the workers that serve a tenant nobody holds; null when no worker says how many it has.
 -- Not exact while others admit, and need not be: the cap is what is exact.
 create or replace function agentq.free_slots(p_tenant text) returns int language plpgsql as $$
-declare v_group text; v_slots int; v_free int;
+declare v_group text; v_slots int; v_free int; v_now timestamptz := agentq.now();
 begin
     select worker_group into v_group from agentq.tenant where name = p_tenant;
     select sum(slots) into v_slots from agentq.worker where state = 'live' and worker_group in (v_group, '*');
@@ -75,7 +76,7 @@ begin
     perform set_config('agentq.tenant', '*', true);
     select v_slots - count(*) into v_free
       from (select from agentq.ledger_entry e join agentq.tenant t on t.name = e.tenant and t.worker_group = v_group
-             where e.state in ('queued', 'running') and agentq.is_under_way(e.state, e.queued_at, e.dispatches)
+             where e.state in ('queued', 'running') and agentq.is_under_way(e.state, e.queued_at, e.dispatches, v_now)
                and not e.quarantine limit v_slots) held;
     perform set_config('agentq.tenant', p_tenant, true);
     return v_free;
@@ -83,8 +84,8 @@ end $$;
 
 
 -- Every tenant that has a backlog, found by hopping through the index from tenant to tenant, so
--- that a flood of one is not walked to find the next.
-create or replace function agentq.backlogged() returns setof text language sql stable as $$
+-- that a flood of one is not walked to find the next. Told to be few, so that their records are looked up one by one.
+create or replace function agentq.backlogged() returns setof text language sql stable rows 10 as $$
     with recursive hop as (
         (select tenant from agentq.ledger_entry where state = 'ready' order by tenant limit 1)
         union all
@@ -121,3 +122,26 @@ create or replace function agentq.await_admission(p_tenant text, p_wake jsonb) r
      where tenant = p_tenant and session_id = (p_wake ->> 'session')::uuid and step_id = (p_wake ->> 'step')::uuid
        and state = 'queued'
 $$;
+
+
+-- What waits and what runs, of each tenant that has any, or of one: from the two indices of what has not ended, so
+-- that neither tenants without work nor steps that are over are walked through.
+create or replace function agentq.work(p_tenant text)
+returns table (tenant text, ready int, queued int, running int, oldest_due_s double precision)
+language plpgsql stable rows 50 as $$
+#variable_conflict use_column
+declare v_now timestamptz := agentq.now();
+begin
+    return query
+    select w.tenant, sum(w.ready)::int, sum(w.queued)::int, sum(w.running)::int,
+           case when min(w.oldest) <= v_now then extract(epoch from v_now - min(w.oldest))::double precision end
+      from (select e.tenant, count(*) as ready, 0::bigint as queued, 0::bigint as running, min(e.due_at) as oldest
+              from agentq.ledger_entry e
+             where e.state = 'ready' and (p_tenant is null or e.tenant = p_tenant) group by e.tenant
+            union all
+            select e.tenant, 0, count(*) filter (where e.state = 'queued'), count(*) filter (where e.state = 'running'),
+                   min(e.due_at) filter (where e.state = 'queued')
+              from agentq.ledger_entry e
+             where e.state in ('queued', 'running') and (p_tenant is null or e.tenant = p_tenant) group by e.tenant) w
+     group by w.tenant;
+end $$;

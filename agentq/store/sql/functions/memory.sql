@@ -385,32 +385,49 @@ begin
 end $$;
 
 
--- Remove what is over, up to `p_max` of each kind: memories past their time, or older than their tenant keeps
--- them, lose their content; versions that were replaced, and what is left of keys that are gone, go after
--- `p_keep_days`. Returns how many lost their content. One relay at a time.
+-- Remove what is over, up to `p_max` of each kind: memories past their time lose their content; versions that were
+-- replaced, and what is left of keys that are gone, go after `p_keep_days`. Returns how many lost their content. One
+-- relay at a time.
 create or replace function agentq.expire_memories(p_max int, p_keep_days int) returns int language plpgsql as $$
-declare v_now timestamptz := agentq.now(); t record; v_over bigint[]; v_more bigint[];
+declare v_now timestamptz := agentq.now(); v_over bigint[];
 begin
     if not pg_try_advisory_xact_lock(1634166388, 0) then return 0; end if;
     perform set_config('agentq.tenant', '*', true);
     select array_agg(o.memory_id) into v_over from (
         select m.memory_id from agentq.memory m where m.expires_at <= v_now and m.gone_at is null
          order by m.expires_at limit p_max for update skip locked) o;
-    for t in
-        select name, coalesce(memory_days, retention_days) as days from agentq.tenant
-         where coalesce(memory_days, retention_days) > 0
-    loop
-        select array_agg(o.memory_id) into v_more from (
-            select m.memory_id from agentq.memory m
-             where m.tenant = t.name and m.gone_at is null and m.written_at < v_now - make_interval(days => t.days)
-             order by m.written_at limit p_max for update skip locked) o;
-        v_over := v_over || v_more;
-    end loop;
     perform agentq.empty_memories(v_over, v_now);
     delete from agentq.memory m where (m.tenant, m.memory_id) in (
         select o.tenant, o.memory_id from agentq.memory o
          where o.gone_at < v_now - make_interval(days => p_keep_days) order by o.gone_at limit p_max for update skip locked);
     return coalesce(cardinality(v_over), 0);
+end $$;
+
+
+-- Of the next tenants, memories that are older than their tenant keeps them lose their content, a batch of each. Told
+-- is as by agentq.remove_expired_of().
+create or replace function agentq.expire_memories_of(p_after text, p_tenants int, p_again text[], p_max int)
+returns table (tenant text, memories int, in_turn boolean) language plpgsql as $$
+#variable_conflict use_column
+declare v_now timestamptz := agentq.now(); k record; v_last text; v_over bigint[];
+begin
+    if not pg_try_advisory_xact_lock(1634166388, 0) then return; end if;
+    perform set_config('agentq.tenant', '*', true);
+    for k in select * from agentq.keepers(p_after, p_tenants, p_again) loop
+        if k.in_turn then v_last := greatest(v_last, k.tenant); end if;
+        if coalesce(k.memory_days, k.retention_days, 0) = 0 then continue; end if;
+        select array_agg(o.memory_id) into v_over from (
+            select m.memory_id from agentq.memory m
+             where m.tenant = k.tenant and m.gone_at is null
+               and m.written_at < v_now - make_interval(days => coalesce(k.memory_days, k.retention_days))
+             order by m.written_at limit p_max for update skip locked) o;
+        if v_over is null then continue; end if;
+        perform agentq.empty_memories(v_over, v_now);
+        tenant := k.tenant; memories := cardinality(v_over); in_turn := false;
+        return next;
+    end loop;
+    tenant := v_last; memories := 0; in_turn := true;
+    if v_last is not null then return next; end if;
 end $$;
 
 

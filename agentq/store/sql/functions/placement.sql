@@ -18,6 +18,35 @@ create or replace function agentq.shard_of(p_tenant text, p_shards int) returns 
 $$;
 
 
+-- The group and the shard that a queue is of; null where it is no shard's.
+create or replace function agentq.shard_queue(p_queue text, out worker_group text, out shard int)
+language sql immutable as $$
+    select case when m is not null then coalesce(m[1], 'default') end, m[2]::int
+      from regexp_match(p_queue, '^agentq\.shard\.(?:([^.]+)\.)?(\d+)$') as m
+$$;
+
+
+-- The groups that tenants are placed in, by hops through the index from group to group.
+create or replace function agentq.worker_groups() returns setof text language sql stable rows 10 as $$
+    with recursive own as (
+        (select t.worker_group from agentq.tenant t where t.shard is null order by t.worker_group limit 1)
+        union all
+        select (select t.worker_group from agentq.tenant t
+                 where t.shard is null and t.worker_group > own.worker_group order by t.worker_group limit 1)
+          from own where own.worker_group is not null
+    ), shared as (
+        (select t.worker_group from agentq.tenant t where t.shard is not null order by t.worker_group limit 1)
+        union all
+        select (select t.worker_group from agentq.tenant t
+                 where t.shard is not null and t.worker_group > shared.worker_group order by t.worker_group limit 1)
+          from shared where shared.worker_group is not null
+    )
+    select worker_group from own where worker_group is not null
+    union
+    select worker_group from shared where worker_group is not null
+$$;
+
+
 -- Place tenants: those named, or those that nobody has placed. `auto` is a queue of its own while the group has
 -- fewer than so many, and a shard beyond. What is placed stays where it is until it is placed again: a process
 -- with other settings moves nobody.
@@ -25,14 +54,16 @@ create or replace function agentq.place(p_names text[], p_own_max int, p_shards 
 returns table (name text, queue text) language sql as $$
     with due as materialized (
         select t.name, t.worker_group, t.placement from agentq.tenant t
-         where case when p_names is null then t.placed_at is null else t.name = any (p_names) end
+         where t.name = any (coalesce(p_names, array(
+                   select n.name from agentq.tenant n where n.placed_at is null order by n.name limit p_max)))
+           and (p_names is not null or t.placed_at is null)
          order by t.name limit p_max for no key update skip locked),
     numbered as (
         select d.*, row_number() over (partition by d.worker_group, d.placement order by d.name) as place from due d),
     owners as (
         select t.worker_group, count(*) as n from agentq.tenant t
-         where t.shard is null and t.placed_at is not null and not t.name = any (array(select due.name from due))
-           and t.worker_group in (select due.worker_group from due)
+         where t.shard is null and t.placed_at is not null and t.worker_group in (select due.worker_group from due)
+           and not exists (select from due where due.name = t.name)
          group by t.worker_group),
     placed as (
         select n.name, case when n.placement = 'own' then null

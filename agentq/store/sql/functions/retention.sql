@@ -37,26 +37,37 @@ begin
 end $$;
 
 
--- One batch of about `p_max` sessions, of the tenants that keep theirs for so many days only. In another order each
--- time, so that a tenant with much to remove holds up nobody. One relay at a time.
-create or replace function agentq.remove_expired(p_max int)
-returns table (tenant text, sessions int) language plpgsql as $$
+-- The next tenants after a name that keep what they have for so many days only; `again` are looked at beside them.
+-- By an index of such tenants alone, so many at once: what is to go by days may wait for the others' turn.
+create or replace function agentq.keepers(p_after text, p_tenants int, p_again text[])
+returns table (tenant text, retention_days int, memory_days int, in_turn boolean) language sql stable as $$
+    select n.name, n.retention_days, n.memory_days, true
+      from (select t.name, t.retention_days, t.memory_days from agentq.tenant t
+             where (t.retention_days is not null or t.memory_days is not null) and t.name > p_after
+             order by t.name limit p_tenants) n
+    union all
+    select t.name, t.retention_days, t.memory_days, false from agentq.tenant t where t.name = any (p_again)
+$$;
+
+
+-- One batch of sessions of the next tenants, small whatever their number; where it ends, the next turn goes on. One
+-- relay at a time. Told is of how many something went, and of the last that was looked at, in turn.
+create or replace function agentq.remove_expired_of(p_after text, p_tenants int, p_again text[], p_max int)
+returns table (tenant text, sessions int, in_turn boolean) language plpgsql as $$
 #variable_conflict use_column
-declare t record; v_left int := p_max;
+declare k record; v_last text; v_left int := p_max;
 begin
     if not pg_try_advisory_xact_lock(1634166386, 0) then return; end if;
     perform set_config('agentq.tenant', '*', true);
-    for t in
-        select o.name, o.retention_days from agentq.tenant o
-         where o.retention_days is not null and exists (
-            select from agentq.session s
-             where s.tenant = o.name and s.created_at < agentq.now() - make_interval(days => o.retention_days))
-         order by random()
-    loop
-        tenant := t.name;
-        sessions := agentq.remove_sessions(t.name, agentq.now() - make_interval(days => t.retention_days), v_left, false);
-        v_left := v_left - sessions;
+    for k in select * from agentq.keepers(p_after, p_tenants, p_again) loop
+        if k.in_turn then v_last := greatest(v_last, k.tenant); end if;
+        if k.retention_days is null then continue; end if;
+        tenant := k.tenant; in_turn := false;
+        sessions := agentq.remove_sessions(
+            k.tenant, agentq.now() - make_interval(days => k.retention_days), p_max, false);
         if sessions > 0 then return next; end if;
         exit when v_left <= 0;
     end loop;
+    tenant := v_last; sessions := 0; in_turn := true;
+    if v_last is not null then return next; end if;
 end $$;
