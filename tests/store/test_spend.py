@@ -94,7 +94,8 @@ class Archive:
 
     def charged(self) -> set[tuple[int, int, int]]:
         """What the budgets' ledger says."""
-        query = "select sum(used_input)::bigint, sum(used_output)::bigint, sum(charged_micros)::bigint from agentq.reservation"
+        columns = ("used_input", "used_output", "charged_micros")
+        query = f"select {', '.join(f'sum({name})::bigint' for name in columns)} from agentq.reservation"
         return {tuple(self.owner.execute(query).fetchall()[0])}
 
 
@@ -184,7 +185,8 @@ def test_figures_are_the_same_before_and_after_they_are_summed_up(archive: Archi
     """
     month(archive)
     before = archive.told()
-    assert archive.sums() == archive.charged() and before[0]["model"]
+    assert archive.sums() == archive.charged()
+    assert before[0]["model"]
 
     done = archive.roll()
 
@@ -220,7 +222,7 @@ def test_a_session_counts_where_it_first_spent(archive: Archive) -> None:
     for _ in range(2):
         days = archive.traces.spend("day", seconds=30 * DAY)
         assert sorted((row.of, row.sessions) for row in days)[0][1] == 1
-        assert sum(row.sessions for row in days) == 1 and sum(row.count for row in days) == 3
+        assert (sum(row.sessions for row in days), sum(row.count for row in days)) == (1, 3)
         assert [row.sessions for row in archive.traces.spend("model", seconds=30 * DAY)] == [1]
         assert [row.sessions for row in archive.traces.spend("agent", seconds=DAY)] == [0]
         archive.roll()
@@ -259,7 +261,8 @@ def test_the_hour_that_runs_is_left_alone(archive: Archive) -> None:
     Traces(archive.past).roll()
     Traces(archive.past).roll()
     archive.roll()
-    assert archive.owner.execute("select rolled_until <= date_trunc('hour', clock_timestamp(), 'UTC') from agentq.spend_mark").fetchall() == [(True,)]  # fmt: skip
+    query = "select rolled_until <= date_trunc('hour', clock_timestamp(), 'UTC') from agentq.spend_mark"
+    assert archive.owner.execute(query).fetchall() == [(True,)]
     assert archive.sums() == archive.charged()
 
 
@@ -276,7 +279,7 @@ def test_many_relays_sum_up_each_hour_once(archive: Archive) -> None:
 
 def test_every_settlement_under_way_is_waited_for(archive: Archive) -> None:
     """
-    Six of them in three hours, ended one by one, two relays at it all the while: none of it is missing or counted twice.
+    Six of them in three hours, ended one by one, two relays at it all the while: none is missing or counted twice.
     """
     under_way: list[psycopg.Connection[Any]] = []
     with ExitStack() as stack:

@@ -25,8 +25,7 @@ class Approvals(Tab):
         redact = redactor_of(self.client.settings).value
 
         def question() -> list[Any]:
-            listed = self.client.approvals.ls(tenant=tenant, limit=100)
-            views = [self.client.approvals.get(str(one.approval_id), tenant=one.tenant) for one in listed]
+            views = self.client.approvals.waiting(tenant=tenant, limit=100)
             return [(view, redact("input", dict(view.args))) for view in views]
 
         self.show("aq_approvals.html", tenant=tenant, waiting=await self.ask(question), pre=parts.pre)

@@ -33,81 +33,80 @@ begin
          where t.kind = 'attempt' and t.ended_at >= p_from and t.ended_at < p_to
            and (p_tools or t.cost_micros > 0 or t.tokens_in > 0 or t.tokens_out > 0)
            and (p_tenant is null or t.tenant = p_tenant) and (p_sessions is null or t.session_id = any (p_sessions))
-    ), traced as materialized (
+    ), begun as materialized (
+        -- Of its own, so that a session is looked for in the weeks since its beginning alone.
+        select s.tenant, s.session_id, coalesce(o.created_at, '-infinity') as begun_at
+          from seen s left join agentq.session o on o.tenant = s.tenant and o.session_id = s.session_id
+    ), traced as (
         -- All of these sessions from their beginning, so that it is known what they had used before.
         select t.tenant, t.session_id, t.step_id, t.fence, t.ordinal, t.kind, t.agent, t.ended_at, t.tokens_in,
-               t.tokens_out, t.cost_micros, t.closing not in ('next', 'end', 'fail') as wasted,
+               t.tokens_out, t.cost_micros, coalesce(t.closing not in ('next', 'end', 'fail'), false) as wasted,
                t.cost_micros > 0 or t.tokens_in > 0 or t.tokens_out > 0 as used, t.name,
-               coalesce(t.detail ->> 'model', t.name) as model, t.detail ? 'repair' as repair,
+               coalesce(t.detail ->> 'model', t.name) as model, coalesce(t.detail ? 'repair', false) as repair,
                case when jsonb_typeof(t.detail -> 'cached_tokens') = 'number'
                     then (t.detail -> 'cached_tokens')::numeric::bigint else 0 end as cached,
                coalesce(t.detail ->> 'outcome' = 'recalled', false) as recalled,
                coalesce(t.detail -> 'sandbox' = 'true', false) as sandbox,
                (extract(epoch from t.ended_at - t.started_at) * 1000000)::bigint as took_us
-          from seen s
-          left join agentq.session o on o.tenant = s.tenant and o.session_id = s.session_id
-          join agentq.trace t on t.tenant = s.tenant and t.session_id = s.session_id
-                             and t.ended_at >= coalesce(o.created_at, '-infinity')
+          from begun b
+          join agentq.trace t on t.tenant = b.tenant and t.session_id = b.session_id and t.ended_at >= b.begun_at
          where (t.cost_micros > 0 or t.tokens_in > 0 or t.tokens_out > 0
                 or p_tools and (t.ordinal = 0 or t.kind = 'tool'))
            and (t.ordinal > 0 or t.ended_at < p_to)
-    ), attempt as materialized (
-        select * from traced where ordinal = 0
-    ), event as materialized (
-        select e.tenant, e.session_id, e.step_id, e.fence, a.ended_at, e.agent, e.kind, e.name, e.model, e.tokens_in,
-               e.tokens_out, e.cost_micros, e.cached, e.took_us, e.recalled, e.sandbox, e.used and a.used as used,
-               a.wasted or coalesce(e.repair, false) as wasted
-          from traced e join attempt a using (tenant, session_id, step_id, fence)
-         where e.ordinal > 0
-    ), told as (
-        select tenant, session_id, step_id, fence, sum(tokens_in) as tokens_in, sum(tokens_out) as tokens_out,
-               sum(cost_micros) as cost_micros, array_agg(model) as models
-          from event where used group by tenant, session_id, step_id, fence
-    ), left_over as (
-        select a.*, a.tokens_in - coalesce(e.tokens_in, 0) as in_left, a.tokens_out - coalesce(e.tokens_out, 0) as out_left,
-               a.cost_micros - coalesce(e.cost_micros, 0) as micros_left, e.models
-          from attempt a left join told e using (tenant, session_id, step_id, fence)
-         where a.used and (a.tokens_in > coalesce(e.tokens_in, 0) or a.tokens_out > coalesce(e.tokens_out, 0)
-                           or a.cost_micros > coalesce(e.cost_micros, 0))
+           and t.ended_at < p_to + interval '1 day'  -- of calls: no further weeks
+    ), act as materialized (
+        -- By windows and not by joins: nothing tells the planner how many rows these are.
+        select t.*, max(t.ended_at) filter (where t.ordinal = 0) over attempt as settled_at,
+               bool_or(t.wasted) over attempt as came_to_nothing,
+               coalesce(bool_or(t.used) filter (where t.ordinal = 0) over attempt, false) as attempt_used,
+               coalesce(sum(t.tokens_in) filter (where t.ordinal > 0) over attempt, 0) as told_in,
+               coalesce(sum(t.tokens_out) filter (where t.ordinal > 0) over attempt, 0) as told_out,
+               coalesce(sum(t.cost_micros) filter (where t.ordinal > 0) over attempt, 0) as told_micros,
+               array_agg(t.model) filter (where t.ordinal > 0 and t.used) over attempt as told_models
+          from traced t
+        window attempt as (partition by t.tenant, t.session_id, t.step_id, t.fence)
     ), untold as (
         -- Reserved calls that no event of their attempt tells of: steps that do not trace them, and attempts that
         -- were lost. Only where they fit into what the events leave of the attempt's usage, so that none counts twice.
-        select a.tenant, a.session_id, a.step_id, a.fence, a.ended_at, a.agent, r.model, r.used_input, r.used_output,
-               r.used_cached, coalesce(r.charged_micros, 0) as micros, a.wasted,
-               a.in_left >= sum(r.used_input) over calls and a.out_left >= sum(r.used_output) over calls
-               and a.micros_left >= sum(coalesce(r.charged_micros, 0)) over calls as fits
-          from left_over a join agentq.reservation r using (tenant, session_id, step_id, fence)
-         where r.state in ('charged', 'uncertain') and (a.models is null or r.model <> all (a.models))
+        select a.tenant, a.session_id, a.step_id, a.fence, a.settled_at, a.agent, r.model, r.used_input, r.used_output,
+               r.used_cached, coalesce(r.charged_micros, 0) as micros, a.came_to_nothing,
+               a.tokens_in - a.told_in >= sum(r.used_input) over calls
+               and a.tokens_out - a.told_out >= sum(r.used_output) over calls
+               and a.cost_micros - a.told_micros >= sum(coalesce(r.charged_micros, 0)) over calls as fits
+          from act a join agentq.reservation r using (tenant, session_id, step_id, fence)
+         where a.ordinal = 0 and a.used and r.state in ('charged', 'uncertain')
+           and (a.tokens_in > a.told_in or a.tokens_out > a.told_out or a.cost_micros > a.told_micros)
+           and (a.told_models is null or r.model <> all (a.told_models))
         window calls as (partition by a.tenant, a.session_id, a.step_id, a.fence)
     ), line as (
-        select tenant, session_id, step_id, fence, ended_at, 'attempt' as kind, agent, '' as name, 1 as uses, tokens_in,
+        select tenant, session_id, step_id, fence, settled_at, 'attempt' as kind, agent, '' as name, 1 as uses, tokens_in,
                tokens_out, cost_micros, case when wasted then cost_micros else 0 end as waste_micros, 0::bigint as cached,
                0::bigint as took_us, 0 as recalled, 0::bigint as sandbox_us
-          from attempt where used
+          from act where ordinal = 0 and used
         union all
-        select tenant, session_id, step_id, fence, ended_at, 'model', agent, model, 1, tokens_in, tokens_out, cost_micros,
-               case when wasted then cost_micros else 0 end, cached, took_us, 0, 0
-          from event where used
+        select tenant, session_id, step_id, fence, settled_at, 'model', agent, model, 1, tokens_in, tokens_out, cost_micros,
+               case when came_to_nothing or repair then cost_micros else 0 end, cached, took_us, 0, 0
+          from act where ordinal > 0 and used and attempt_used
         union all
-        select tenant, session_id, step_id, fence, ended_at, 'model', agent, model, 1, used_input, used_output, micros,
-               case when wasted then micros else 0 end, coalesce(used_cached, 0), 0, 0, 0
+        select tenant, session_id, step_id, fence, settled_at, 'model', agent, model, 1, used_input, used_output, micros,
+               case when came_to_nothing then micros else 0 end, coalesce(used_cached, 0), 0, 0, 0
           from untold where fits
         union all
-        select tenant, session_id, step_id, fence, ended_at, 'tool', agent, name, (not recalled)::int, tokens_in, tokens_out,
-               cost_micros, 0, 0, case when recalled then 0 else took_us end, recalled::int,
+        select tenant, session_id, step_id, fence, settled_at, 'tool', agent, name, (not recalled)::int, tokens_in,
+               tokens_out, cost_micros, 0, 0, case when recalled then 0 else took_us end, recalled::int,
                case when sandbox and not recalled then took_us else 0 end
-          from event where p_tools and kind = 'tool'
+          from act where p_tools and kind = 'tool'
     ), counted as (
         select l.*, row_number() over (partition by l.tenant, l.session_id, l.kind, l.name
-                                           order by l.ended_at, l.step_id, l.fence) as nth
+                                           order by l.settled_at, l.step_id, l.fence) as nth
           from line l
     )
-    select c.tenant, date_trunc('hour', c.ended_at, 'UTC'), c.kind, c.agent, c.name, sum(c.uses)::bigint,
+    select c.tenant, date_trunc('hour', c.settled_at, 'UTC'), c.kind, c.agent, c.name, sum(c.uses)::bigint,
            count(*) filter (where c.nth = 1), sum(c.tokens_in)::bigint, sum(c.tokens_out)::bigint,
            sum(c.cost_micros)::bigint, sum(c.waste_micros)::bigint, sum(c.cached)::bigint, sum(c.took_us)::bigint,
            sum(c.recalled)::bigint, sum(c.sandbox_us)::bigint
       from counted c
-     where c.ended_at >= p_from and c.ended_at < p_to
+     where c.settled_at >= p_from and c.settled_at < p_to
      group by 1, 2, 3, 4, 5;
 end $$;
 
