@@ -140,7 +140,7 @@ insert into agentq.dead_letter (tenant, letter_id, session_id, step_id, generati
                                 cause, cause_text, failure, attempts, attempt, crashes, cost_micros, effects_pending,
                                 effects_unknown, state, announced, died_at, changed_at)
 select s.tenant, gen_random_uuid(), s.session_id, e.step_id, 0, s.agent, 1, e.name, e.seq, 'permanent',
-       left(md5(s.failure ->> 'type'), 16), 'the carrier answers nothing about N', s.failure, jsonb_build_array(s.failure), 1, 0, 9000, 0,
+       left(md5(s.failure ->> 'type'), 12), 'the carrier answers nothing about N', s.failure, jsonb_build_array(s.failure), 1, 0, 9000, 0,
        0, case when substr(s.key, 8)::bigint %% 5 < 3 then 'open' else 'discarded' end, true, s.ended_at, s.ended_at
   from agentq.session s
   join agentq.ledger_entry e on e.tenant = s.tenant and e.session_id = s.session_id and e.state = 'dead'

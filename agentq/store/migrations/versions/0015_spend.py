@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-revision = "0014_spend"
+revision = "0015_spend"
 down_revision = "0013_seeing"
 branch_labels = None
 depends_on = None
