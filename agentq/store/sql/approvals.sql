@@ -45,12 +45,14 @@ select a.tenant, a.approval_id, a.session_id, a.step_id, s.agent, a.kind, a.name
 -- The open ones by what is due first, the others by what was decided last.
 select a.tenant, a.approval_id, a.session_id, a.step_id, s.agent, a.kind, a.name, a.question, a.groups, a.state,
        a.asked_at, a.deadline_at, a.decided_at, a.decided_by, a.decided_via, a.comment, a.effect_key, a.args_hash
-  from agentq.approval a join agentq.session s on s.tenant = a.tenant and s.session_id = a.session_id
- where (%(tenant)s::text is null or a.tenant = %(tenant)s)
-   and (%(state)s::text is null or a.state = %(state)s)
-   and (%(session)s::uuid is null or a.session_id = %(session)s)
-   and (%(group)s::text is null or %(group)s = any (a.groups))
- order by a.decided_at desc nulls first, a.deadline_at limit %(limit)s;
+  from (select * from agentq.approval
+         where (%(tenant)s::text is null or tenant = %(tenant)s)
+           and (%(state)s::text is null or state = %(state)s)
+           and (%(session)s::uuid is null or session_id = %(session)s)
+           and (%(group)s::text is null or %(group)s = any (groups))
+         order by decided_at desc nulls first, deadline_at limit %(limit)s) a
+  join agentq.session s on s.tenant = a.tenant and s.session_id = a.session_id
+ order by a.decided_at desc nulls first, a.deadline_at;
 
 -- name: find
 select tenant, approval_id from agentq.approval
