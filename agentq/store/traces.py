@@ -312,8 +312,8 @@ class Traces:
     ) -> dict[str, list[SpendRow]]:
         """What was used, by several things (not by session) and as of one moment."""
         asked = {*by} | ({"tenant"} if "model" in by else set())
-        kinds = {"tool" if one == "tool" else "model" if one == "model" else "attempt" for one in asked}
-        parameters = {"by": sorted(asked), "kinds": sorted(kinds), "seconds": seconds, "tenant": tenant, "agent": agent}
+        parts = sorted(asked & {"model", "tool"})
+        parameters = {"by": sorted(asked), "parts": parts, "seconds": seconds, "tenant": tenant, "agent": agent}
         found: dict[str, list[SpendRow]] = {one: [] for one in asked}
         for name, *facts in self.store.query_as(tenant or ALL_TENANTS, SQL["spend"], parameters):
             found[name].append(SpendRow(*facts))

@@ -19,7 +19,7 @@ SPEND_KINDS = ("attempt", "model", "tool")
 
 def _sums() -> list[Column[Any]]:
     return [
-        Column("tenant", Text, primary_key=True),
+        Column("tenant", Text, primary_key=True, comment="'*': all tenants together, of models and tools"),
         Column("starts_at", DateTime(timezone=True), primary_key=True),
         Column("kind", Text, primary_key=True, comment="attempts hold all that was used; models and tools are parts"),
         Column("agent", Text, primary_key=True),

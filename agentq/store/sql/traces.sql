@@ -70,36 +70,50 @@ with span as materialized (
         union all
         select s.since, least(s.first, s.rolled) where s.since < least(s.first, s.rolled)) part
      cross join lateral agentq.spend_lines(part.since, part.until, %(tenant)s, null, 'tool' = any (%(by)s)) r
-), line as (
+), attempt as (
     select r.* from raw r
     union all
     select h.* from span s, agentq.spend_hour h
-     where h.kind = any (%(kinds)s) and h.starts_at >= greatest(s.first, s.days)
+     where h.kind = 'attempt' and h.starts_at >= greatest(s.first, s.days)
        and (%(tenant)s::text is null or h.tenant = %(tenant)s)
     union all
     select d.* from span s, agentq.spend_day d
-     where d.kind = any (%(kinds)s) and d.starts_at >= s.first and d.starts_at < s.days
+     where d.kind = 'attempt' and d.starts_at >= s.first and d.starts_at < s.days
        and (%(tenant)s::text is null or d.tenant = %(tenant)s)
-), summed as materialized (
-    select l.kind, l.tenant, l.agent, l.name, date_trunc('day', l.starts_at, 'UTC') as day, sum(l.uses) as uses,
-           sum(l.sessions) as sessions, sum(l.tokens_in) as tokens_in, sum(l.tokens_out) as tokens_out,
-           sum(l.cost_micros) as cost_micros, sum(l.waste_micros) as waste_micros, sum(l.tokens_cached) as tokens_cached,
-           sum(l.took_us) as took_us, sum(l.recalled) as recalled, sum(l.sandbox_us) as sandbox_us,
-           grouping(l.tenant) as g_tenant, grouping(l.agent) as g_agent, grouping(l.name) as g_name
-      from line l
-     where l.kind = any (%(kinds)s) and (%(agent)s::text is null or l.agent = %(agent)s)
-     group by grouping sets ((l.kind, l.tenant), (l.kind, l.agent), (l.kind, l.name),
-                             (l.kind, date_trunc('day', l.starts_at, 'UTC')))
+), part as (
+    -- Of models and tools, all tenants together are a tenant of their own.
+    select r.* from raw r
+    union all
+    select h.* from span s, agentq.spend_hour h
+     where h.kind = any (%(parts)s::text[]) and h.starts_at >= greatest(s.first, s.days)
+       and h.tenant = coalesce(%(tenant)s::text, '*')
+    union all
+    select d.* from span s, agentq.spend_day d
+     where d.kind = any (%(parts)s::text[]) and d.starts_at >= s.first and d.starts_at < s.days
+       and d.tenant = coalesce(%(tenant)s::text, '*')
 ), named as (
-    select case when g_tenant = 0 then 'tenant' when g_agent = 0 then 'agent' when g_name = 0 then kind else 'day' end as by,
-           case when g_tenant = 0 then tenant when g_agent = 0 then agent when g_name = 0 then name
-                else to_char(day at time zone 'UTC', 'YYYY-MM-DD') end as of, summed.*
-      from summed
+    select case when grouping(l.tenant) = 0 then 'tenant' when grouping(l.agent) = 0 then 'agent' else 'day' end as by,
+           coalesce(l.tenant, l.agent, to_char(date_trunc('day', l.starts_at, 'UTC') at time zone 'UTC', 'YYYY-MM-DD')) as of,
+           sum(l.uses) as uses, sum(l.sessions) as sessions,
+           sum(l.tokens_in) as tokens_in, sum(l.tokens_out) as tokens_out, sum(l.cost_micros) as cost_micros,
+           sum(l.waste_micros) as waste_micros, sum(l.tokens_cached) as tokens_cached, sum(l.took_us) as took_us,
+           sum(l.recalled) as recalled, sum(l.sandbox_us) as sandbox_us
+      from attempt l
+     where l.kind = 'attempt' and (%(agent)s::text is null or l.agent = %(agent)s)
+     group by grouping sets ((l.tenant), (l.agent), (date_trunc('day', l.starts_at, 'UTC')))
+    union all
+    select l.kind, l.name, sum(l.uses) as uses, sum(l.sessions) as sessions,
+           sum(l.tokens_in) as tokens_in, sum(l.tokens_out) as tokens_out, sum(l.cost_micros) as cost_micros,
+           sum(l.waste_micros) as waste_micros, sum(l.tokens_cached) as tokens_cached, sum(l.took_us) as took_us,
+           sum(l.recalled) as recalled, sum(l.sandbox_us) as sandbox_us
+      from part l
+     where l.kind = any (%(parts)s::text[]) and (%(agent)s::text is null or l.agent = %(agent)s)
+     group by l.kind, l.name
 )
 select by, of, uses::bigint, sessions::bigint, tokens_in::bigint, tokens_out::bigint, cost_micros::bigint, waste_micros::bigint,
        tokens_cached::bigint, took_us::double precision / 1000000, recalled::bigint, sandbox_us::double precision / 1000000
   from named
- where by = any (%(by)s) and (by in ('model', 'tool') or kind = 'attempt')
+ where by = any (%(by)s)
    and (uses <> 0 or recalled <> 0 or tokens_in <> 0 or tokens_out <> 0 or cost_micros <> 0)
  order by by, case by when 'tool' then took_us else cost_micros end desc, of;
 

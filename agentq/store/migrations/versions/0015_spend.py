@@ -15,7 +15,7 @@ def _sums(name: str) -> None:
     counts = ("tokens_in", "tokens_out", "cost_micros", "waste_micros", "tokens_cached", "took_us", "recalled")
     op.create_table(
         name,
-        sa.Column("tenant", sa.Text(), nullable=False),
+        sa.Column("tenant", sa.Text(), nullable=False, comment="'*': all tenants together, of models and tools"),
         sa.Column("starts_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column(
             "kind", sa.Text(), nullable=False, comment="attempts hold all that was used; models and tools are parts"
@@ -23,9 +23,7 @@ def _sums(name: str) -> None:
         sa.Column("agent", sa.Text(), nullable=False),
         sa.Column("name", sa.Text(), nullable=False, comment="of the model or tool"),
         sa.Column("uses", sa.BigInteger(), nullable=False),
-        sa.Column(
-            "sessions", sa.BigInteger(), nullable=False, comment="that were never counted in such a row before"
-        ),
+        sa.Column("sessions", sa.BigInteger(), nullable=False, comment="that were never counted in such a row before"),
         *(sa.Column(count, sa.BigInteger(), nullable=False) for count in (*counts, "sandbox_us")),
         sa.CheckConstraint("kind in ('attempt', 'model', 'tool')", name=op.f(f"{name}_kind")),
         sa.PrimaryKeyConstraint("tenant", "starts_at", "kind", "agent", "name", name=op.f(f"{name}_pk")),

@@ -112,21 +112,31 @@ end $$;
 
 
 -- Add what attempts used that ended in [p_from, p_to), or with `p_sign` -1 take it out, to the hours, and to the days
--- that are summed up already. The mark is the caller's.
+-- that are summed up already. The mark is the caller's. Models and tools are there once more for the tenant '*', all
+-- tenants together, so that reports of the whole fleet read a few rows; always in one order, because these are shared.
 create or replace function agentq.add_spend(
     p_from timestamptz, p_to timestamptz, p_tenant text, p_sessions uuid[], p_sign int, p_days_until timestamptz
 ) returns int language plpgsql as $$
-declare v_rows int;
+declare v_rows int; v_whose text := current_setting('agentq.tenant', true);
 begin
+    perform set_config('agentq.tenant', '*', true);
     with lines as materialized (
         select * from agentq.spend_lines(p_from, p_to, p_tenant, p_sessions, true)
+    ), shared as materialized (
+        select w.tenant, l.starts_at, l.kind, l.agent, l.name, p_sign * sum(l.uses) as uses, p_sign * sum(l.sessions) as sessions,
+               p_sign * sum(l.tokens_in) as tokens_in, p_sign * sum(l.tokens_out) as tokens_out,
+               p_sign * sum(l.cost_micros) as cost_micros, p_sign * sum(l.waste_micros) as waste_micros,
+               p_sign * sum(l.tokens_cached) as tokens_cached, p_sign * sum(l.took_us) as took_us,
+               p_sign * sum(l.recalled) as recalled, p_sign * sum(l.sandbox_us) as sandbox_us
+          from lines l cross join lateral (values (l.tenant), ('*')) w (tenant)
+         where w.tenant <> '*' or l.kind <> 'attempt'
+         group by 1, 2, 3, 4, 5
     ), days as (
         insert into agentq.spend_day as d
-        select l.tenant, date_trunc('day', l.starts_at, 'UTC'), l.kind, l.agent, l.name, p_sign * sum(l.uses),
-               p_sign * sum(l.sessions), p_sign * sum(l.tokens_in), p_sign * sum(l.tokens_out), p_sign * sum(l.cost_micros),
-               p_sign * sum(l.waste_micros), p_sign * sum(l.tokens_cached), p_sign * sum(l.took_us),
-               p_sign * sum(l.recalled), p_sign * sum(l.sandbox_us)
-          from lines l where l.starts_at < p_days_until group by 1, 2, 3, 4, 5
+        select s.tenant, date_trunc('day', s.starts_at, 'UTC'), s.kind, s.agent, s.name, sum(s.uses), sum(s.sessions),
+               sum(s.tokens_in), sum(s.tokens_out), sum(s.cost_micros), sum(s.waste_micros), sum(s.tokens_cached),
+               sum(s.took_us), sum(s.recalled), sum(s.sandbox_us)
+          from shared s where s.starts_at < p_days_until group by 1, 2, 3, 4, 5 order by 1, 2, 3, 4, 5
         on conflict (tenant, starts_at, kind, agent, name) do update
            set uses = d.uses + excluded.uses, sessions = d.sessions + excluded.sessions,
                tokens_in = d.tokens_in + excluded.tokens_in, tokens_out = d.tokens_out + excluded.tokens_out,
@@ -135,10 +145,7 @@ begin
                recalled = d.recalled + excluded.recalled, sandbox_us = d.sandbox_us + excluded.sandbox_us
     )
     insert into agentq.spend_hour as h
-    select l.tenant, l.starts_at, l.kind, l.agent, l.name, p_sign * l.uses, p_sign * l.sessions, p_sign * l.tokens_in,
-           p_sign * l.tokens_out, p_sign * l.cost_micros, p_sign * l.waste_micros, p_sign * l.tokens_cached,
-           p_sign * l.took_us, p_sign * l.recalled, p_sign * l.sandbox_us
-      from lines l
+    select * from shared order by 1, 2, 3, 4, 5
     on conflict (tenant, starts_at, kind, agent, name) do update
        set uses = h.uses + excluded.uses, sessions = h.sessions + excluded.sessions,
            tokens_in = h.tokens_in + excluded.tokens_in, tokens_out = h.tokens_out + excluded.tokens_out,
@@ -146,6 +153,7 @@ begin
            tokens_cached = h.tokens_cached + excluded.tokens_cached, took_us = h.took_us + excluded.took_us,
            recalled = h.recalled + excluded.recalled, sandbox_us = h.sandbox_us + excluded.sandbox_us;
     get diagnostics v_rows = row_count;
+    perform set_config('agentq.tenant', coalesce(v_whose, ''), true);
     return v_rows;
 end $$;
 
