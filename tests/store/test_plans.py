@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from pathlib import Path
 
@@ -111,7 +112,7 @@ def test_a_page_of_sessions_goes_by_its_index(misled: psycopg.Connection, name: 
 
 @pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
 @pytest.mark.parametrize(
-    ("name", "index"), [("usual_cost", "session_agent"), ("usual_cost_of", "session_tenant_state")]
+    ("name", "index"), [("usual_cost", "session_agent"), ("usual_cost_of", "session_tenant_state|session_recent")]
 )
 def test_what_a_redrive_would_cost_is_read_from_an_index(
     misled: psycopg.Connection, name: str, index: str, mode: str
@@ -131,7 +132,7 @@ def test_what_a_redrive_would_cost_is_read_from_an_index(
         misled.execute(f"set local plan_cache_mode = {mode}")
         rows = misled.execute("explain " + load("dead_letters")[name], of, prepare=True).fetchall()
     plan = "\n".join(row[0] for row in rows)
-    assert index in plan, plan
+    assert re.search(index, plan), plan
     assert "Seq Scan on session" not in plan, plan
 
 
