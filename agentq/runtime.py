@@ -327,6 +327,7 @@ class Runtime:
             housekeeping=self._keep_house,
             lost=self.reports.lost if self.reports is not None else None,
             anomalies=self._anomalies().round,
+            spend=Traces(self.store).roll,
             turns=self.reports.relay_turns if self.reports is not None else lambda: None,
             dead_letters=Letterbox(DeadLetterStore(self.store), Redrives(self.store), self.publisher).round,
         )

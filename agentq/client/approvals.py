@@ -112,6 +112,12 @@ class Approvals:
         """
         return _view(self._row(approval_id, tenant))
 
+    def waiting(self, *, tenant: str | None = None, limit: int = 50) -> list[ApprovalView]:
+        """What is open, by its deadline, with all that a person decides on."""
+        if tenant is not None:
+            valid_name("tenant", tenant)
+        return [_view(row) for row in self._stored.waiting(tenant, limit)]
+
     def notices(self, approval_id: str, *, tenant: str | None = None) -> list[NoticeRow]:
         """Who was told of it, and whether that arrived."""
         row = self._row(approval_id, tenant)

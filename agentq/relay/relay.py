@@ -74,6 +74,7 @@ class Relay:
         lost: Callable[[TakenBack], None] | None = None,
         dead_letters: Callable[[], None] = lambda: None,
         anomalies: Callable[[], object] = lambda: None,
+        spend: Callable[[], object] = lambda: None,
         turns: Callable[[], object] = lambda: None,
         fair_shares: Callable[[bool], object] = lambda _: None,
         placement: Placement | None = None,
@@ -116,6 +117,7 @@ class Relay:
             Chore("memories", self.expire_memories, _RETENTION_S),
             Chore("dead letters", self._dead_letters, _SLOW_S),
             Chore("anomalies", anomalies, _SLOW_S),
+            Chore("what was spent, by the hour", spend, _SLOW_S),
             Chore("word that it turns", turns, _TURNS_S),
             # A wiped broker has forgotten it, and foreign producers' submissions would be dropped silently.
             Chore("the queue of submissions", lambda: publisher.declare(SUBMIT), _SLOW_S),

@@ -264,7 +264,16 @@ class Approvals:
         rows = self.store.query_as(tenant, SQL["get"], {"tenant": tenant, "approval": approval_id})
         if not rows:
             return None
-        row, vault = ApprovalRow(*_tupled(rows[0], 8)), self.store.vault
+        return self._opened(rows[0])
+
+    def waiting(self, tenant: str | None = None, limit: int = 50) -> list[ApprovalRow]:
+        """What is open, by its deadline, as `get` gives it."""
+        rows = self.store.query_as(tenant or ALL_TENANTS, SQL["waiting"], {"tenant": tenant, "limit": limit})
+        return [self._opened(row) for row in rows]
+
+    def _opened(self, stored: Row) -> ApprovalRow:
+        row, vault = ApprovalRow(*_tupled(stored, 8)), self.store.vault
+        tenant = row.tenant
 
         def place(column: str) -> Place:
             return sealing.asked(row.session_id, row.name, row.effect_key, row.args_hash, column)

@@ -24,6 +24,7 @@ from agentq.store.vault import FLEET, Place
 from agentq.verdicts import FailureKind
 
 SQL = load("dead_letters")
+SESSIONS = load("sessions")
 
 LetterState = Literal["open", "redriving", "redriven", "discarded", "resolved"]
 GroupBy = Literal["cause", "agent", "tenant", "step", "class", "dependency"]
@@ -31,7 +32,7 @@ GroupBy = Literal["cause", "agent", "tenant", "step", "class", "dependency"]
 POISON_BODY_MAX_BYTES = 64 * 1024
 
 _CAUSE = re.compile(r"[0-9a-f]{1,12}\Z")
-_PLAN_SAMPLE = 500
+_PLAN_SAMPLE = 200
 _DISCARD_BATCH = 5000
 
 
@@ -316,16 +317,23 @@ class DeadLetterStore:
             raise InvalidInput(f"tenant {tenant!r} has no dead letter {letter_id}")
         return found[0]
 
+    def _usual(self, tenant: str | None, agents: list[str]) -> dict[str, tuple[int, int]]:
+        """Of each agent: how many of its newest sessions that ended well were looked at, and their average cost."""
+        parameters = {"agents": agents, "tenant": tenant, "limit": _PLAN_SAMPLE}
+        with self.store.transaction(tenant or ALL_TENANTS) as connection:
+            run(connection, SESSIONS["by_index"], {})
+            rows = run(connection, SQL["usual_cost" if tenant is None else "usual_cost_of"], parameters)
+        return {agent: (samples, cost) for agent, samples, cost in rows}
+
     def plan(self, selection: Selection, *, max_generation: int, from_step: str | None = None) -> Plan:
         """What redriving them would do; counted in Postgres, so no letter is loaded."""
+        spent = self._read("spent", selection, max_generation=max_generation)
+        usual = self._usual(selection.tenant, [row[0] for row in spent])
         agents, too_often, doubtful = [], 0, 0
-        for agent, letters, spent, of_those_too_often, with_effects in self._read(
-            "spent", selection, max_generation=max_generation
-        ):
+        for agent, letters, micros, of_those_too_often, with_effects in spent:
             too_often, doubtful = too_often + of_those_too_often, doubtful + with_effects
-            parameters = {"agent": agent, "limit": _PLAN_SAMPLE}
-            [(samples, usual)] = self.store.query_as(selection.tenant or ALL_TENANTS, SQL["usual_cost"], parameters)
-            agents.append(AgentCost(agent, letters, spent, usual if samples else None, samples))
+            samples, cost = usual.get(agent, (0, 0))
+            agents.append(AgentCost(agent, letters, micros, cost if samples else None, samples))
         pending, unknown = self._read("effects_open", selection)[0] if doubtful else (0, 0)
         stepless = int(self._read("without_step", selection, step=from_step)[0][0]) if from_step else 0
         return Plan(sum(agent.letters for agent in agents), too_often, pending, unknown, tuple(agents), stepless)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -21,6 +21,8 @@ SQL = load("traces")
 
 WEEKS_AHEAD = 3
 ROWS_MAX = 10_000
+# How far a clock that is set back may go without an attempt ending in an hour that is summed up already.
+GRACE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +135,12 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class SpendRow:
-    """What was used under one name. Waste is the part that came to nothing; cached tokens are some of those in."""
+    """
+    What was used under one name. Waste is the part that came to nothing; cached tokens are some of those in.
+
+    A session counts once, where it was first seen: the day on which it first used something, its first use of a model.
+    So the sessions of all days come to those of the window. By session, all that the traces hold of the window count.
+    """
 
     of: str
     count: int
@@ -348,25 +355,32 @@ class Traces:
         What was used within the last so many seconds, the dearest first: by agent, tenant, day, session, model or tool.
 
         All but tools come to the same sum. What attempts used beyond their events and reserved calls has a line of its
-        own among the models.
+        own among the models. More than two days begin with a whole one, and reach back further than traces are kept.
         """
-        parameters = {"by": by, "seconds": seconds, "tenant": tenant, "agent": agent}
-        whose = tenant or ALL_TENANTS
+        if by == "session":
+            parameters = {"seconds": seconds, "tenant": tenant, "agent": agent}
+            rows = self.store.query_as(tenant or ALL_TENANTS, SQL["spend_by_session"], parameters)
+            return [SpendRow(*row) for row in rows]
+        return self.spends((by,), seconds=seconds, tenant=tenant, agent=agent)[by]
 
-        def ask(name: str) -> list[SpendRow]:
-            return [SpendRow(*row) for row in self.store.query_as(whose, SQL[name], parameters)]
+    def spends(
+        self, by: Sequence[str], *, seconds: float, tenant: str | None = None, agent: str | None = None
+    ) -> dict[str, list[SpendRow]]:
+        """What was used, by several things (not by session) and as of one moment."""
+        asked = {*by} | ({"tenant"} if "model" in by else set())
+        parts = sorted(asked & {"model", "tool"})
+        parameters = {"by": sorted(asked), "parts": parts, "seconds": seconds, "tenant": tenant, "agent": agent}
+        found: dict[str, list[SpendRow]] = {one: [] for one in asked}
+        for name, *facts in self.store.query_as(tenant or ALL_TENANTS, SQL["spend"], parameters):
+            found[name].append(SpendRow(*facts))
+        if "model" in by and (rest := _rest(found["tenant"], found["model"])) is not None:
+            found["model"].append(rest)
+        return {one: found[one] for one in by}
 
-        if by == "tool":
-            return ask("spend_by_tool")
-        if by != "model":
-            return ask("spend_by")
-        told = ask("spend_by_model")
-        attempts = self.spend("tenant", seconds=seconds, tenant=tenant, agent=agent)
-        if _rest(attempts, told) is None:
-            return told
-        told = _together([*told, *ask("spend_untold")])
-        rest = _rest(attempts, told)
-        return [*told, rest] if rest is not None else told
+    def roll(self, *, grace_s: float = GRACE_S) -> str | None:
+        """One turn at summing up what was used, by hour and day; what was done, or None when nothing was left to do."""
+        [[done]] = self.store.query(SQL["roll_spend"], {"grace_s": grace_s})
+        return done  # type: ignore[no-any-return]
 
     def export(
         self, name: str, deliver: Callable[[list[Ended]], None], *, limit: int = 50, late_s: float = 5.0
@@ -414,21 +428,6 @@ def _decision_row(vault: Vault, tenant: str, session: uuid.UUID, row: DecisionRo
         picked=vault.open_text(tenant, place("picked"), row.picked),
         why=vault.open_text(tenant, place("why"), row.why),
     )
-
-
-def _together(rows: list[SpendRow]) -> list[SpendRow]:
-    """The rows of one name as one, the dearest first; a session that is in both counts once, as far as is known."""
-    sums: dict[str, SpendRow] = {}
-    for row in rows:
-        if (one := sums.get(row.of)) is None:
-            sums[row.of] = row
-            continue
-        added = {
-            name: getattr(one, name) + getattr(row, name)
-            for name in ("count", "tokens_in", "tokens_out", "cost_micros", "waste_micros", "tokens_cached", "seconds")
-        }
-        sums[row.of] = replace(one, sessions=max(one.sessions, row.sessions), **added)
-    return sorted(sums.values(), key=lambda row: (-row.cost_micros, row.of))
 
 
 def _rest(attempts: list[SpendRow], told: list[SpendRow]) -> SpendRow | None:

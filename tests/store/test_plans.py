@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from agentq.embedded import Stack
 from agentq.store.migrate import upgrade
+from agentq.store.queries import load
 from agentq.store.sessions import SQL
 
 ROWS = """
@@ -186,3 +188,79 @@ def test_a_page_of_sessions_goes_by_its_index(misled: psycopg.Connection, name: 
             plan = "\n".join(row[0] for row in rows)
             assert index in plan, plan
             assert "Seq Scan on session" not in plan, plan
+
+
+@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
+@pytest.mark.parametrize(
+    ("name", "index"), [("usual_cost", "session_agent"), ("usual_cost_of", "session_tenant_state|session_recent")]
+)
+def test_what_a_redrive_would_cost_is_read_from_an_index(
+    misled: psycopg.Connection, name: str, index: str, mode: str
+) -> None:
+    """
+    Backwards from the newest session of each agent, or of the tenant; whatever the number of sessions.
+    """
+    of = {"agents": ["a3", "a4"], "tenant": "t3", "limit": 200}
+    with misled.transaction(force_rollback=True):
+        misled.execute(TENANTS)
+        misled.execute(MANY)
+        misled.execute(
+            "update agentq.session set state = 'done', result = '1', ended_at = now() where state = 'running'"
+        )
+        misled.execute("analyze agentq.session")
+        misled.execute(SQL["by_index"])
+        misled.execute(f"set local plan_cache_mode = {mode}")
+        rows = misled.execute("explain " + load("dead_letters")[name], of, prepare=True).fetchall()
+    plan = "\n".join(row[0] for row in rows)
+    assert re.search(index, plan), plan
+    assert "Seq Scan on session" not in plan, plan
+
+
+OPEN = """
+insert into agentq.approval (tenant, approval_id, session_id, step_id, fence, generation, kind, name, args, args_hash,
+    question, groups, state, deadline_at, decided_at)
+select tenant, gen_random_uuid(), session_id, gen_random_uuid(), 1, 0, 'ask', 'pay', '{}', 'h', '?', '{ops}',
+       case when row_number() over () % 9 = 0 then 'open' else 'void' end, created_at + interval '9 days',
+       case when row_number() over () % 9 > 0 then created_at end
+  from agentq.session
+"""
+
+
+@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
+@pytest.mark.parametrize("tenant", [None, "t3"])
+def test_what_waits_for_people_is_read_by_its_deadline(
+    misled: psycopg.Connection, tenant: str | None, mode: str
+) -> None:
+    """
+    What was decided long ago costs nothing.
+    """
+    with misled.transaction(force_rollback=True):
+        misled.execute(TENANTS)
+        misled.execute(MANY)
+        misled.execute(OPEN)
+        misled.execute("analyze agentq.approval")
+        misled.execute(f"set local plan_cache_mode = {mode}")
+        of = {"tenant": tenant, "limit": 100}
+        rows = misled.execute("explain " + load("approvals")["waiting"], of, prepare=True).fetchall()
+    plan = "\n".join(row[0] for row in rows)
+    assert "approval_deadline" in plan, plan
+    assert "Seq Scan on approval" not in plan, plan
+
+
+def test_sums_are_found_by_their_time(misled: psycopg.Connection) -> None:
+    """
+    Days and hours within the window alone, of years of them; attempts of an hour by the bounds of their pages.
+    """
+    rows = "select t, now() - interval '1 day' * i, k, 'a' || i % 7, 'm' || i % 5, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0"
+    many = "from generate_series(1, 900) i, unnest(array['attempt', 'model', 'tool']) k, unnest(array['t', 'u', '*']) t"
+    of = {"tenant": None, "agent": None, "by": ["model"], "parts": ["model"], "seconds": 30 * 86_400}
+    with misled.transaction(force_rollback=True):
+        for table in ("spend_day", "spend_hour"):
+            misled.execute(f"insert into agentq.{table} {rows} {many}")
+            misled.execute(f"analyze agentq.{table}")
+        misled.execute("update agentq.spend_mark set closed_until = now(), rolled_until = now(), days_until = now()")
+        plan = "\n".join(row[0] for row in misled.execute("explain " + load("traces")["spend"], of).fetchall())
+        # Attempts of all tenants by their time; of models the rows of all tenants together.
+        for index in ("spend_day_time", "spend_hour_time", "spend_day_pk", "spend_hour_pk"):
+            assert index in plan, plan
+        assert "Seq Scan on spend_" not in plan.replace("spend_mark", ""), plan

@@ -340,6 +340,13 @@ IMPOSSIBLE = {
     ],
     "api_token": [("digest", "digest = 'short'"), ("tenants", "tenants = '{}'"), ("agents", "agents = '{}'")],
     "budget_alert": [("threshold", "threshold = 42")],
+    "spend_hour": [("kind", "kind = 'guess'")],
+    "spend_day": [("kind", "kind = 'guess'")],
+    "spend_mark": [
+        ("one", "one = 2"),
+        ("closing", "closing_until = null, waits_for = '{}'"),
+        ("order", "rolled_until = 'infinity', closed_until = now()"),
+    ],
     "model_price": [("amounts", "input_micros = -1"), ("model", "model = 'nobodys'")],
     "worker": [
         ("state", "state = 'asleep'"),
@@ -422,6 +429,7 @@ def fill(hands: Hands) -> None:
     Effects(hands.store).claim(claim, "k", name="pay", args_hash=b"h", durable=False)
     fill_keys(hands)
     fill_budgets(hands, claim)
+    fill_spend(hands)
     fill_anomalies(hands, claim)
     join = step("join", fan=1)
     arm = step("arm", join_step=join.step_id, branch=0)
@@ -476,6 +484,15 @@ def fill_anomalies(hands: Hands, claim: Granted) -> None:
     anomalies.order(hands.tenant, "robot", "", "flag", for_s=None, operator="test", reason="filled")
 
 
+def fill_spend(hands: Hands) -> None:
+    for table in ("spend_hour", "spend_day"):
+        hands.rows(
+            f"insert into agentq.{table} values (%s, now(), 'attempt', 'robot', '', 1, 1, 1, 1, 1, 0, 0, 0, 0, 0)"
+            " returning tenant",
+            hands.tenant,
+        )
+
+
 def fill_budgets(hands: Hands, claim: Granted) -> None:
     budgets, who = Budgets(hands.store), {"operator": "test", "reason": "filled"}
     budgets.set_budget(hands.tenant, "tenant", "", "day", micros=1, tokens=None, on_refusal="wait", **who)
@@ -515,6 +532,7 @@ def test_the_database_refuses_the_impossible(
         "budget_window": f"tenant = '{filled.tenant}' and scope = 'session'",
         "api_token": f"name = '{filled.tenant}'",
         "model_price": f"model = 'test:{filled.tenant}'",
+        "spend_mark": "true",
     }.get(table, f"tenant = '{filled.tenant}'")
     with pytest.raises(psycopg.errors.CheckViolation) as raised, admin.transaction():
         admin.execute(f"update agentq.{table} set {change} where {where}")

@@ -27,8 +27,7 @@ class Approvals(Tab):
         redact = redactor_of(self.client.settings).value
 
         def question() -> list[Any]:
-            listed = self.client.approvals.ls(tenant=tenant, limit=WAITING_MAX)
-            views = [self.client.approvals.get(str(one.approval_id), tenant=one.tenant) for one in listed]
+            views = self.client.approvals.waiting(tenant=tenant, limit=WAITING_MAX)
             return [(view, redact("input", dict(view.args)), redact("input", view.details)) for view in views]
 
         self.show("aq_approvals.html", tenant=tenant, waiting=await self.ask(question), pre=parts.pre, most=WAITING_MAX)

@@ -30,7 +30,7 @@ class Cost(Tab):
         traces = Traces(self.store)
 
         def question() -> dict[str, Any]:
-            return {by: traces.spend(by, seconds=seconds, tenant=tenant) for by in ("day", "agent", "tenant", "model")}
+            return dict(traces.spends(("day", "agent", "tenant", "model"), seconds=seconds, tenant=tenant))
 
         found = await self.ask(question)
         if self.chosen("csv"):

@@ -51,6 +51,7 @@ from agentq.store.schema.ledger import (
 )
 from agentq.store.schema.memory import memory, memory_words
 from agentq.store.schema.rates import rate_bucket, rate_caller, rate_limit
+from agentq.store.schema.spend import spend_day, spend_hour, spend_mark
 from agentq.store.schema.traces import decision, trace
 
 # Tables whose rows belong to one tenant: row security is forced on each of them.
@@ -85,6 +86,8 @@ TENANT_TABLES: tuple[Table, ...] = (
     anomaly_baseline,
     anomaly,
     anomaly_order,
+    spend_hour,
+    spend_day,
 )
 
 __all__ = [
@@ -136,6 +139,9 @@ __all__ = [
     "session_event",
     "session_tally",
     "slot_use",
+    "spend_day",
+    "spend_hour",
+    "spend_mark",
     "tenant",
     "tenant_key",
     "trace",

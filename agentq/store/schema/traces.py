@@ -65,6 +65,14 @@ trace = Table(
         "tenant",
         postgresql_where=text("cost_micros > 0 or tokens_in > 0 or tokens_out > 0"),
     ),
+    # All attempts of an hour: rows come in the order of their end, so a few pages' bounds are enough, and
+    # writing one costs nothing.
+    Index(
+        "trace_time",
+        "ended_at",
+        postgresql_using="brin",
+        postgresql_with={"pages_per_range": 32, "autosummarize": "on"},
+    ),
     postgresql_partition_by="RANGE (ended_at)",
 )
 

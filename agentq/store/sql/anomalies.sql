@@ -36,15 +36,16 @@ select * from agentq.raise_anomaly(%(tenant)s, %(session)s, %(agent)s, %(version
                                    %(runs)s::bigint, %(why)s, %(running)s, %(channels)s::text[]);
 
 -- name: list
+-- Sessions are looked up for those that are shown, not for all that match.
 select a.tenant, a.anomaly_id, a.session_id, a.agent, a.agent_version, a.measure, a.rule, a.value, a.low, a.high, a.runs,
        a.why, a.running, a.parked, a.state, a.found_at, a.seen_at, a.muted_at, a.muted_by, s.state
-  from agentq.anomaly a join agentq.session s on s.tenant = a.tenant and s.session_id = a.session_id
- where (%(tenant)s::text is null or a.tenant = %(tenant)s) and (%(agent)s::text is null or a.agent = %(agent)s)
-   and (%(state)s::text is null or a.state = %(state)s) and (%(session)s::uuid is null or a.session_id = %(session)s)
-   and (%(low)s::uuid is null or a.anomaly_id between %(low)s and %(high)s)
-   and (%(since)s::timestamptz is null or a.found_at >= %(since)s)
-   and (%(until)s::timestamptz is null or a.found_at < %(until)s)
- order by a.found_at desc, a.anomaly_id limit %(limit)s;
+  from (select * from agentq.anomaly
+         where (%(tenant)s::text is null or tenant = %(tenant)s) and (%(agent)s::text is null or agent = %(agent)s)
+           and (%(state)s::text is null or state = %(state)s) and (%(session)s::uuid is null or session_id = %(session)s)
+           and (%(low)s::uuid is null or anomaly_id between %(low)s and %(high)s)
+         order by found_at desc, anomaly_id limit %(limit)s) a
+  join agentq.session s on s.tenant = a.tenant and s.session_id = a.session_id
+ order by a.found_at desc, a.anomaly_id;
 
 -- name: set_state
 update agentq.anomaly

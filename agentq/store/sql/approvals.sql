@@ -30,16 +30,29 @@ select a.tenant, a.approval_id, a.session_id, a.step_id, s.agent, a.kind, a.name
   from agentq.approval a join agentq.session s on s.tenant = a.tenant and s.session_id = a.session_id
  where a.tenant = %(tenant)s and a.approval_id = %(approval)s;
 
+-- name: waiting
+-- What is open, whole and by its deadline: one question for a page of them.
+select a.tenant, a.approval_id, a.session_id, a.step_id, s.agent, a.kind, a.name, a.question, a.groups, a.state,
+       a.asked_at, a.deadline_at, a.decided_at, a.decided_by, a.decided_via, a.comment, a.effect_key, a.args,
+       a.args_hash, a.details, a.edited, a.diff
+  from (select * from agentq.approval
+         where state = 'open' and (%(tenant)s::text is null or tenant = %(tenant)s)
+         order by deadline_at, approval_id limit %(limit)s) a
+  join agentq.session s on s.tenant = a.tenant and s.session_id = a.session_id
+ order by a.deadline_at, a.approval_id;
+
 -- name: list
 -- The open ones by what is due first, the others by what was decided last.
 select a.tenant, a.approval_id, a.session_id, a.step_id, s.agent, a.kind, a.name, a.question, a.groups, a.state,
        a.asked_at, a.deadline_at, a.decided_at, a.decided_by, a.decided_via, a.comment, a.effect_key, a.args_hash
-  from agentq.approval a join agentq.session s on s.tenant = a.tenant and s.session_id = a.session_id
- where (%(tenant)s::text is null or a.tenant = %(tenant)s)
-   and (%(state)s::text is null or a.state = %(state)s)
-   and (%(session)s::uuid is null or a.session_id = %(session)s)
-   and (%(group)s::text is null or %(group)s = any (a.groups))
- order by a.decided_at desc nulls first, a.deadline_at limit %(limit)s;
+  from (select * from agentq.approval
+         where (%(tenant)s::text is null or tenant = %(tenant)s)
+           and (%(state)s::text is null or state = %(state)s)
+           and (%(session)s::uuid is null or session_id = %(session)s)
+           and (%(group)s::text is null or %(group)s = any (groups))
+         order by decided_at desc nulls first, deadline_at limit %(limit)s) a
+  join agentq.session s on s.tenant = a.tenant and s.session_id = a.session_id
+ order by a.decided_at desc nulls first, a.deadline_at;
 
 -- name: find
 select tenant, approval_id from agentq.approval

@@ -10,7 +10,8 @@ begin
                              'budget', 'budget_window', 'reservation', 'budget_alert', 'rate_limit',
                              'dependency', 'dependency_window', 'dependency_probe', 'dependency_change',
                              'memory', 'tenant_key',
-                             'session_tally', 'anomaly_baseline', 'anomaly', 'anomaly_order'] loop
+                             'session_tally', 'anomaly_baseline', 'anomaly', 'anomaly_order',
+                             'spend_hour', 'spend_day'] loop
         execute format('alter table agentq.%I enable row level security', t);
         execute format('alter table agentq.%I force row level security', t);
         execute format('drop policy if exists tenant_rows on agentq.%I', t);

@@ -69,11 +69,74 @@ select step_id, fence, model, count(*), sum(used_input)::bigint, sum(used_output
  where tenant = %(tenant)s and session_id = %(session)s and state in ('charged', 'uncertain')
  group by step_id, fence, model order by step_id, fence, model;
 
--- name: spend_by
--- What attempts used. Waste: they came to nothing, and were paid for all the same.
-select case %(by)s when 'agent' then agent when 'tenant' then tenant when 'session' then session_id::text
-                   else to_char(ended_at at time zone 'UTC', 'YYYY-MM-DD') end as of,
-       count(*), count(distinct session_id), sum(tokens_in)::bigint, sum(tokens_out)::bigint, sum(cost_micros)::bigint,
+-- name: spend
+-- What was used, by several things at once and as of one moment: from the days and hours that are summed up, and from
+-- the traces what is not yet, or is part of an hour. Waste: attempts came to nothing, and were paid for all the same.
+-- A window of more than two days begins with a whole one, so that it needs no hours that are forgotten by then.
+with span as materialized (
+    select case when w.long then date_trunc('day', w.since, 'UTC') else w.since end as since, w.long,
+           case when w.long then date_trunc('day', w.since, 'UTC')
+                else date_trunc('hour', w.since + interval '1 hour' - interval '1 microsecond', 'UTC') end as first,
+           coalesce(m.rolled_until, '-infinity') as rolled, case when w.long then m.days_until end as days
+      from (select agentq.now() - make_interval(secs => %(seconds)s) as since, %(seconds)s > 172800 as long) w
+      left join agentq.spend_mark m on true
+), raw as materialized (
+    select r.* from span s
+     cross join lateral (
+        select greatest(s.since, s.rolled) as since, 'infinity'::timestamptz as until
+        union all
+        select s.since, least(s.first, s.rolled) where s.since < least(s.first, s.rolled)) part
+     cross join lateral agentq.spend_lines(part.since, part.until, %(tenant)s, null, 'tool' = any (%(by)s)) r
+), attempt as (
+    select r.* from raw r
+    union all
+    select h.* from span s, agentq.spend_hour h
+     where h.kind = 'attempt' and h.starts_at >= greatest(s.first, s.days)
+       and (%(tenant)s::text is null or h.tenant = %(tenant)s)
+    union all
+    select d.* from span s, agentq.spend_day d
+     where d.kind = 'attempt' and d.starts_at >= s.first and d.starts_at < s.days
+       and (%(tenant)s::text is null or d.tenant = %(tenant)s)
+), part as (
+    -- Of models and tools, all tenants together are a tenant of their own.
+    select r.* from raw r
+    union all
+    select h.* from span s, agentq.spend_hour h
+     where h.kind = any (%(parts)s::text[]) and h.starts_at >= greatest(s.first, s.days)
+       and h.tenant = coalesce(%(tenant)s::text, '*')
+    union all
+    select d.* from span s, agentq.spend_day d
+     where d.kind = any (%(parts)s::text[]) and d.starts_at >= s.first and d.starts_at < s.days
+       and d.tenant = coalesce(%(tenant)s::text, '*')
+), named as (
+    select case when grouping(l.tenant) = 0 then 'tenant' when grouping(l.agent) = 0 then 'agent' else 'day' end as by,
+           coalesce(l.tenant, l.agent, to_char(date_trunc('day', l.starts_at, 'UTC') at time zone 'UTC', 'YYYY-MM-DD')) as of,
+           sum(l.uses) as uses, sum(l.sessions) as sessions,
+           sum(l.tokens_in) as tokens_in, sum(l.tokens_out) as tokens_out, sum(l.cost_micros) as cost_micros,
+           sum(l.waste_micros) as waste_micros, sum(l.tokens_cached) as tokens_cached, sum(l.took_us) as took_us,
+           sum(l.recalled) as recalled, sum(l.sandbox_us) as sandbox_us
+      from attempt l
+     where l.kind = 'attempt' and (%(agent)s::text is null or l.agent = %(agent)s)
+     group by grouping sets ((l.tenant), (l.agent), (date_trunc('day', l.starts_at, 'UTC')))
+    union all
+    select l.kind, l.name, sum(l.uses) as uses, sum(l.sessions) as sessions,
+           sum(l.tokens_in) as tokens_in, sum(l.tokens_out) as tokens_out, sum(l.cost_micros) as cost_micros,
+           sum(l.waste_micros) as waste_micros, sum(l.tokens_cached) as tokens_cached, sum(l.took_us) as took_us,
+           sum(l.recalled) as recalled, sum(l.sandbox_us) as sandbox_us
+      from part l
+     where l.kind = any (%(parts)s::text[]) and (%(agent)s::text is null or l.agent = %(agent)s)
+     group by l.kind, l.name
+)
+select by, of, uses::bigint, sessions::bigint, tokens_in::bigint, tokens_out::bigint, cost_micros::bigint, waste_micros::bigint,
+       tokens_cached::bigint, took_us::double precision / 1000000, recalled::bigint, sandbox_us::double precision / 1000000
+  from named
+ where by = any (%(by)s)
+   and (uses <> 0 or recalled <> 0 or tokens_in <> 0 or tokens_out <> 0 or cost_micros <> 0)
+ order by by, case by when 'tool' then took_us else cost_micros end desc, of;
+
+-- name: spend_by_session
+-- Session by session there is nothing summed up: read from the traces, so within the time that those are kept.
+select session_id::text, count(*), 1, sum(tokens_in)::bigint, sum(tokens_out)::bigint, sum(cost_micros)::bigint,
        coalesce(sum(cost_micros) filter (where closing not in ('next', 'end', 'fail')), 0)::bigint
   from agentq.trace
  where kind = 'attempt' and (cost_micros > 0 or tokens_in > 0 or tokens_out > 0)
@@ -81,68 +144,8 @@ select case %(by)s when 'agent' then agent when 'tenant' then tenant when 'sessi
    and (%(tenant)s::text is null or tenant = %(tenant)s) and (%(agent)s::text is null or agent = %(agent)s)
  group by 1 order by 6 desc, 1;
 
--- name: spend_by_model
--- What model requests used, by model. The rest of the attempts' usage was not told apart.
-select coalesce(t.detail ->> 'model', t.name), count(*), count(distinct t.session_id), sum(t.tokens_in)::bigint,
-       sum(t.tokens_out)::bigint, sum(t.cost_micros)::bigint,
-       coalesce(sum(t.cost_micros) filter (where a.closing not in ('next', 'end', 'fail') or t.detail ? 'repair'), 0)::bigint,
-       coalesce(sum(case when jsonb_typeof(t.detail -> 'cached_tokens') = 'number'
-                         then (t.detail -> 'cached_tokens')::numeric end), 0)::bigint,
-       coalesce(sum(extract(epoch from t.ended_at - t.started_at)), 0)::double precision
-  from agentq.trace t
-  left join agentq.trace a on a.tenant = t.tenant and a.session_id = t.session_id and a.step_id = t.step_id
-                          and a.fence = t.fence and a.ordinal = 0
- where t.kind <> 'attempt' and (t.cost_micros > 0 or t.tokens_in > 0 or t.tokens_out > 0)
-   and t.ended_at >= agentq.now() - make_interval(secs => %(seconds)s)
-   and (%(tenant)s::text is null or t.tenant = %(tenant)s) and (%(agent)s::text is null or t.agent = %(agent)s)
- group by 1 order by 6 desc, 1;
-
--- name: spend_untold
--- Reserved calls that no event of their attempt tells of, by model: steps that do not trace them, and attempts
--- that were lost. Only where they fit into what the events leave of the attempt's usage, so that none counts twice.
-with attempt as materialized (
-    select tenant, session_id, step_id, fence, tokens_in, tokens_out, cost_micros,
-           closing not in ('next', 'end', 'fail') as wasted
-      from agentq.trace
-     where kind = 'attempt' and (cost_micros > 0 or tokens_in > 0 or tokens_out > 0)
-       and ended_at >= agentq.now() - make_interval(secs => %(seconds)s)
-       and (%(tenant)s::text is null or tenant = %(tenant)s) and (%(agent)s::text is null or agent = %(agent)s)
-), told as (
-    select tenant, session_id, step_id, fence, sum(t.tokens_in) as tokens_in, sum(t.tokens_out) as tokens_out,
-           sum(t.cost_micros) as cost_micros, array_agg(coalesce(t.detail ->> 'model', t.name)) as models
-      from agentq.trace t
-     where t.kind <> 'attempt' and (t.cost_micros > 0 or t.tokens_in > 0 or t.tokens_out > 0)
-       and t.ended_at >= agentq.now() - make_interval(secs => %(seconds)s)
-       and (%(tenant)s::text is null or t.tenant = %(tenant)s)
-     group by tenant, session_id, step_id, fence
-), charge as (
-    select session_id, r.model, r.used_input, r.used_output, r.used_cached, r.charged_micros, a.wasted,
-           a.tokens_in - coalesce(e.tokens_in, 0) >= sum(r.used_input) over attempts
-           and a.tokens_out - coalesce(e.tokens_out, 0) >= sum(r.used_output) over attempts
-           and a.cost_micros - coalesce(e.cost_micros, 0) >= sum(coalesce(r.charged_micros, 0)) over attempts as fits
-      from attempt a
-      join agentq.reservation r using (tenant, session_id, step_id, fence)
-      left join told e using (tenant, session_id, step_id, fence)
-     where r.state in ('charged', 'uncertain') and (e.models is null or r.model <> all (e.models))
-    window attempts as (partition by tenant, session_id, step_id, fence)
-)
-select model, count(*), count(distinct session_id), sum(used_input)::bigint, sum(used_output)::bigint,
-       coalesce(sum(charged_micros), 0)::bigint, coalesce(sum(charged_micros) filter (where wasted), 0)::bigint,
-       coalesce(sum(used_cached), 0)::bigint
-  from charge where fits group by model;
-
--- name: spend_by_tool
--- Calls of tools, by tool, and the time that they took. What was recalled was not called.
-select name, count(*) filter (where not recalled), count(distinct session_id), sum(tokens_in)::bigint,
-       sum(tokens_out)::bigint, sum(cost_micros)::bigint, 0::bigint, 0::bigint,
-       coalesce(sum(extract(epoch from ended_at - started_at)) filter (where not recalled), 0)::double precision,
-       count(*) filter (where recalled),
-       coalesce(sum(extract(epoch from ended_at - started_at)) filter (where detail -> 'sandbox' = 'true' and not recalled),
-                0)::double precision
-  from (select t.*, coalesce(detail ->> 'outcome' = 'recalled', false) as recalled from agentq.trace t
-         where kind = 'tool' and ended_at >= agentq.now() - make_interval(secs => %(seconds)s)
-           and (%(tenant)s::text is null or tenant = %(tenant)s) and (%(agent)s::text is null or agent = %(agent)s)) calls
- group by name order by 9 desc, 1;
+-- name: roll_spend
+select agentq.roll_spend(%(grace_s)s::double precision);
 
 -- name: export_begin
 -- The export's place, held until the transaction ends, so that one process exports at a time.

@@ -174,9 +174,12 @@ create or replace function agentq.settle_charges(
 declare
     v_now timestamptz := agentq.now();
     c record; r agentq.reservation; w record; x record;
-    v_micros bigint; v_in bigint; v_out bigint; v_settled int := 0; v_changes jsonb := '[]';
+    v_micros bigint; v_in bigint; v_out bigint; v_settled int := 0; v_changes jsonb := '[]'; v_rolled boolean := false;
 begin
     perform set_config('agentq.tenant', p_tenant, true);
+    if p_by <> 'settlement' then
+        v_rolled := agentq.take_out_spend(p_tenant, p_session, p_step, p_fence);
+    end if;
     for c in
         select * from jsonb_to_recordset(p_charges) as j (
             id text, state text, micros bigint, input bigint, cached bigint, output bigint, note text)
@@ -208,10 +211,11 @@ begin
             'micros', coalesce(v_micros, 0) - case r.state when 'held' then 0 else coalesce(r.charged_micros, 0) end,
             'tokens', coalesce(v_in + v_out, 0) - case r.state when 'held' then 0 else r.used_input + r.used_output end);
     end loop;
-    if v_settled = 0 then return 0; end if;
-    if p_by <> 'settlement' then
+    if v_settled > 0 and p_by <> 'settlement' then
         perform agentq.trace_charges(p_tenant, p_session, p_step, p_fence, v_changes);
     end if;
+    if v_rolled then perform agentq.put_back_spend(p_tenant, p_session); end if;
+    if v_settled = 0 then return 0; end if;
 
     -- All windows of all calls, each once and in the one order.
     for w in

@@ -24,6 +24,11 @@ begin
         select from family g join agentq.session s on s.tenant = p_tenant and s.session_id = g.session_id
          where g.root = f.root and s.state in ('running', 'paused'));
     if v_gone is null then return 0; end if;
+    -- What is being settled now is waited for, so that its cost is kept too; after that nothing is any more.
+    perform from agentq.ledger_entry where tenant = p_tenant and session_id = any (v_gone)
+      order by session_id, step_id for update;
+    perform from agentq.trace where tenant = p_tenant and session_id = any (v_gone) and ordinal = 0 for update;
+    perform agentq.keep_spend(p_tenant, v_gone);
     delete from agentq.notice n using agentq.approval a
      where n.tenant = p_tenant and a.tenant = p_tenant and a.approval_id = n.approval_id and a.session_id = any (v_gone);
     delete from agentq.notice n using agentq.anomaly a

@@ -186,14 +186,17 @@ end $$;
 
 -- Drop the weeks that ended more than `p_keep_days` ago. Returns what was dropped.
 -- A reader in the way makes it give up at once: settlements would queue up behind the waiting lock.
+-- A week whose spend is being summed up, as after the upgrade that began with it, stays until that has passed it.
 create or replace function agentq.forget_traces(p_keep_days int) returns setof text
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
-declare v_name text; v_before timestamptz;
+declare v_name text; v_before timestamptz; v_rolled timestamptz;
 begin
     if p_keep_days < 1 then raise exception 'traces are kept for one day at least'; end if;
     if not pg_try_advisory_xact_lock(1634166382, -1) then return; end if;
     perform set_config('agentq.tenant', '*', true), set_config('lock_timeout', '200ms', true);
     v_before := clock_timestamp() - make_interval(days => p_keep_days);
+    select coalesce(rolled_until, 'infinity') into v_rolled from agentq.spend_mark;
+    v_before := least(v_before, v_rolled);
     for v_name in
         select c.relname from pg_inherits i join pg_class c on c.oid = i.inhrelid
          where i.inhparent in ('agentq.trace'::regclass, 'agentq.decision'::regclass)

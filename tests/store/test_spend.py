@@ -1,0 +1,428 @@
+"""What was used, summed up by hour and day: the same figures before and after, whatever happens in between."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.types.json import Jsonb
+
+from agentq.embedded import Stack
+from agentq.store import migrate
+from agentq.store.budgets import Budgets, Wanted
+from agentq.store.operators import Operators
+from agentq.store.pool import Store
+from agentq.store.traces import Traces
+from agentq.testing import Clock
+from agentq.verdicts import Charge, Extras, Granted, Settlement, TraceEvent, Usage
+from tests.support.hands import BROKEN, Hands, at_once
+from tests.support.until import until
+
+BY = ("agent", "tenant", "day", "model", "tool")
+HOUR, DAY = 3600, 86_400
+WINDOWS = (3 * HOUR, 30 * HOUR, 7 * DAY, 40 * DAY)
+WHO = {"operator": "test", "reason": "a test"}
+
+
+@pytest.fixture(scope="module")
+def template(stack: Stack) -> Iterator[str]:
+    """A migrated database that each test gets a copy of: how far sums have come is the whole fleet's."""
+    name = f"spend_{uuid.uuid4().hex[:8]}"
+    with stack.postgres._connect("postgres") as superuser:
+        superuser.execute(f"create database {name} owner agentq_owner")
+    migrate.upgrade(stack.postgres._url("agentq_owner", name), fleet_role="agentq_fleet")
+    yield name
+    with stack.postgres._connect("postgres") as superuser:
+        superuser.execute(f"drop database {name} with (force)")
+
+
+@dataclass
+class Archive:
+    """A database, tenants in it, and moments in the past at which they work."""
+
+    store: Store
+    past: Store
+    owner: psycopg.Connection[Any]
+    clock: Clock
+    hands: dict[str, Hands] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.traces, self.budgets, self.ledger = Traces(self.store), Budgets(self.store), Budgets(self.past)
+
+    def at(self, ago_s: float) -> None:
+        """From now on, what `hand` does happens so long ago."""
+        self.clock._set(-ago_s)
+
+    def hand(self, tenant: str = "a") -> Hands:
+        """A hand that works in the past."""
+        if tenant not in self.hands:
+            self.owner.execute("insert into agentq.tenant (name, concurrency) values (%s, 1000)", (tenant,))
+            self.hands[tenant] = Hands(self.past, tenant)
+        return self.hands[tenant]
+
+    def roll(self, *, wait: bool = True) -> list[str]:
+        """Sum up all that can be; with `wait`, also what a transaction of somebody else's, a vacuum's say, holds up."""
+        done: list[str] = []
+
+        def nothing_left() -> bool:
+            while (one := self.traces.roll()) is not None:
+                done.append(one)
+            return not wait or not self.owner.execute("select closing_until from agentq.spend_mark").fetchall()[0][0]
+
+        until(nothing_left, 60, "the hours to be closed")
+        return done
+
+    def rolled_until(self) -> Any:
+        return self.owner.execute("select rolled_until from agentq.spend_mark").fetchall()[0][0]
+
+    def told(self, *windows: int) -> list[Any]:
+        """All that reports say, of each tenant and agent and of all."""
+        filters: list[dict[str, Any]] = [{}, *({"tenant": name} for name in self.hands), {"agent": "robot"}]
+        return [self.traces.spends(BY, seconds=s, **which) for s in windows or WINDOWS for which in filters]
+
+    def sums(self, seconds: float = 40 * DAY) -> set[tuple[int, int, int]]:
+        """What reports say was used in all, by each thing but tools."""
+        return {
+            (
+                sum(row.tokens_in for row in rows),
+                sum(row.tokens_out for row in rows),
+                sum(row.cost_micros for row in rows),
+            )
+            for rows in self.traces.spends(BY[:-1], seconds=seconds).values()
+        }
+
+    def charged(self) -> set[tuple[int, int, int]]:
+        """What the budgets' ledger says."""
+        columns = ("used_input", "used_output", "charged_micros")
+        query = f"select {', '.join(f'sum({name})::bigint' for name in columns)} from agentq.reservation"
+        return {tuple(self.owner.execute(query).fetchall()[0])}
+
+
+@pytest.fixture
+def archive(stack: Stack, template: str) -> Iterator[Archive]:
+    name = f"{template}_{uuid.uuid4().hex[:6]}"
+    with stack.postgres._connect("postgres") as superuser:
+        superuser.execute(f"create database {name} template {template} owner agentq_owner")
+    url = stack.postgres._url("agentq_fleet", name)
+    store, past = Store(url, size=8, name="spend"), Store(url, size=8, name="spend, past")
+    with psycopg.connect(stack.postgres._url("agentq_owner", name), autocommit=True) as owner:
+        owner.execute("select set_config('agentq.tenant', '*', false)")
+        found = Archive(store, past, owner, Clock(past))
+        yield found
+        for hands in found.hands.values():
+            hands.close()
+    store.close()
+    past.close()
+    with stack.postgres._connect("postgres") as superuser:
+        superuser.execute(f"drop database {name} with (force)")
+
+
+def wanted(claim: Granted, ordinal: int = 1, model: str = "big") -> Wanted:
+    name = f"{claim.ref.session_id}:{claim.ref.step_id}:{claim.fence}:{ordinal}"
+    return Wanted(name, "openai", model, 50, 40, 900, "test")
+
+
+def used(claim: Granted, *, told: bool = True, model: str = "big", tokens: int = 20) -> Extras:
+    """A call that was paid for; with `told`, an event of it."""
+    usage = Usage(tokens, tokens // 2, tokens * 10)
+    charge = Charge(wanted(claim).reservation_id, "charged", usage.cost_micros, usage.tokens_in, 3, usage.tokens_out)
+    detail = {"model": model, "cached_tokens": 3}
+    events = (TraceEvent("model", model, 0.0, 0.5, usage, detail=detail),) if told else ()
+    tools = (
+        TraceEvent("tool", "look", 0.1, 0.25),
+        TraceEvent("tool", "look", 0.1, 0.25, detail={"outcome": "recalled"}),
+        TraceEvent("tool", "run", 0.1, 0.5, detail={"sandbox": True}),
+    )
+    return Extras(usage=usage, charges=(charge,), trace=(*events, *tools))
+
+
+def spend(
+    archive: Archive, tenant: str = "a", closing: Any = "end", claim: Granted | None = None, **more: Any
+) -> Granted:
+    """A session that makes a call, and so ends its step."""
+    hands = archive.hand(tenant)
+    claim = claim or hands.begin()
+    archive.ledger.reserve(claim, wanted(claim, model=more.get("model", "big")))
+    failure = {"failure": BROKEN} if closing in ("retry", "repair") else {}
+    hands.settle(claim, closing, extras=used(claim, **more), **failure)
+    return claim
+
+
+def month(archive: Archive) -> None:
+    """Work at moments of the last weeks: two tenants, retries, repairs, calls that no event tells."""
+    for number, hours in enumerate((180, 150, 51, 49, 29, 26, 5, 2, 1.5, 0.1)):
+        archive.at(hours * HOUR)
+        claim = spend(archive, closing="retry", tokens=20 + 2 * number)
+        archive.hand().admit()
+        archive.at(hours * HOUR - 300)
+        spend(archive, claim=archive.hand().claim(claim.ref), model="small")
+        spend(archive, "b", told=False, tokens=40 + 2 * number)
+    archive.at(0)
+
+
+def lose(archive: Archive) -> Granted:
+    """A session whose worker dies with two calls: one settled before the second, which nobody knows the end of."""
+    hands = archive.hand()
+    claim = hands.begin()
+    for ordinal in (1, 2):
+        archive.ledger.reserve(claim, wanted(claim, ordinal))
+    archive.ledger.settle(claim, (Charge(wanted(claim, 1).reservation_id, "charged", 70, 7, 0, 3),))
+    archive.owner.execute(
+        "update agentq.worker set state = 'dead', stopped_at = now() where worker_id = %s", (hands.worker,)
+    )
+    hands.ledger.take_back(10)
+    hands.worker = hands.register()
+    return claim
+
+
+# ── figures ──────────────────────────────────────────────────────────────────
+
+
+def test_figures_are_the_same_before_and_after_they_are_summed_up(archive: Archive) -> None:
+    """
+    Of every window, thing, tenant and agent, to the micro and the token; and those of the budgets' ledger.
+    """
+    month(archive)
+    before = archive.told()
+    assert archive.sums() == archive.charged()
+    assert before[0]["model"]
+
+    done = archive.roll()
+
+    assert {"closing", "hour", "day"} == set(done)
+    assert archive.told() == before
+    assert archive.sums() == archive.charged()
+    # From the sums alone: the hours and days are there, and no trace of a closed hour is read.
+    archive.owner.execute("delete from agentq.trace where ended_at < (select rolled_until from agentq.spend_mark)")
+    assert archive.told(7 * DAY, 40 * DAY) == before[2 * 4 :]
+    assert archive.roll() == []
+
+
+def test_at_any_point_of_a_backfill_the_figures_are_the_same(archive: Archive) -> None:
+    """
+    After an upgrade, months are summed up hour by hour; reports are exact at each of them.
+    """
+    month(archive)
+    before = archive.told(7 * DAY, 40 * DAY)
+    while archive.traces.roll() is not None:
+        assert archive.told(7 * DAY, 40 * DAY) == before
+    archive.roll()
+    assert archive.told(7 * DAY, 40 * DAY) == before
+
+
+def test_a_session_counts_where_it_first_spent(archive: Archive) -> None:
+    """
+    One that goes on for three days is one session, of the day on which it began to; so days add up.
+    """
+    archive.at(70 * HOUR)
+    claim = spend(archive, closing="retry")
+    for hours in (46, 22):
+        archive.at(hours * HOUR)
+        archive.hand().admit()
+        claim = spend(archive, closing="retry", claim=archive.hand().claim(claim.ref))
+    for _ in range(2):
+        days = archive.traces.spend("day", seconds=30 * DAY)
+        assert sorted((row.of, row.sessions) for row in days)[0][1] == 1
+        assert (sum(row.sessions for row in days), sum(row.count for row in days)) == (1, 3)
+        assert [row.sessions for row in archive.traces.spend("model", seconds=30 * DAY)] == [1]
+        assert [row.sessions for row in archive.traces.spend("agent", seconds=DAY)] == [0]
+        archive.roll()
+
+
+# ── closing an hour ──────────────────────────────────────────────────────────
+
+
+def test_an_hour_is_not_summed_up_while_a_settlement_of_it_is_under_way(archive: Archive) -> None:
+    """
+    Its transaction has taken its time from the clock, and commits whenever it does: it is waited for.
+    """
+    archive.at(2 * HOUR)
+    spend(archive)
+    claim = archive.hand().begin()
+    archive.ledger.reserve(claim, wanted(claim))
+    with archive.past.transaction("a") as connection:
+        archive.hand().ledger.settle(claim, _end(claim), on=connection)
+        assert archive.roll(wait=False) == ["closing"]
+        assert archive.rolled_until() is None
+    assert "hour" in archive.roll()
+    assert archive.sums() == archive.charged()
+
+
+def _end(claim: Granted) -> Any:
+    return Settlement("end", kind="full", state=b"{}", state_from=claim.ref.step_id, result=b"1", extras=used(claim))
+
+
+def test_the_hour_that_runs_is_left_alone(archive: Archive) -> None:
+    """
+    Whatever a clock says that somebody has moved ahead.
+    """
+    spend(archive)
+    archive.at(-5 * HOUR)
+    spend(archive)
+    Traces(archive.past).roll()
+    Traces(archive.past).roll()
+    archive.roll()
+    query = "select rolled_until <= date_trunc('hour', clock_timestamp(), 'UTC') from agentq.spend_mark"
+    assert archive.owner.execute(query).fetchall() == [(True,)]
+    assert archive.sums() == archive.charged()
+
+
+def test_many_relays_sum_up_each_hour_once(archive: Archive) -> None:
+    """
+    Four at once: one turns, the others leave.
+    """
+    month(archive)
+    before = archive.told()
+    while any(at_once(*[archive.traces.roll] * 4)):
+        pass
+    archive.roll()
+    assert archive.told() == before
+
+
+def test_every_settlement_under_way_is_waited_for(archive: Archive) -> None:
+    """
+    Six of them in three hours, ended one by one, two relays at it all the while: none is missing or counted twice.
+    """
+    under_way: list[psycopg.Connection[Any]] = []
+    with ExitStack() as stack:
+        for number, hours in enumerate((4, 3, 2)):
+            archive.at(hours * HOUR)
+            for tenant in (f"a{number}", f"b{number}"):
+                hands = archive.hand(tenant)
+                claim = hands.begin()
+                archive.ledger.reserve(claim, wanted(claim))
+                connection = stack.enter_context(psycopg.connect(archive.past.url, **archive.past.connect_arguments))
+                connection.autocommit = False
+                hands.ledger.settle(claim, _end(claim), on=connection)
+                under_way.append(connection)
+        for connection in under_way:
+            at_once(*[archive.traces.roll] * 2)
+            assert archive.rolled_until() is None
+            connection.commit()
+    archive.roll()
+    assert archive.sums(30 * HOUR) == archive.sums() == archive.charged()
+
+
+# ── what changes afterwards ──────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("ago_s", [2 * HOUR, 100 * HOUR])
+def test_a_call_that_is_charged_late_is_in_the_sums(archive: Archive, ago_s: float) -> None:
+    """
+    I6: charged as estimated by the relay, corrected by the worker that was not dead: in an hour, and in a day, that
+    were summed up before.
+    """
+    archive.at(ago_s)
+    claim = lose(archive)
+    archive.at(0)
+    archive.roll()
+    assert archive.rolled_until() is not None
+    assert [row.cost_micros for row in archive.traces.spend("tenant", seconds=7 * DAY)] == [70]
+
+    assert archive.budgets.settle_leaked(10) == 1
+    windows = (30 * HOUR, 40 * DAY) if ago_s < DAY else (40 * DAY,)
+    assert all(archive.sums(seconds) == archive.charged() for seconds in windows)
+    assert {row[2] for row in archive.charged()} == {970}
+    archive.hand().ledger.charge_late(claim, (Charge(wanted(claim, 2).reservation_id, "charged", 110, 11, 0, 5),))
+    assert all(archive.sums(seconds) == archive.charged() for seconds in windows)
+    assert {row[2] for row in archive.charged()} == {180}
+    [model] = archive.traces.spend("model", seconds=7 * DAY)
+    assert (model.of, model.count, model.cost_micros, model.waste_micros, model.sessions) == ("big", 2, 180, 180, 1)
+    assert archive.roll() == []
+
+
+def test_a_late_charge_and_the_roller_wait_for_each_other(archive: Archive) -> None:
+    """
+    Either comes first: the roller has not committed when the charge comes, or the charge when the roller turns.
+    """
+    archive.at(2 * HOUR)
+    first, second = lose(archive), lose(archive)
+    archive.at(0)
+    assert archive.traces.roll() == "closing"
+    until(
+        lambda: archive.owner.execute(
+            "select not exists (select from pg_locks where locktype = 'virtualxid' and virtualxid = any (waits_for)) from agentq.spend_mark"
+        ).fetchall()[0][0],
+        30,
+        "nobody holds it up",
+    )  # noqa: E501
+    late = [Charge(wanted(claim, 2).reservation_id, "charged", 110, 11, 0, 5) for claim in (first, second)]
+
+    with archive.store.transaction("*") as roller:
+        assert roller.execute("select agentq.roll_spend(60)").fetchall() == [("hour",)]
+        charging = threading.Thread(target=archive.hand().ledger.charge_late, args=(first, (late[0],)))
+        charging.start()
+        until(lambda: _waiting(archive), 10, "the charge waits for the roller")
+    charging.join()
+    assert archive.sums() == archive.charged()
+
+    with archive.store.transaction("a") as charger:
+        charger.execute(
+            "select agentq.settle_charges('a', %s, %s, %s, %s, 'late')",
+            (second.ref.session_id, second.ref.step_id, second.fence, Jsonb([late[1].as_json()])),
+        )
+        archive.roll(wait=False)
+    archive.roll()
+    assert archive.sums() == archive.charged()
+
+
+def _waiting(archive: Archive) -> bool:
+    return bool(archive.owner.execute("select from pg_locks where not granted").fetchall())
+
+
+def test_two_late_charges_of_one_session(archive: Archive) -> None:
+    """
+    They take turns: neither puts back what the other took out.
+    """
+    archive.at(2 * HOUR)
+    claims = [lose(archive) for _ in range(3)]
+    archive.at(0)
+    archive.roll()
+    calls: list[Callable[[], Any]] = []
+    for claim in claims:
+        charge = Charge(wanted(claim, 2).reservation_id, "charged", 110, 11, 0, 5)
+        calls += [lambda claim=claim, charge=charge: archive.hand().ledger.charge_late(claim, (charge,))] * 3
+    assert not [error for error in at_once(*calls) if error is not None]
+    assert archive.sums() == archive.charged()
+
+
+# ── what goes ────────────────────────────────────────────────────────────────
+
+
+def test_what_a_removed_session_cost_is_kept(archive: Archive) -> None:
+    """
+    An erased tenant's cost stays in the figures, like its charges: of hours that are summed up, and of those that are
+    not yet.
+    """
+    month(archive)
+    before = archive.told(7 * DAY, 40 * DAY)
+    assert [archive.traces.roll() for _ in range(3)]  # the oldest hours, as a rule
+    operators = Operators(archive.store)
+    operators.change_tenant("a", state="paused", **WHO)
+    assert operators.erase_tenant("a", **WHO)["removed"] > 9
+    assert archive.told(7 * DAY, 40 * DAY) == before
+    archive.roll()
+    assert archive.told(7 * DAY, 40 * DAY) == before
+    assert archive.sums() >= archive.charged()
+
+
+def test_figures_outlive_their_traces(archive: Archive) -> None:
+    """
+    A week of traces is dropped, and not before it is summed up.
+    """
+    archive.owner.execute("""
+        create table agentq.trace_20200106 (like agentq.trace including all);
+        select agentq.guard_partition('trace_20200106');
+        alter table agentq.trace attach partition agentq.trace_20200106 for values from ('2020-01-06') to ('2020-01-13')
+    """)
+    reach = "update agentq.spend_mark set closed_until = %(to)s, rolled_until = %(to)s, days_until = %(to)s"
+    archive.owner.execute(reach, {"to": "2020-01-07T00:00Z"})
+    assert archive.traces.forget(30) == []
+    archive.owner.execute(reach, {"to": "2020-02-07T00:00Z"})
+    assert archive.traces.forget(30) == ["trace_20200106"]
