@@ -552,7 +552,7 @@ def test_every_table_with_a_tenant_is_guarded() -> None:
     assert with_tenant == set(TABLES)
     assert {table.name for table in metadata.sorted_tables} - with_tenant == {
         "tenant", "worker", "slot_use", "api_token", "model_price", "rate_bucket", "rate_caller", "redrive_job",
-        "redrive_policy", "memory_words", "trace_export",
+        "redrive_policy", "memory_words", "trace_export", "spend_mark",
     }  # fmt: skip
 
 

@@ -347,11 +347,12 @@ def test_a_late_charge_and_the_roller_wait_for_each_other(archive: Archive) -> N
     assert archive.traces.roll() == "closing"
     until(
         lambda: archive.owner.execute(
-            "select not exists (select from pg_locks where locktype = 'virtualxid' and virtualxid = any (waits_for)) from agentq.spend_mark"
+            "select not exists (select from pg_locks where locktype = 'virtualxid' and virtualxid = any (waits_for))"
+            " from agentq.spend_mark"
         ).fetchall()[0][0],
         30,
         "nobody holds it up",
-    )  # noqa: E501
+    )
     late = [Charge(wanted(claim, 2).reservation_id, "charged", 110, 11, 0, 5) for claim in (first, second)]
 
     with archive.store.transaction("*") as roller:

@@ -25,7 +25,12 @@ class Health(Tab):
 
         def question() -> dict[str, Any]:
             workers, breakers = Workers(self.store).present(), Breakers(self.store, {}).ls()
-            due = [row.oldest_due_s for row in self.client.ledger.queue_depths() if row.oldest_due_s is not None]
+            # Whoever waits longest comes first.
+            due = [
+                row.oldest_due_s
+                for row in self.client.ledger.queue_depths(limit=1).rows
+                if row.oldest_due_s is not None
+            ]
             unserved = Workers(self.store).unserved()
             return {
                 "workers": workers,
