@@ -83,7 +83,7 @@ insert into agentq.worker (worker_id, lock_key, host, pid, worker_group, role, r
 values (%s, 1, 'h', 1, 'default', 'steps', '0', 100, array['a@1'], agentq.now() + interval '1 day')
 """
 # Pages that one call may look at, planning of its own included; of a table walked over it is ten times as many.
-PAGES_MAX, PAGES_MAX_AFTER_MANY = 400, 120
+PAGES_MAX, PAGES_MAX_AFTER_MANY = 400, 160
 
 
 def pages(connection: psycopg.Connection, statement: str, *values: object) -> int:

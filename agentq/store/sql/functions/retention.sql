@@ -69,7 +69,8 @@ begin
         if k.retention_days is null then continue; end if;
         tenant := k.tenant; in_turn := false;
         sessions := agentq.remove_sessions(
-            k.tenant, agentq.now() - make_interval(days => k.retention_days), p_max, false);
+            k.tenant, agentq.now() - make_interval(days => k.retention_days), v_left, false);
+        v_left := v_left - sessions;
         if sessions > 0 then return next; end if;
         exit when v_left <= 0;
     end loop;
