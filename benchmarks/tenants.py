@@ -122,12 +122,13 @@ class Bare:
     def flood(self, ends: str, seconds: float) -> None:
         from benchmarks.neighbours import app, bare_work
 
-        with app.producer_pool.acquire() as producer:
+        # Together: one by one they would be worked off while they are sent.
+        with app.producer_pool.acquire() as producer, producer.batch(max_size=500):
             for number in range(self._arguments.flood):
-                how = _ends(ends, number)
                 bare_work.apply_async(
-                    (1, seconds, "", self._queues[0], 0.0, how), queue=self._queues[0], producer=producer
-                )
+                    (1, seconds, "", self._queues[0], 0.0, _ends(ends, number)),
+                    queue=self._queues[0], producer=producer, retry=False,
+                )  # fmt: skip
         self._queued = self._arguments.flood
 
     def flood_done(self) -> int:

@@ -75,10 +75,13 @@ create or replace function agentq.tallies_running(p_max int) returns setof agent
 begin
     perform set_config('agentq.tenant', '*', true), set_config('synchronous_commit', 'off', true);
     return query
-        update agentq.session_tally t set due = false
-          from (select d.tenant, d.session_id from agentq.session_tally d
-                  join agentq.session s on s.tenant = d.tenant and s.session_id = d.session_id
-                 where d.due and s.state in ('running', 'paused') limit p_max for update of d skip locked) as found
+        -- Materialized: as a plain subquery it may be run once for each row of `t`; see tests/store/test_plans.py.
+        with found as materialized (
+            select d.tenant, d.session_id from agentq.session_tally d
+             cross join lateral (select o.state from agentq.session o  -- by the key; see tallies_ended
+                                  where o.tenant = d.tenant and o.session_id = d.session_id offset 0) s
+             where d.due and s.state in ('running', 'paused') limit p_max for update of d skip locked)
+        update agentq.session_tally t set due = false from found
          where t.tenant = found.tenant and t.session_id = found.session_id
         returning t.*;
 end $$;
@@ -90,7 +93,10 @@ returns table (tally agentq.session_tally, state text, first_run boolean, ended_
     with found as materialized (
         select d.tenant, d.session_id, s.state, s.generation = 0 and s.forked_from is null as first_run, s.ended_at
           from agentq.session_tally d
-          join agentq.session s on s.tenant = d.tenant and s.session_id = d.session_id
+         -- By the key, and `offset 0` keeps it so: by statistics of before a burst nothing has ended, and the index by
+         -- state looks as good. It was walked over all that had, for each session that was looked at.
+         cross join lateral (select * from agentq.session o
+                              where o.tenant = d.tenant and o.session_id = d.session_id offset 0) s
          where d.due and s.state in ('done', 'failed', 'cancelled') limit p_max for update of d skip locked)
     delete from agentq.session_tally t using found
      where t.tenant = found.tenant and t.session_id = found.session_id
