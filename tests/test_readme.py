@@ -1,4 +1,4 @@
-"""What the README says runs."""
+"""What the README and the docs say runs."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from tests.support.fleet import Fleet
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in PAGES}
 
 
 def block(language: str, containing: str) -> str:
@@ -74,11 +76,13 @@ def test_its_steps_are_functions() -> None:
     assert names["Next"] is Next
 
 
-OPERATING = README.partition("\n## Operating")[2].split("```")[1].strip().splitlines()
+OPERATING = TEXTS["docs/operating.md"].partition("\n## The command")[2].split("```")[1].strip().splitlines()
+NAMED = sorted({name for text in TEXTS.values() for name in re.findall(r"\bAGENTQ_([A-Z_]+)", text)})
+LINKS = sorted({(page, link) for page, text in TEXTS.items() for link in re.findall(r"\]\(([^)#:]+)\)", text)})
 
 
 @pytest.mark.parametrize("line", OPERATING)
-def test_every_command_that_it_names_exists(line: str) -> None:
+def test_every_command_that_the_list_names_exists(line: str) -> None:
     for command in line.split("   ", maxsplit=1)[0].split(","):
         if not command.strip().startswith("agentq "):
             continue
@@ -88,15 +92,20 @@ def test_every_command_that_it_names_exists(line: str) -> None:
             assert verb in found.commands  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("name", sorted(set(re.findall(r"AGENTQ_([A-Z_]+)", README))))
-def test_every_variable_that_it_names_exists(name: str) -> None:
+@pytest.mark.parametrize("name", NAMED)
+def test_every_variable_that_they_name_exists(name: str) -> None:
     known = {field.upper() for field in Settings.model_fields} | {"OPERATOR", "CONFIG", ""}
     assert name in known, PREFIX + name
 
 
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))
-def test_every_file_that_it_names_exists(path: str) -> None:
-    assert (ROOT / path).exists()
+@pytest.mark.parametrize(("page", "link"), LINKS)
+def test_every_file_that_they_name_exists(page: str, link: str) -> None:
+    assert ((ROOT / page).parent / link).exists()
+
+
+@pytest.mark.parametrize("page", sorted(TEXTS.keys() - {"README.md"}))
+def test_every_page_is_found_from_the_readme(page: str) -> None:
+    assert f"]({page})" in README
 
 
 def test_the_model_agent_runs(settings: Settings, tenant: str) -> None:
