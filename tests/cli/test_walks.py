@@ -13,8 +13,10 @@ import pytest
 
 from agentq.cli import main
 from agentq.step import new_id
+from agentq.store.dead_letters import Selection
 from agentq.store.effects import Effects
 from agentq.store.pool import Store
+from agentq.store.redrives import Redrives, Terms
 from agentq.verdicts import Extras, Failure
 from tests.cli.conftest import Cli
 from tests.conftest import new_tenant
@@ -79,6 +81,12 @@ class World:
         self.hands.settle(self.hands.begin(), "next", steps=(waiting,), extras=Extras(), asks=(asked,))
         return str(asked.approval_id)
 
+    def left_redrive(self) -> str:
+        """A redrive of one letter that nobody drives."""
+        redrives = Redrives(self.hands.store)
+        job, _ = redrives.begin(Selection(tenant=self.tenant), Terms(), operator="walker", reason="to prepare")
+        return str(job.job_id)
+
     def unknown_effect(self) -> str:
         claim = self.hands.begin()
         effects, lost = Effects(self.hands.store), Failure("unknown", "UnknownEffect", "the answer was lost")
@@ -127,6 +135,8 @@ WRITES: dict[str, Callable[[World], list[str]]] = {
     "approval deny": lambda world: [world.question(), "--tenant", world.tenant],
     "dlq discard": of("{letter}", "--tenant", "{tenant}"),
     "dlq redrive": of("{letter}", "--tenant", "{tenant}"),
+    "dlq stop": lambda world: [world.left_redrive()],
+    "dlq resume": lambda world: [world.left_redrive()],
     "dlq policy set": of("{name}", "--tenant", "{tenant}", "--off"),
     "dlq policy rm": after(("dlq", "policy", "set", "{name}", "--tenant", "{tenant}", "--off"), "{name}"),
     "effect resolve": lambda world: [world.unknown_effect(), "--tenant", world.tenant, "--not-done"],
@@ -217,7 +227,8 @@ def moved(world: World, admin: psycopg.Connection[Any]) -> None:
 # What they answer is the whole fleet's, and an operator's; they take no tenant.
 OF_THE_FLEET = {
     "anomaly orders", "audit ls", "budget alerts", "budget check", "budget price", "budget show", "chaos table",
-    "dependency ls", "dependency show", "dlq policy ls", "dlq policy rm", "dlq redrives", "fleet ls", "queue place",
+    "dependency ls", "dependency show", "dlq policy ls", "dlq policy rm", "dlq redrives", "dlq resume",
+    "dlq stop", "fleet ls", "queue place",
     "rate ls", "submission ls", "tenant ls", "token revoke",
 }  # fmt: skip
 # They name their own tenant first, and no row of it.

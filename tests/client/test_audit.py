@@ -15,7 +15,7 @@ from agentq.agents.registry import Registry
 from agentq.client import Client, Selection, Session
 from agentq.settings import Settings
 from agentq.store.providers import provider_of
-from agentq.store.redrives import Policy
+from agentq.store.redrives import Job, Policy
 from tests.cli.test_walks import World
 from tests.client.test_isolation import PARTS
 from tests.support.hands import Hands
@@ -87,6 +87,11 @@ def misplaced(world: World) -> None:
     )
 
 
+def left(client: Client, world: World) -> Job:
+    """A redrive that nobody drives."""
+    return client.dead_letters.redrives.get(uuid.UUID(world.left_redrive()))
+
+
 def session(client: Client, world: World, which: str) -> Session:
     return client.get(world.tenant, which)
 
@@ -117,6 +122,8 @@ WRITES: dict[str, Callable[[Client, World], Any]] = {
     "dependencies.force": lambda c, w: c.dependencies.force("stripe", "forced_open", reason=WHY, tenant=w.tenant),
     "dead_letters.discard": lambda c, w: c.dead_letters.discard(Selection(tenant=w.tenant), reason=WHY),
     "dead_letters.redrive": lambda c, w: list(c.dead_letters.redrive(Selection(tenant=w.tenant), reason=WHY)),
+    "dead_letters.stop": lambda c, w: c.dead_letters.stop(left(c, w), reason=WHY),
+    "dead_letters.resume": lambda c, w: list(c.dead_letters.resume(left(c, w), reason=WHY)),
     "dead_letters.set_policy": lambda c, w: c.dead_letters.set_policy(policy(w)),
     "dead_letters.remove_policy": lambda c, w: c.dead_letters.remove_policy(with_policy(c, w), reason=WHY),
     "keys.rotate": lambda c, w: c.keys.rotate(w.tenant, reason=WHY),
