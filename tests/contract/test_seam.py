@@ -189,7 +189,7 @@ def test_a_message_that_is_not_taken_is_told(
     told: list[str] = []
     while not told:  # the bound is kept with a delay
         try:
-            publisher.publish(queue, {}, {})
+            publisher.publish(queue, [({}, {})])
         except BrokerUnavailable as error:
             told.append(str(error))
     assert "refused" in told[0]
@@ -204,7 +204,7 @@ def test_queues_are_quorum_queues(rabbit: RabbitBroker, publisher: Publisher, te
     """
     publisher.send([wake(tenant), wake(tenant, quarantine=True)])
     publisher.flush()
-    publisher.publish(dead_queue(tenant), {}, {})
+    publisher.publish(dead_queue(tenant), [({}, {})])
     publisher.declare(SUBMIT)
     for name in (tenant_queue(tenant), QUARANTINE, dead_queue(tenant), SUBMIT):
         rabbit.declare(name, **declared(name).queue_arguments)
@@ -328,7 +328,7 @@ def test_a_broker_that_is_not_there_stops_nobody(settings_there: Settings, broke
         with pytest.raises(BrokerUnavailable):
             publisher.depth(tenant_queue(tenant))
         with pytest.raises(BrokerUnavailable):
-            publisher.publish(SUBMIT_DEAD, {}, {})
+            publisher.publish(SUBMIT_DEAD, [({}, {})])
     finally:
         publisher.close()
 
