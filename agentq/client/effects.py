@@ -123,10 +123,12 @@ class ClientDependencies:
         With a tenant, that tenant's own breaker. Workers know within about a second.
 
         Raises:
-            InvalidInput: no reason, or a name that is none.
+            InvalidInput: no reason, a name that is none, or another word for the state.
         """
         if not reason.strip():
             raise InvalidInput("forcing a breaker needs a reason")
+        if state not in ("open", "shut", "auto"):
+            raise InvalidInput(f"a breaker is forced open, shut or auto, not {state!r}")
         scope = (valid_name("tenant", tenant) if tenant else FLEET, valid_name("dependency", name))
         return self._breakers.force(
             scope,

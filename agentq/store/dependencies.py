@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -184,6 +184,13 @@ class Breakers:
     def ls(self, name: str | None = None) -> list[DependencyRow]:
         """Every breaker by name, the fleet's before the tenants'."""
         return [DependencyRow(*row) for row in self.store.query_as(ALL_TENANTS, SQL["ls"], {"name": name})]
+
+    def out_of_order(self, tenants: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
+        """By tenant, the name and state of each breaker of its own that holds calls back."""
+        found: dict[str, list[tuple[str, str]]] = {}
+        for tenant, name, state in self.store.query_as(ALL_TENANTS, SQL["out_of_order"], {"tenants": list(tenants)}):
+            found.setdefault(tenant, []).append((name, state))
+        return found
 
     def changes(self, name: str, limit: int = 20) -> list[DependencyChange]:
         """The latest changes of a dependency's breakers, newest first."""

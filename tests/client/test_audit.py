@@ -119,7 +119,7 @@ WRITES: dict[str, Callable[[Client, World], Any]] = {
     "anomalies.mute": lambda c, w: c.anomalies.mute(w.anomaly, reason=WHY),
     "anomalies.unmute": lambda c, w: c.anomalies.unmute(muted(c, w), reason=WHY),
     "anomalies.order": lambda c, w: c.anomalies.order("park", reason=WHY, tenant=w.tenant, agent="robot"),
-    "dependencies.force": lambda c, w: c.dependencies.force("stripe", "forced_open", reason=WHY, tenant=w.tenant),
+    "dependencies.force": lambda c, w: c.dependencies.force("stripe", "open", reason=WHY, tenant=w.tenant),
     "dead_letters.discard": lambda c, w: c.dead_letters.discard(Selection(tenant=w.tenant), reason=WHY),
     "dead_letters.redrive": lambda c, w: list(c.dead_letters.redrive(Selection(tenant=w.tenant), reason=WHY)),
     "dead_letters.stop": lambda c, w: c.dead_letters.stop(left(c, w), reason=WHY),

@@ -101,8 +101,7 @@ def test_a_page_is_drawn_without_an_error(opened: Chromium, request: pytest.Fixt
     name = request.node.callspec.id
     assert len(opened.picture(SCREENS / f"{name}.png")) > 15_000, f"{name} is nearly empty"
     assert opened.run("document.querySelectorAll('nav [aria-current=page]').length") == 1
-    if name != "tenants":
-        assert opened.run("document.querySelectorAll('main h1').length") == 1
+    assert opened.run("document.querySelectorAll('main h1').length") == 1
 
 
 @each(PHONE)
@@ -136,18 +135,16 @@ def test_wide_tables_scroll_inside_their_own_frame(opened: Chromium) -> None:
 
 
 @each(DESK)
-def test_a_page_can_be_read_aloud(opened: Chromium, request: pytest.FixtureRequest) -> None:
+def test_a_page_can_be_read_aloud(opened: Chromium) -> None:
     """
     Fields have labels, heads of tables a scope, pictures a role and a name; no id stands twice.
     """
-    # The tenants' one row of heads needs none to be understood.
-    heads = "tbody th:not([scope])" if request.node.callspec.id == "tenants" else "th:not([scope])"
     assert (
         opened.run(
             """[
           ...[...document.querySelectorAll('main input, main select, main textarea')]
             .filter(one => one.type !== 'hidden' && !one.labels.length && !one.getAttribute('aria-label')),
-          ...document.querySelectorAll('main HEADS'),
+          ...document.querySelectorAll('main th:not([scope])'),
           ...[...document.querySelectorAll('main svg')].filter(one => one.getAttribute('role') !== 'img'
             || !one.getAttribute('aria-label') || !one.querySelector('title')),
           ...document.querySelectorAll('main img:not([alt]), main progress:not([aria-label])'),
@@ -155,7 +152,7 @@ def test_a_page_can_be_read_aloud(opened: Chromium, request: pytest.FixtureReque
           ...[...document.querySelectorAll('main details')].filter(one => one.firstElementChild.tagName !== 'SUMMARY'),
           ...[...document.querySelectorAll('[id]')].filter(
             one => document.querySelectorAll('#' + CSS.escape(one.id)).length > 1),
-        ].map(one => one.outerHTML.slice(0, 200))""".replace("HEADS", heads)
+        ].map(one => one.outerHTML.slice(0, 200))"""
         )
         == []
     )

@@ -21,7 +21,7 @@ import pytest
 
 from agentq.agents.registry import Registry
 from agentq.client import Client
-from agentq.errors import ConfigError
+from agentq.errors import ConfigError, InvalidInput
 from agentq.flower.pages import ROUTES
 from agentq.flower.tabs import with_tabs
 from agentq.settings import Settings
@@ -249,6 +249,21 @@ def test_tenants_are_changed_from_their_tab(window: Window, tenant: str, admin: 
     row = admin.execute("select state, concurrency from agentq.tenant where name = %s", (tenant,)).fetchone()
     assert row == ("draining", 7)
     assert actions(admin, tenant) == [("jane", "tenant set", "moving")]
+
+
+def test_a_tenants_own_breakers_stand_beside_it(window: Window, client: Client, tenant: str) -> None:
+    """
+    What a tenant's own key does not get any more is told where one looks for why its work waits.
+    """
+    assert "acme-pay" not in window.page(f"/tenants?name={tenant}")
+    client.dependencies.force("acme-pay", "open", reason="its key is revoked", tenant=tenant)
+    page = window.page(f"/tenants?name={tenant}")
+    assert "acme-pay" in page
+    assert "forced open" in page
+    with pytest.raises(InvalidInput, match="open, shut or auto"):  # it was taken for "shut"
+        client.dependencies.force("acme-pay", "opened", reason="mistyped", tenant=tenant)  # type: ignore[arg-type]
+    client.dependencies.force("acme-pay", "shut", reason="a new key", tenant=tenant)
+    assert "acme-pay" not in window.page(f"/tenants?name={tenant}")
 
 
 def test_tenants_come_in_pages_who_waits_first(window: Window, tenant: str, admin: psycopg.Connection[Any]) -> None:

@@ -6,9 +6,11 @@ from urllib.parse import urlencode
 
 from tornado.web import authenticated
 
+from agentq.client.tenants import TenantPage
 from agentq.errors import InvalidInput
 from agentq.flower.pages.tab import Action, Route, Tab
 from agentq.seeing.story import seconds_text
+from agentq.store.dependencies import Breakers
 from agentq.store.ledger import DepthPlace
 
 PAGE_ROWS = 50
@@ -25,12 +27,18 @@ class Tenants(Tab):
         match, state, before = self.chosen("name"), self.chosen("state"), _place(self.chosen("after"))
         if state is not None and state not in _STATES:
             raise InvalidInput(f"a tenant is active, paused or draining, not {state!r}")
-        page = await self.ask(lambda: self.client.tenants.page(match=match, state=state, after=before, limit=PAGE_ROWS))
+
+        def question() -> tuple[TenantPage, dict[str, list[tuple[str, str]]]]:
+            found = self.client.tenants.page(match=match, state=state, after=before, limit=PAGE_ROWS)
+            return found, Breakers(self.store, {}).out_of_order([row.tenant for row in found.rows])
+
+        page, breakers = await self.ask(question)
         filters = {name: value for name, value in (("name", match), ("state", state)) if value}
         self.show(
             "aq_tenants.html",
             rows=page.rows,
             windows=page.windows,
+            breakers=breakers,
             filters=filters,
             states=_STATES,
             more=urlencode(filters | {"after": _mark(page.more)}) if page.more is not None else None,

@@ -27,3 +27,8 @@ select d.name, nullif(d.tenant, '*'), d.state, d.changed_at, d.seen_at, case d.s
 -- name: changes
 select at, name, nullif(tenant, '*'), state, why from agentq.dependency_change
  where name = %(name)s order by change_id desc limit %(limit)s;
+
+-- name: out_of_order
+-- Breakers of these tenants' own that hold calls back.
+select tenant, name, state from agentq.dependency
+ where tenant = any (%(tenants)s::text[]) and state in ('open', 'half_open', 'forced_open') order by tenant, name;
