@@ -87,8 +87,11 @@ class Reached:
     limit: str
     used: float
     allowed: float
+    why: str = ""  # where that says more than the numbers
 
     def __str__(self) -> str:
+        if self.why:
+            return f"the session's {self.limit} does not reach: {self.why}"
         return f"the session's limit of {self.limit} is reached: {self.used:g} of {self.allowed:g} used"
 
 

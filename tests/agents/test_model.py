@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -580,6 +580,15 @@ def _writer() -> str:
     return WRITER
 
 
+@pytest.fixture
+def priced(client: Client) -> Iterator[str]:
+    """The script's model with a price, which is the whole fleet's, and gone again afterwards."""
+    client.budgets.set_price("function:script", input_usd="2", output_usd="8", reason="test")
+    yield "function:script"
+    client.budgets.remove_price("function:script", reason="test")
+
+
+@pytest.mark.usefixtures("priced")
 def test_a_choice_is_kept_with_what_there_was_to_choose_from(
     registry: Registry, client: Client, tenant: str, local: Local, hands: Hands
 ) -> None:
@@ -587,7 +596,6 @@ def test_a_choice_is_kept_with_what_there_was_to_choose_from(
     Each tool as it was described, the calls that were wanted, those that could not be made, the limits in force; and
     of the request its tokens by kind and the version of the price.
     """
-    client.budgets.set_price("function:script", input_usd="2", output_usd="8", reason="test")
     usage = RequestUsage(
         input_tokens=900,
         output_tokens=100,

@@ -273,7 +273,7 @@ class Turn:
             BudgetExceeded: its owner's rule decides.
         """
         if error.period == "session":
-            reached = Reached(f"{error.scope} budget", 1, 1)
+            reached = Reached("budget", 1, 1, why=str(error))
             return await self._reached(reached) or Next(self.agent.steps["model"], self.state)
         raise error
 
