@@ -120,7 +120,8 @@ def test_the_picture_is_well_formed_and_says_what_it_shows(story: Story) -> None
     name = "{http://www.w3.org/2000/svg}"
     titles = [title.text or "" for title in picture.iter(f"{name}title")]
     assert any("attempt think: retry" in title for title in titles)
-    assert len(titles) == len(story.acts) + sum(len(act.events) for act in story.acts)
+    # One of the whole, and one for each that is drawn.
+    assert len(titles) == 1 + len(story.acts) + sum(len(act.events) for act in story.acts)
     for rect in picture.iter(f"{name}rect"):
         assert 0 <= float(rect.get("x", "")) <= 960
 
