@@ -40,7 +40,8 @@ def test_the_first_agent_runs(
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     own = settings.model_copy(update={"agents": ("readme_refunds",)})
     with Fleet(own, tmp_path) as fleet:
-        fleet.worker(concurrency=2, PYTHONPATH=path)
+        # Slots enough for what hundreds of tests before this one have left due.
+        fleet.worker(concurrency=32, PYTHONPATH=path)
         client = block("python", "Client.from_env()").replace("acme", tenant)
         ran = subprocess.run(
             [sys.executable, "-c", client],

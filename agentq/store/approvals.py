@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Literal, cast
 
-from agentq.errors import InvalidInput
+from agentq.errors import AgentqError, InvalidInput
 from agentq.step import StepRef
 from agentq.store import sealing
 from agentq.store.operators import record
@@ -267,9 +267,19 @@ class Approvals:
         return self._opened(rows[0])
 
     def waiting(self, tenant: str | None = None, limit: int = 50) -> list[ApprovalRow]:
-        """What is open, by its deadline, as `get` gives it."""
+        """What is open, by its deadline, as `get` gives it; of one that cannot be read here, that it cannot."""
         rows = self.store.query_as(tenant or ALL_TENANTS, SQL["waiting"], {"tenant": tenant, "limit": limit})
-        return [self._opened(row) for row in rows]
+        return [self._told(row) for row in rows]
+
+    def _told(self, stored: Row) -> ApprovalRow:
+        try:
+            return self._opened(stored)
+        except AgentqError as error:
+            # One whose key is gone or elsewhere must not take the others from those who decide.
+            return replace(
+                ApprovalRow(*_tupled(stored, 8)), question=f"cannot be read here: {error}", args=b"{}", details=None,
+                edited=None, diff=None,
+            )  # fmt: skip
 
     def _opened(self, stored: Row) -> ApprovalRow:
         row, vault = ApprovalRow(*_tupled(stored, 8)), self.store.vault

@@ -159,7 +159,11 @@ class Chromium:
 
     def close(self) -> None:
         """End it, and all of its processes."""
-        self._socket.close()
+
+        async def said_goodbye() -> None:
+            self._socket.close()
+
+        self._loop.run_until_complete(said_goodbye())
         self._process.terminate()
         try:
             self._process.wait(10)
