@@ -97,6 +97,13 @@ HELD_BY_FENCE = (
 )
 
 MUTATIONS = [
+    # An approval that cannot be read leaves the others to those who decide
+    Mutation(
+        "agentq/store/approvals.py",
+        "return [self._told(row) for row in rows]",
+        "return [self._opened(row) for row in rows]",
+        "tests/store/test_approvals.py::test_one_that_cannot_be_read_is_listed_beside_the_others",
+    ),
     # Notices of dead letters are in no step's way
     Mutation(
         "agentq/broker/publisher.py",

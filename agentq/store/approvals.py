@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Literal, cast
 
-from agentq.errors import AgentqError, InvalidInput
+from agentq.errors import InvalidInput, PayloadUnreadable
 from agentq.step import StepRef
 from agentq.store import sealing
 from agentq.store.operators import record
@@ -274,7 +274,7 @@ class Approvals:
     def _told(self, stored: Row) -> ApprovalRow:
         try:
             return self._opened(stored)
-        except AgentqError as error:
+        except PayloadUnreadable as error:
             # One whose key is gone or elsewhere must not take the others from those who decide.
             return replace(
                 ApprovalRow(*_tupled(stored, 8)), question=f"cannot be read here: {error}", args=b"{}", details=None,

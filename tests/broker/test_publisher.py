@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +14,7 @@ from agentq.broker.connection import connect, transport_options
 from agentq.broker.envelope import step_message
 from agentq.broker.publisher import Publisher
 from agentq.broker.queues import QUARANTINE, carries_wakes, dead_queue, tenant_of, tenant_queue
-from agentq.errors import BrokerUnavailable, InvalidInput
+from agentq.errors import InvalidInput
 from agentq.settings import Settings
 from agentq.step import StepRef, new_id
 from agentq.verdicts import Wake
@@ -93,25 +92,6 @@ def test_every_key_has_the_prefix(publisher: Publisher, broker: redis.Redis, set
     keys = list(broker.scan_iter(f"*{tenant}*"))
     assert keys
     assert all(key.startswith(settings.key_prefix.encode()) for key in keys)
-
-
-def test_a_broker_that_is_not_there_stops_nobody(settings: Settings, tenant: str) -> None:
-    """
-    What cannot be sent is the relay's; only those who ask about the broker are told that it is away.
-    """
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        nowhere = settings.model_copy(update={"broker_url": f"redis://127.0.0.1:{taken.getsockname()[1]}/0"})
-        publisher = Publisher(lambda: connect(nowhere))
-        try:
-            publisher.send([wake(tenant) for _ in range(3)])
-            assert publisher.flush(15)
-            with pytest.raises(BrokerUnavailable):
-                publisher.depth(tenant_queue(tenant))
-            with pytest.raises(BrokerUnavailable):
-                publisher.publish("agentq.submit.dead", [({}, {})])
-        finally:
-            publisher.close()
 
 
 def test_wake_ups_do_not_wait_for_anything_else(

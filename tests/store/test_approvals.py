@@ -180,6 +180,25 @@ def test_a_decision_finds_out_by_itself_that_nothing_waits(
     assert hands.entry(ref)["state"] == "cancelled"
 
 
+def test_one_that_cannot_be_read_is_listed_beside_the_others(
+    admin: psycopg.Connection[Any], hands: Hands, approvals: Approvals
+) -> None:
+    """
+    Its key is gone, or held elsewhere: the others are shown to those who decide, and of it that it cannot be read.
+    """
+    fine, _ = asked(hands)
+    broken, _ = asked(hands)
+    admin.execute(
+        "update agentq.approval set args = '\\x010000000900', details = '\\x010000000900' where approval_id = %s",
+        (broken,),
+    )
+    found = {row.approval_id: row for row in approvals.waiting(hands.tenant)}
+    assert found.keys() == {fine, broken}
+    assert found[broken].question.startswith("cannot be read here: ")
+    assert (found[broken].args, found[broken].details) == (b"{}", None)
+    assert not found[fine].question.startswith("cannot be read")
+
+
 def test_silence_ends_at_the_deadline(store: Store, hands: Hands) -> None:
     """
     The relay expires what is over, leaves the rest, and does it once.
