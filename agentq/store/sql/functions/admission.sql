@@ -109,6 +109,7 @@ begin
     select session_id, step_id into v_session, v_step from agentq.ledger_entry
      where tenant = p_tenant and state = 'ready' and due_at <= p_now
      order by priority, due_at limit 1 for update skip locked;
+    if not found then return null; end if;
     update agentq.ledger_entry set state = 'queued', queued_at = p_now, dispatches = 0
      where tenant = p_tenant and session_id = v_session and step_id = v_step
     returning agentq.wake(session_id, step_id, name, quarantine, fence) into v_wake;
