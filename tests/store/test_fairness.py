@@ -14,7 +14,6 @@ from agentq.store.pool import Store
 from tests.support.hands import Hands
 
 SLOTS = 8
-_PLENTY = 100_000
 
 
 @pytest.fixture
@@ -33,18 +32,21 @@ def share(hands: Hands, rival: Hands, admin: psycopg.Connection) -> Iterator[Fai
         return divide(SLOTS, [demand for demand in demands if demand.name in (hands.tenant, rival.tenant)])
 
     admin.execute("update agentq.tenant set shared_at = null")
-    set_slots(admin, hands, SLOTS)
+    alone(admin, hands, rival)
     yield Fairness(hands.store, ours)
     admin.execute("update agentq.tenant set shared_at = null, allowance = null, shedding = false")
 
 
-def set_slots(admin: psycopg.Connection, hands: Hands, slots: int) -> None:
-    """The fleet has so many slots that are not held by what other tests have left."""
-    admin.execute("update agentq.worker set slots = 0")
-    mine = "update agentq.worker set slots = %s where worker_id = %s"
-    admin.execute(mine, (_PLENTY, hands.worker))
-    [(free,)] = admin.execute("select agentq.free_slots(%s)", (hands.tenant,)).fetchall()
-    admin.execute(mine, (slots + _PLENTY - free, hands.worker))
+def alone(admin: psycopg.Connection, hands: Hands, rival: Hands) -> None:
+    """Two tenants and one worker of a group of their own: what other tests have left, and leave now, holds no slot."""
+    group = f"of-{hands.tenant}"
+    admin.execute(
+        "update agentq.tenant set worker_group = %s where name = any (%s)", (group, [hands.tenant, rival.tenant])
+    )
+    admin.execute("update agentq.worker set slots = 0 where worker_group = '*'")
+    admin.execute(
+        "update agentq.worker set worker_group = %s, slots = %s where worker_id = %s", (group, SLOTS, hands.worker)
+    )
 
 
 def again(admin: psycopg.Connection, share: Fairness) -> int:
