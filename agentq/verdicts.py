@@ -91,8 +91,9 @@ class Wake:
 
     @classmethod
     def from_json(cls, tenant: str, facts: dict[str, Any]) -> Wake:
+        """As the store's functions state it; a slot that was passed on wakes another tenant's step, which they name."""
         return cls(
-            tenant,
+            facts.get("tenant", tenant),
             uuid.UUID(facts["session"]),
             uuid.UUID(facts["step"]),
             facts["name"],

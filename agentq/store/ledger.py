@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -183,6 +183,11 @@ class Ledger:
         """Move the tenant's due steps into the broker's share, as far as its concurrency allows."""
         rows = self.store.query(SQL["admit"], {"tenant": tenant, "max": limit})
         return [Wake.from_json(tenant, row[0]) for row in rows]
+
+    def admit_each(self, tenants: Sequence[str], limit: int) -> list[Wake]:
+        """The same for several tenants in one transaction: up to `limit` steps of each."""
+        rows = self.store.query(SQL["admit_each"], {"tenants": list(tenants), "max": limit})
+        return [Wake.from_json(tenant, facts) for tenant, facts in rows]
 
     def backlogged(self) -> dict[str, bool]:
         """The tenants that have steps waiting for admission, due or not; whether admission has anything to do there."""

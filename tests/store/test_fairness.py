@@ -11,6 +11,8 @@ import pytest
 from agentq.policies.fairness import divide
 from agentq.store.fairness import Demand, Fairness, Share
 from agentq.store.pool import Store
+from agentq.verdicts import Granted, Settlement
+from tests.conftest import new_tenant
 from tests.support.hands import Hands
 
 SLOTS = 8
@@ -20,6 +22,14 @@ SLOTS = 8
 def rival(store: Store, other_tenant: str) -> Iterator[Hands]:
     """A second tenant's hand."""
     hands = Hands(store, other_tenant)
+    yield hands
+    hands.close()
+
+
+@pytest.fixture
+def third(store: Store, admin: psycopg.Connection) -> Iterator[Hands]:
+    """A third tenant's hand."""
+    hands = Hands(store, new_tenant(admin))
     yield hands
     hands.close()
 
@@ -211,3 +221,105 @@ def test_what_nobody_takes_holds_nobody_back(
     )
     again(admin, share)
     assert set(allowances(admin)) == {rival.tenant}
+
+
+# ── a slot that falls free between two divisions ─────────────────────────────
+
+
+@pytest.fixture
+def divided(hands: Hands, rival: Hands, share: Fairness) -> Granted:
+    """All slots are held, half by each; a running step of the rival, whose last it is."""
+    for one in (hands, rival):
+        one.sessions.start([one.new_session() for _ in range(30)], create_with=None)
+    assert share.share() == 2
+    assert len(hands.admit()) == len(wakes := rival.admit()) == SLOTS // 2
+    return rival.claim(rival.ref(wakes[0]))
+
+
+def hold(admin: psycopg.Connection, *tenants: str) -> None:
+    """What waits of these tenants is not due any more."""
+    admin.execute(
+        "update agentq.ledger_entry set state = 'held' where tenant = any (%s) and state = 'ready'", (list(tenants),)
+    )
+
+
+def test_a_slot_that_its_tenant_has_no_use_for_is_passed_on(
+    hands: Hands, rival: Hands, divided: Granted, admin: psycopg.Connection
+) -> None:
+    """
+    I8, work-conserving: with the settlement that leaves it, not with the next division.
+    """
+    hold(admin, rival.tenant)
+    [wake] = rival.settle(divided, "end").wakes
+    assert wake.tenant == hands.tenant
+    assert (admitted(hands), admitted(rival)) == (SLOTS // 2 + 1, SLOTS // 2 - 1)
+    assert hands.claim(hands.ref(wake))
+
+
+def test_a_slot_goes_first_to_who_holds_none(
+    hands: Hands, rival: Hands, divided: Granted, admin: psycopg.Connection, third: Hands
+) -> None:
+    hold(admin, rival.tenant)
+    third.sessions.start([third.new_session() for _ in range(3)], create_with=None)
+    admin.execute(
+        "update agentq.tenant set sharing = true, shared_at = agentq.now(), time_used = 1e9, worker_group = %s"
+        " where name = %s",
+        (f"of-{hands.tenant}", third.tenant),
+    )
+    assert [wake.tenant for wake in rival.settle(divided, "end").wakes] == [third.tenant]
+
+
+@pytest.mark.parametrize(
+    "change", ["state = 'paused'", "concurrency = 4", "worker_group = 'another'", "sharing = false"]
+)
+def test_a_slot_is_not_passed_on_to_who_may_not_have_it(
+    hands: Hands, rival: Hands, divided: Granted, admin: psycopg.Connection, change: LiteralString
+) -> None:
+    hold(admin, rival.tenant)
+    admin.execute(f"update agentq.tenant set {change} where name = %s", (hands.tenant,))
+    assert rival.settle(divided, "end").wakes == ()
+    assert admitted(hands) == SLOTS // 2
+
+
+def test_a_slot_that_nobody_else_wants_stays_where_it_is(
+    hands: Hands, rival: Hands, divided: Granted, admin: psycopg.Connection
+) -> None:
+    """
+    Also where its tenant is above its share: what that share is bound by has gone.
+    """
+    hold(admin, hands.tenant)
+    admin.execute("update agentq.tenant set shedding = true where name = %s", (rival.tenant,))
+    assert [wake.tenant for wake in rival.settle(divided, "end").wakes] == [rival.tenant]
+
+
+def test_no_more_is_passed_on_than_there_are_slots(
+    hands: Hands, rival: Hands, divided: Granted, admin: psycopg.Connection
+) -> None:
+    hold(admin, rival.tenant)
+    admin.execute("update agentq.worker set slots = %s where worker_id = %s", (SLOTS - 1, hands.worker))
+    assert rival.settle(divided, "end").wakes == ()
+
+
+def test_a_slot_waits_for_nobodys_lock(
+    hands: Hands, rival: Hands, divided: Granted, admin: psycopg.Connection
+) -> None:
+    """
+    Two settlements that pass slots on to each other's tenants, or admission beside them, cannot stand in a ring.
+    """
+    hold(admin, rival.tenant)
+    with hands.store.transaction(hands.tenant) as admitting:
+        admitting.execute("select pg_advisory_xact_lock(1634166382, hashtext(%s))", (hands.tenant,))
+        assert rival.settle(divided, "end").wakes == ()
+
+
+def test_a_slot_is_passed_on_within_the_tenants_view(
+    hands: Hands, rival: Hands, divided: Granted, admin: psycopg.Connection
+) -> None:
+    """
+    The settlement looks at all tenants for a moment; what follows in its transaction sees its own tenant alone.
+    """
+    hold(admin, rival.tenant)
+    with hands.store.transaction(rival.tenant) as connection:
+        end = Settlement("end", kind="full", state=b"{}", state_from=divided.ref.step_id, result=b"1")
+        assert rival.ledger.settle(divided, end, on=connection).wakes
+        assert connection.execute("select current_setting('agentq.tenant')").fetchone() == (rival.tenant,)

@@ -43,7 +43,7 @@ begin
     if v_allowance is null and v_room > 0 then
         -- Nobody has divided the slots yet: a flood takes those that are free and no more, so that whoever
         -- comes next does not find the broker full of it. Who has nothing gets one step in, whatever is free.
-        v_room := least(v_room, greatest(coalesce(agentq.free_slots(p_tenant), v_room), (v_admitted = 0)::int));
+        v_room := least(v_room, greatest(agentq.free_slots(p_tenant), (v_admitted = 0)::int));
     end if;
     for d in select session_id, step_id from agentq.ledger_entry
               where tenant = p_tenant and state = 'ready' and due_at <= v_now
@@ -57,6 +57,19 @@ begin
 end $$;
 
 
+-- The same for several tenants, in the order of their names, in which their locks are taken: a fleet with a hundred
+-- tenants must not spend its rounds on a hundred round trips.
+create or replace function agentq.admit_each(p_tenants text[], p_max int)
+returns table (tenant text, wake jsonb) language plpgsql as $$
+begin
+    for tenant in select name from unnest(p_tenants) name order by name loop
+        for wake in select agentq.admit(tenant, p_max) loop
+            return next;
+        end loop;
+    end loop;
+end $$;
+
+
 -- Whether a step that was admitted holds a slot, or will in a moment. What has been with the broker for half a
 -- minute, or was sent twice again, is taken by nobody: its worker has gone, or its message goes astray.
 -- The time is given, so that the planner can put the expression in the function's place.
@@ -65,14 +78,15 @@ returns boolean language sql immutable as
 $$ select p_state = 'running' or p_dispatches < 2 and p_queued_at > p_now - interval '30 s' $$;
 
 
--- How many slots of the workers that serve a tenant nobody holds; null when no worker says how many it has.
+-- How many slots of the workers that serve a tenant nobody holds; none while there is no worker, or what comes
+-- meanwhile would all be with the broker when one starts, and be served in turn whatever the weights.
 -- Not exact while others admit, and need not be: the cap is what is exact.
 create or replace function agentq.free_slots(p_tenant text) returns int language plpgsql as $$
 declare v_group text; v_slots int; v_free int; v_now timestamptz := agentq.now();
 begin
     select worker_group into v_group from agentq.tenant where name = p_tenant;
     select sum(slots) into v_slots from agentq.worker where state = 'live' and worker_group in (v_group, '*');
-    if coalesce(v_slots, 0) = 0 then return null; end if;
+    if coalesce(v_slots, 0) = 0 then return 0; end if;
     perform set_config('agentq.tenant', '*', true);
     select v_slots - count(*) into v_free
       from (select from agentq.ledger_entry e join agentq.tenant t on t.name = e.tenant and t.worker_group = v_group
@@ -98,14 +112,30 @@ $$;
 
 
 -- Give the slot that a step leaves to the tenant's next due step: no count, no lock, no polling.
--- A tenant above a lowered cap is shedding: its slots are not handed on until admission says so.
+-- A tenant above a lowered cap is shedding: its slots are not handed on until admission says so. While slots are
+-- divided, one that the tenant must give up, or has nothing due for, goes to another.
 create or replace function agentq.hand_on_slot(p_tenant text, p_now timestamptz)
+returns jsonb language plpgsql as $$
+declare v_of record; v_wake jsonb;
+begin
+    select state <> 'paused' and not shedding as flowing, worker_group,
+           sharing and shared_at > p_now - interval '5 s' as divided
+      into v_of from agentq.tenant where name = p_tenant;
+    if v_of.flowing then
+        v_wake := agentq.admit_next(p_tenant, p_now);
+    end if;
+    if v_wake is null and v_of.divided then
+        v_wake := agentq.pass_slot_on(p_tenant, v_of.worker_group, p_now);
+    end if;
+    return v_wake;
+end $$;
+
+
+-- The tenant's next due step, admitted; null when there is none.
+create or replace function agentq.admit_next(p_tenant text, p_now timestamptz)
 returns jsonb language plpgsql set enable_sort = off as $$
 declare v_session uuid; v_step uuid; v_wake jsonb;
 begin
-    if not exists (select from agentq.tenant where name = p_tenant and state <> 'paused' and not shedding) then
-        return null;
-    end if;
     select session_id, step_id into v_session, v_step from agentq.ledger_entry
      where tenant = p_tenant and state = 'ready' and due_at <= p_now
      order by priority, due_at limit 1 for update skip locked;
@@ -113,6 +143,44 @@ begin
     update agentq.ledger_entry set state = 'queued', queued_at = p_now, dispatches = 0
      where tenant = p_tenant and session_id = v_session and step_id = v_step
     returning agentq.wake(session_id, step_id, name, quarantine, fence) into v_wake;
+    return v_wake;
+end $$;
+
+
+-- Give a slot that a tenant leaves to another of its group, so that none is idle until slots are divided again: to the
+-- one that is furthest behind, what it holds now counted as a quarter of a second each; back to its own when nobody
+-- else has use for it.
+-- Looked for among the next few by name, because no index has what a division writes. Another tenant's lock is never
+-- waited for: who has it admits just now.
+create or replace function agentq.pass_slot_on(p_tenant text, p_group text, p_now timestamptz)
+returns jsonb language plpgsql as $$
+declare v_tenant text := current_setting('agentq.tenant', true); t record; v_wake jsonb;
+begin
+    if agentq.free_slots(p_tenant) <= 0 then return null; end if;
+    perform set_config('agentq.tenant', '*', true);
+    for t in
+        with others as materialized (
+            (select name, concurrency, time_used, weight from agentq.tenant
+              where sharing and name >= p_tenant and worker_group = p_group and state <> 'paused' order by name limit 16)
+            union all
+            (select name, concurrency, time_used, weight from agentq.tenant
+              where sharing and name < p_tenant and worker_group = p_group and state <> 'paused' order by name limit 16))
+        select o.name, o.concurrency from others o
+         cross join lateral (select count(*) as steps from agentq.ledger_entry e
+                              where e.tenant = o.name and e.state in ('queued', 'running')) held
+         where held.steps < o.concurrency
+           and exists (select from agentq.ledger_entry e
+                        where e.tenant = o.name and e.state = 'ready' and e.due_at <= p_now)
+         order by o.name = p_tenant, o.time_used + (held.steps + 1) * 0.25 / o.weight
+    loop
+        continue when not pg_try_advisory_xact_lock(1634166382, hashtext(t.name));
+        -- Counted again, now that nobody else admits: caps are exact.
+        continue when t.concurrency <= (select count(*) from agentq.ledger_entry e
+                                         where e.tenant = t.name and e.state in ('queued', 'running'));
+        v_wake := agentq.admit_next(t.name, p_now) || jsonb_build_object('tenant', t.name);
+        exit when v_wake is not null;
+    end loop;
+    perform set_config('agentq.tenant', v_tenant, true);
     return v_wake;
 end $$;
 
