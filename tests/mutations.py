@@ -1241,9 +1241,46 @@ MUTATIONS = [
         "tests/store/test_fairness.py::test_an_allowance_that_nobody_renews_binds_nobody",
     ),
     sql(
-        "v_room := least(v_room, greatest(coalesce(agentq.free_slots(p_tenant), v_room), (v_admitted = 0)::int));",
+        "v_room := least(v_room, greatest(agentq.free_slots(p_tenant), (v_admitted = 0)::int));",
         "null;",
         "tests/store/test_fairness.py::test_a_flood_before_the_first_division_takes_what_is_free",
+    ),
+    sql(
+        "    if coalesce(v_slots, 0) = 0 then return 0; end if;\n",
+        "    if coalesce(v_slots, 0) = 0 then return 1000; end if;\n",
+        "tests/store/test_fairness.py::test_what_comes_while_no_worker_is_there_does_not_fill_the_broker",
+    ),
+    # I8: a slot that falls free between two divisions
+    sql(
+        "        v_wake := agentq.pass_slot_on(p_tenant, v_of.worker_group, p_now);\n",
+        "        null;\n",
+        "tests/store/test_fairness.py::test_a_slot_that_its_tenant_has_no_use_for_is_passed_on",
+    ),
+    sql(
+        "    if agentq.free_slots(p_tenant) <= 0 then return null; end if;\n",
+        "",
+        "tests/store/test_fairness.py::test_no_more_is_passed_on_than_there_are_slots",
+    ),
+    sql(
+        "        continue when not pg_try_advisory_xact_lock(1634166382, hashtext(t.name));\n",
+        "",
+        "tests/store/test_fairness.py::test_a_slot_waits_for_nobodys_lock",
+    ),
+    sql(
+        "    perform set_config('agentq.tenant', v_tenant, true);\n    return v_wake;",
+        "    return v_wake;",
+        "tests/store/test_fairness.py::test_a_slot_is_passed_on_within_the_tenants_view",
+    ),
+    sql(
+        "order by o.name = p_tenant, o.time_used",
+        "order by o.name = p_tenant, -o.time_used",
+        "tests/store/test_fairness.py::test_a_slot_goes_to_who_is_furthest_behind",
+    ),
+    Mutation(
+        "agentq/relay/relay.py",
+        'self._do(self._urgent if turning == "urgent" else self._patient)',
+        "self.round()",
+        "tests/relay/test_relay.py::test_what_takes_long_keeps_no_step_waiting",
     ),
     Mutation(
         "agentq/policies/fairness.py",

@@ -70,7 +70,9 @@ class AnomalyWatch:
     def look_at_running(self) -> int:
         """Sessions that have gone on since the last look. What they have used so far only grows."""
         tallies = self._anomalies.running(_BATCH)
-        known = {whose: self._anomalies.baseline(whose) for whose in {tally.whose for tally in tallies}}
+        if not tallies:
+            return 0
+        known = self._anomalies.baselines_of({tally.whose for tally in tallies})
         for tally in tallies:
             for finding in self._rules.judge(tally, known[tally.whose]):
                 self._say([self._write(tally, finding, running=True)])
@@ -83,10 +85,14 @@ class AnomalyWatch:
             by_agent: dict[tuple[str, str, int], list[Tally]] = {}
             for tally in tallies:
                 by_agent.setdefault(tally.whose, []).append(tally)
-            for whose in sorted(by_agent):
-                runs, facts, found = self._rules.learn(by_agent[whose], self._anomalies.hold(connection, whose))
-                self._anomalies.learn(connection, whose, runs, facts)
+            if not tallies:
+                return 0
+            learned = {}
+            for whose, known in self._anomalies.hold(connection, by_agent).items():
+                runs, facts, found = self._rules.learn(by_agent[whose], known)
+                learned[whose] = runs, facts
                 said += [self._write(tally, finding, running=False, connection=connection) for tally, finding in found]
+            self._anomalies.learn(connection, learned)
         self._say(said)
         return len(tallies)
 

@@ -5,7 +5,8 @@ One runs in every worker process that has a consumer. They need no leader: each 
 that no other holds, and a round that is repeated finds nothing left to do.
 
 A chore that fails does not keep the others from theirs: what wakes lost steps must go on though,
-say, one dead letter cannot be announced.
+say, one dead letter cannot be announced. Nor does one that takes long: what only watches, tells and tidies up has a
+thread of its own, because every tenth of a second counts for a step that waits.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from agentq import engine
@@ -103,8 +104,8 @@ class Relay:
         self._dead_letters = dead_letters
         self._turn_of_sessions, self._turn_of_memories = Turn(), Turn()
         self._ending = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="agentq-relay", daemon=True)
-        self._chores = (
+        # What steps wait for.
+        self._urgent = (
             Chore("shares of the tenants", self.share_slots, 0.0),
             Chore("admission", self.admit_due, 0.0),
             Chore("the tenants' queues", self.follow_tenants, _SLOW_S),
@@ -114,35 +115,47 @@ class Relay:
             Chore("overdue sessions", self.end_overdue, _SLOW_S),
             Chore("approvals", self.expire_approvals, _SLOW_S),
             Chore("leaked reservations", self.settle_leaked, _SLOW_S),
-            Chore("queues that tenants left", self.remove_left, _RETENTION_S),
-            Chore("retention", self.remove_expired, _RETENTION_S),
-            Chore("memories", self.expire_memories, _RETENTION_S),
+            # A wiped broker has forgotten it, and foreign producers' submissions would be dropped silently.
+            Chore("the queue of submissions", lambda: publisher.declare(SUBMIT), _SLOW_S),
+        )
+        # What no step waits for.
+        self._patient = (
             Chore("dead letters", self._dead_letters, _SLOW_S),
             Chore("anomalies", anomalies, _SLOW_S),
             Chore("what was spent, by the hour", spend, _SLOW_S),
+            Chore("queues that tenants left", self.remove_left, _RETENTION_S),
+            Chore("retention", self.remove_expired, _RETENTION_S),
+            Chore("memories", self.expire_memories, _RETENTION_S),
             Chore("word that it turns", turns, _TURNS_S),
-            # A wiped broker has forgotten it, and foreign producers' submissions would be dropped silently.
-            Chore("the queue of submissions", lambda: publisher.declare(SUBMIT), _SLOW_S),
             Chore("housekeeping", self.keep_house, _FORGET_S, due=time.monotonic() + _FORGET_S),
         )
-        self.rounds = 0
-        self._round_ended = time.monotonic()
+        self._threads = [
+            threading.Thread(target=self._run, args=(turning,), name=f"agentq-relay-{turning}", daemon=True)
+            for turning in ("urgent", "patient")
+        ]
+        self._turned = dict.fromkeys(("urgent", "patient"), time.monotonic())
 
     def start(self) -> None:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
         self._ending.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=5.0)
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(timeout=5.0)
 
     def round_age_s(self) -> float:
-        """How long ago the latest round ended, well or not."""
-        return time.monotonic() - self._round_ended
+        """How long ago the latest round ended, well or not; of the two threads, the one that is further behind."""
+        return time.monotonic() - min(self._turned.values())
 
     def round(self) -> None:
         """Do every chore whose time has come."""
-        for chore in self._chores:
+        self._do(self._urgent)
+        self._do(self._patient)
+
+    def _do(self, chores: Sequence[Chore]) -> None:
+        for chore in chores:
             if time.monotonic() < chore.due:
                 continue
             chore.due = time.monotonic() + chore.every_s
@@ -263,10 +276,9 @@ class Relay:
         StoredRates(self._ledger.store).forget()
         self._housekeeping()
 
-    def _run(self) -> None:
+    def _run(self, turning: str) -> None:
         while not self._ending.is_set():
-            self.round()
-            self.rounds += 1
-            self._round_ended = time.monotonic()
+            self._do(self._urgent if turning == "urgent" else self._patient)
+            self._turned[turning] = time.monotonic()
             # Jitter, so that the relays of a fleet spread over the interval.
             self._ending.wait(self._interval_s * (0.75 + random.random() / 2))

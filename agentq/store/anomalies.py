@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,6 +16,11 @@ from agentq.store.pool import ALL_TENANTS, Connection, Store, run
 from agentq.store.queries import load
 
 SQL = load("anomalies")
+
+# Tenant, agent and version: whose sessions are compared with each other.
+Whose = tuple[str, str, int]
+# So many runs, and what is known of them.
+Known = tuple[int, dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +43,7 @@ class Tally:
     ended_at: datetime | None = None
 
     @property
-    def whose(self) -> tuple[str, str, int]:
+    def whose(self) -> Whose:
         """The baseline it is compared with."""
         return self.tenant, self.agent, self.agent_version
 
@@ -125,19 +130,21 @@ class Anomalies:
         """Remove what attempts left that ended after their session was judged."""
         self.store.query_as(ALL_TENANTS, SQL["strays"], {})
 
-    def baseline(self, whose: tuple[str, str, int]) -> tuple[int, dict[str, Any]]:
-        """Runs and facts; of a version that nothing is known of, none."""
-        rows = self.store.query_as(whose[0], SQL["baseline"], _of(whose))
-        return (rows[0][0], rows[0][1]) if rows else (0, {})
+    def baselines_of(self, whose: Collection[Whose]) -> dict[Whose, Known]:
+        """Runs and facts of these agents' versions; of one that nothing is known of, none."""
+        rows = self.store.query_as(ALL_TENANTS, SQL["baselines_of"], _each(whose))
+        found: dict[Whose, Known] = {(row[0], row[1], row[2]): (row[3], row[4]) for row in rows}
+        return {one: found.get(one, (0, {})) for one in whose}
 
-    def hold(self, connection: Connection, whose: tuple[str, str, int]) -> tuple[int, dict[str, Any]]:
-        """The same, held until the transaction ends. Several are held in the order of their names."""
-        [row] = run(connection, SQL["hold_baseline"], _of(whose))
-        return row[0], row[1]
+    def hold(self, connection: Connection, whose: Collection[Whose]) -> dict[Whose, Known]:
+        """The same, held until the transaction ends, in the order of their names."""
+        rows = run(connection, SQL["hold_baselines"], _each(whose))
+        return {(row[0], row[1], row[2]): (row[3], row[4]) for row in rows}
 
-    def learn(self, connection: Connection, whose: tuple[str, str, int], runs: int, facts: dict[str, Any]) -> None:
-        """Write a baseline that is held."""
-        run(connection, SQL["learn"], _of(whose) | {"runs": runs, "facts": Jsonb(facts)})
+    def learn(self, connection: Connection, learned: Mapping[Whose, Known]) -> None:
+        """Write baselines that are held."""
+        rows = [{**_of(whose), "runs": runs, "facts": facts} for whose, (runs, facts) in learned.items()]
+        run(connection, SQL["learn"], {"learned": Jsonb(rows)})
 
     def raise_(
         self,
@@ -249,6 +256,12 @@ class Anomalies:
         return {row[0]: row[1] for row in self.store.query_as(ALL_TENANTS, SQL["open_count"], {})}
 
 
-def _of(whose: tuple[str, str, int]) -> dict[str, Any]:
+def _of(whose: Whose) -> dict[str, Any]:
     tenant, agent, version = whose
     return {"tenant": tenant, "agent": agent, "version": version}
+
+
+def _each(whose: Collection[Whose]) -> dict[str, Any]:
+    """Sorted, because that is the order in which rows are held."""
+    tenants, agents, versions = zip(*sorted(whose), strict=True)
+    return {"tenants": list(tenants), "agents": list(agents), "versions": list(versions)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from typing import Any
 
@@ -104,7 +105,7 @@ def test_a_chore_that_fails_keeps_no_other_from_its_work(
     def no_postgres() -> None:
         raise StoreUnavailable("down")
 
-    relay._chores = tuple(
+    relay._urgent = tuple(
         Chore(name, run, every_s)
         for name, run, every_s in (
             ("broken", fail, 3600.0),
@@ -119,6 +120,23 @@ def test_a_chore_that_fails_keeps_no_other_from_its_work(
     assert done == ["failed", "sound", "sound"]
     assert "a chore of the relay failed (broken)" in caplog.text
     assert "the relay waits for Postgres" in caplog.text
+
+
+def test_what_takes_long_keeps_no_step_waiting(hands: Hands, relay: Relay) -> None:
+    """
+    Watching, telling and tidying up have a thread of their own; one that hangs shows in the relay's age.
+    """
+    free, turns = threading.Event(), threading.Semaphore(0)
+    relay._patient = (Chore("endless", lambda: free.wait(60), 0.0),)
+    relay._urgent = (Chore("admission", turns.release, 0.0),)
+    relay.start()
+    try:
+        assert all(turns.acquire(timeout=10) for _ in range(5))
+        assert relay.round_age_s() > 0.2
+    finally:
+        free.set()
+        relay.stop()
+    assert not any(thread.is_alive() for thread in relay._threads)
 
 
 def test_only_as_many_as_are_missing_are_sent_again(

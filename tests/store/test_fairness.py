@@ -54,9 +54,10 @@ def alone(admin: psycopg.Connection, hands: Hands, rival: Hands) -> None:
         "update agentq.tenant set worker_group = %s where name = any (%s)", (group, [hands.tenant, rival.tenant])
     )
     admin.execute("update agentq.worker set slots = 0 where worker_group = '*'")
-    admin.execute(
-        "update agentq.worker set worker_group = %s, slots = %s where worker_id = %s", (group, SLOTS, hands.worker)
-    )
+    for one, slots in ((hands, SLOTS), (rival, 0)):
+        admin.execute(
+            "update agentq.worker set worker_group = %s, slots = %s where worker_id = %s", (group, slots, one.worker)
+        )
 
 
 def again(admin: psycopg.Connection, share: Fairness) -> int:
@@ -199,6 +200,21 @@ def test_a_flood_before_the_first_division_takes_what_is_free(
     assert rival.admit() == []
 
 
+def test_what_comes_while_no_worker_is_there_does_not_fill_the_broker(
+    hands: Hands, rival: Hands, share: Fairness, admin: psycopg.Connection
+) -> None:
+    """
+    I8: or the first worker would serve every tenant's whole cap in turn, whatever their weights.
+    """
+    admin.execute("update agentq.worker set slots = 0 where worker_id = %s", (hands.worker,))
+    for one in (hands, rival):
+        one.sessions.start([one.new_session() for _ in range(30)], create_with=None)
+    wakes = hands.ledger.admit_each([rival.tenant, hands.tenant], 100)
+    assert sorted(wake.tenant for wake in wakes) == sorted([hands.tenant, rival.tenant])
+    assert (admitted(hands), admitted(rival)) == (1, 1)
+    assert hands.admit() == []
+
+
 @pytest.mark.parametrize("sign", ["queued_at = queued_at - interval '31 s'", "dispatches = 2"])
 def test_what_nobody_takes_holds_nobody_back(
     hands: Hands, rival: Hands, share: Fairness, admin: psycopg.Connection, sign: LiteralString
@@ -232,7 +248,8 @@ def divided(hands: Hands, rival: Hands, share: Fairness) -> Granted:
     for one in (hands, rival):
         one.sessions.start([one.new_session() for _ in range(30)], create_with=None)
     assert share.share() == 2
-    assert len(hands.admit()) == len(wakes := rival.admit()) == SLOTS // 2
+    wakes = rival.admit()
+    assert len(hands.admit()) == len(wakes) == SLOTS // 2
     return rival.claim(rival.ref(wakes[0]))
 
 
@@ -256,17 +273,25 @@ def test_a_slot_that_its_tenant_has_no_use_for_is_passed_on(
     assert hands.claim(hands.ref(wake))
 
 
-def test_a_slot_goes_first_to_who_holds_none(
-    hands: Hands, rival: Hands, divided: Granted, admin: psycopg.Connection, third: Hands
+@pytest.mark.parametrize(("time_used", "goes_to"), [(-1.0, "third"), (1e9, "first")])
+def test_a_slot_goes_to_who_is_furthest_behind(
+    hands: Hands,
+    rival: Hands,
+    divided: Granted,
+    admin: psycopg.Connection,
+    third: Hands,
+    time_used: float,
+    goes_to: str,
 ) -> None:
     hold(admin, rival.tenant)
     third.sessions.start([third.new_session() for _ in range(3)], create_with=None)
     admin.execute(
-        "update agentq.tenant set sharing = true, shared_at = agentq.now(), time_used = 1e9, worker_group = %s"
+        "update agentq.tenant set sharing = true, shared_at = agentq.now(), time_used = %s, worker_group = %s"
         " where name = %s",
-        (f"of-{hands.tenant}", third.tenant),
+        (time_used, f"of-{hands.tenant}", third.tenant),
     )
-    assert [wake.tenant for wake in rival.settle(divided, "end").wakes] == [third.tenant]
+    expected = third if goes_to == "third" else hands
+    assert [wake.tenant for wake in rival.settle(divided, "end").wakes] == [expected.tenant]
 
 
 @pytest.mark.parametrize(
@@ -300,9 +325,7 @@ def test_no_more_is_passed_on_than_there_are_slots(
     assert rival.settle(divided, "end").wakes == ()
 
 
-def test_a_slot_waits_for_nobodys_lock(
-    hands: Hands, rival: Hands, divided: Granted, admin: psycopg.Connection
-) -> None:
+def test_a_slot_waits_for_nobodys_lock(hands: Hands, rival: Hands, divided: Granted, admin: psycopg.Connection) -> None:
     """
     Two settlements that pass slots on to each other's tenants, or admission beside them, cannot stand in a ring.
     """

@@ -15,20 +15,22 @@ delete from agentq.session_tally t
  where not t.due and not exists (select from agentq.session s where s.tenant = t.tenant and s.session_id = t.session_id
                                     and s.state in ('running', 'paused'));
 
--- name: baseline
-select runs, facts from agentq.anomaly_baseline
- where tenant = %(tenant)s and agent = %(agent)s and agent_version = %(version)s;
+-- name: baselines_of
+select b.tenant, b.agent, b.agent_version, b.runs, b.facts
+  from unnest(%(tenants)s::text[], %(agents)s::text[], %(versions)s::int[]) as w (tenant, agent, agent_version)
+  join agentq.anomaly_baseline b using (tenant, agent, agent_version);
 
--- name: hold_baseline
+-- name: hold_baselines
 -- Made where there is none, and held: of two relays the second learns after the first.
 insert into agentq.anomaly_baseline as b (tenant, agent, agent_version)
-values (%(tenant)s, %(agent)s, %(version)s)
+select * from unnest(%(tenants)s::text[], %(agents)s::text[], %(versions)s::int[])
 on conflict (tenant, agent, agent_version) do update set runs = b.runs
-returning runs, facts;
+returning tenant, agent, agent_version, runs, facts;
 
 -- name: learn
-update agentq.anomaly_baseline set runs = %(runs)s, facts = %(facts)s, changed_at = agentq.now()
- where tenant = %(tenant)s and agent = %(agent)s and agent_version = %(version)s;
+update agentq.anomaly_baseline b set runs = l.runs, facts = l.facts, changed_at = agentq.now()
+  from jsonb_to_recordset(%(learned)s) as l (tenant text, agent text, version int, runs bigint, facts jsonb)
+ where b.tenant = l.tenant and b.agent = l.agent and b.agent_version = l.version;
 
 -- name: raise
 select * from agentq.raise_anomaly(%(tenant)s, %(session)s, %(agent)s, %(version)s::int, %(measure)s, %(rule)s,
