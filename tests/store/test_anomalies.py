@@ -87,7 +87,7 @@ def test_nobody_waits_for_a_relay_that_learns(hands: Hands) -> None:
     running = hands.begin()
     with anomalies.ended(10_000) as (learning, ended):
         assert any(tally.tenant == hands.tenant for tally in ended)
-        anomalies.hold(learning, (hands.tenant, "robot", 1))
+        anomalies.hold(learning, [(hands.tenant, "robot", 1)])
         with impatient(hands) as connection:
             hands.ledger.settle(running, ENDED, on=connection)
 

@@ -480,7 +480,7 @@ def fill_anomalies(hands: Hands, claim: Granted) -> None:
     facts: dict[str, Any] = {"value": 9.0, "low": 1.0, "high": 2.0, "runs": 200, "why": "9 steps", "running": True}
     anomalies.raise_(tally, session=claim.ref.session_id, measure="steps", rule="p99", channels=(), **facts)
     with hands.store.transaction("*") as connection:
-        anomalies.hold(connection, tally.whose)
+        anomalies.hold(connection, [tally.whose])
     anomalies.order(hands.tenant, "robot", "", "flag", for_s=None, operator="test", reason="filled")
 
 
