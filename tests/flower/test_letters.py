@@ -21,13 +21,13 @@ from agentq.store.dead_letters import DeadLetterStore
 from agentq.verdicts import Failure
 from tests.cli.conftest import Cli, cli
 from tests.cli.test_dlq import bury
-from tests.flower.test_tabs import Window, flower, window
+from tests.flower.test_tabs import Window
 from tests.redrives.test_command import count_client, counted, states
 from tests.support.bad_run import EVIL, SECRET
 from tests.support.hands import Hands
 from tests.support.until import until
 
-__all__ = ["cli", "count_client", "flower", "window"]
+__all__ = ["cli", "count_client"]
 
 LEAKY = Failure(
     "permanent", "CardDeclined", f"{EVIL} card 4111111111111111 of jane@example.com, {SECRET}", where="pay.py:12"
