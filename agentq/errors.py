@@ -51,8 +51,7 @@ Errors: split by what the one who catches them must do.
     ├─ WaitTimeout             the session goes on; the caller stopped waiting
     ├─ ApprovalClosed          it was decided before, or nothing waits for it any more
     ├─ UnknownSession          no such session for this tenant
-    ├─ NotReopened             the session cannot go on from there; the message says what to do
-    └─ LedgerCorrupt           an invariant broke: stop the worker
+    └─ NotReopened             the session cannot go on from there; the message says what to do
 
 Every error carries its ids as attributes and survives pickling, because all its
 arguments reach `Exception.__init__`.
@@ -560,7 +559,3 @@ _NOT_REOPENED = {
     "agent_refused": "its tenant may not use its agent, or that of a child, any more (agentq tenant set)",
     "tenant_closed": "its tenant is draining and takes no new sessions",
 }
-
-
-class LedgerCorrupt(AgentqError):
-    """An invariant of the ledger broke; the worker must stop rather than guess."""

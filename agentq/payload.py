@@ -58,6 +58,14 @@ def storable(text: str) -> str:
     return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
 
 
+def readable(data: bytes) -> Any:
+    """A stored payload for people to look at: decoded, or, where it is no JSON, as the text that it is."""
+    try:
+        return decode(data)
+    except ValueError:
+        return data.decode("utf-8", "replace")
+
+
 def fingerprint(*parts: bytes) -> bytes:
     """A digest that tells whether two requests mean the same."""
     digest = hashlib.blake2b(digest_size=16)

@@ -31,6 +31,7 @@ from agentq.store.pool import Store
 from agentq.store.providers import new_key, provider_of
 from agentq.store.schema import TENANT_TABLES
 from agentq.testing import LocalFleet
+from tests.support.databases import Databases
 from tests.support.fleet import Fleet
 from tests.support.hands import Hands
 
@@ -87,6 +88,12 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         migrate.upgrade(stack.postgres.admin_url, fleet_role="agentq_fleet")
         yield stack
     stack.remove()
+
+
+@pytest.fixture(scope="session")
+def databases(stack: Stack) -> Databases:
+    """For tests that need a database of their own on the embedded servers."""
+    return Databases(stack)
 
 
 @pytest.fixture(scope="session")

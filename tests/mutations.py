@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import compileall
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -85,8 +86,10 @@ class Mutation:
 
 
 def sql(old: str, new: str, test: str) -> Mutation:
-    """In whichever file of functions has it first, by name."""
+    """In the one file of functions that has it."""
     holders = [file for file in sorted((ROOT / FUNCTIONS).glob("*.sql")) if old in file.read_text("utf-8")]
+    # Which one it takes away must not depend on what stands in files that nobody thought of.
+    assert len(holders) <= 1, f"{[file.name for file in holders]} have {old!r}: name one with Mutation()"
     return Mutation(str(holders[0].relative_to(ROOT)) if holders else f"{FUNCTIONS}/ledger.sql", old, new, test)
 
 
@@ -97,6 +100,38 @@ HELD_BY_FENCE = (
 )
 
 MUTATIONS = [
+    # Flower refuses the network without a login, and only that; it needs no agents
+    Mutation(
+        "agentq/flower/__init__.py",
+        " and not is_loopback(settings.flower_address)",
+        "",
+        "tests/flower/test_flower.py::test_what_is_allowed",
+    ),
+    Mutation(
+        "agentq/flower/__init__.py",
+        ' or os.environ.get("FLOWER_AUTH")',
+        "",
+        "tests/flower/test_flower.py::test_the_login_of_flowers_own_counts",
+    ),
+    Mutation(
+        "agentq/flower/__init__.py",
+        "if login and not (user and password):",
+        "if False:",
+        "tests/flower/test_flower.py::test_the_network_needs_a_login",
+    ),
+    Mutation(
+        "agentq/flower/tabs.py",
+        "        return Client(settings, Registry())",
+        "        raise",
+        "tests/flower/test_letters.py::test_flower_may_have_no_agents",
+    ),
+    # What may be started is named well
+    Mutation(
+        "agentq/client/tenants.py",
+        'sorted({valid_name("agent", name) for name in agents})',
+        "sorted(set(agents))",
+        "tests/cli/test_audit.py::test_bad_restrictions_are_refused",
+    ),
     # An approval that cannot be read leaves the others to those who decide
     Mutation(
         "agentq/store/approvals.py",
@@ -136,6 +171,12 @@ MUTATIONS = [
         "self._refused += self._close(tag, multiple)",
         "self._close(tag, multiple)",
         SEAM + "a_message_that_is_not_taken_is_told[rabbitmq]",
+    ),
+    Mutation(
+        "agentq/broker/queues.py",
+        'return {"x-queue-type": "quorum", **limit}',
+        "return {**limit}",
+        SEAM + "queues_are_quorum_queues[rabbitmq]",
     ),
     Mutation(
         "agentq/broker/line.py",
@@ -683,10 +724,23 @@ MUTATIONS = [
         "and e.tenant < hop.tenant order by",
         ADMISSION + "every_tenant_with_a_backlog_is_found",
     ),
-    sql(
+    Mutation(
+        f"{FUNCTIONS}/sessions.sql",
         "        perform agentq.await_admission(p_tenant, v_wake);\n",
         "",
-        ADMISSION + "a_cancelled_child_does_not_push_its_parent_past_the_cap",
+        ADMISSION + "a_child_that_ends_unrun_does_not_push_its_parent_past_the_cap[cancel]",
+    ),
+    Mutation(
+        f"{FUNCTIONS}/recovery.sql",
+        "        perform agentq.await_admission(p_tenant, v_wake);\n",
+        "",
+        ADMISSION + "a_child_that_ends_unrun_does_not_push_its_parent_past_the_cap[kill]",
+    ),
+    Mutation(
+        f"{FUNCTIONS}/sessions.sql",
+        "s.message), v_now);\n        perform agentq.await_admission(s.tenant, v_wake);\n",
+        "s.message), v_now);\n",
+        ADMISSION + "a_child_that_ends_unrun_does_not_push_its_parent_past_the_cap[expire]",
     ),
     # joins
     sql("and branch = p_branch and state = 'open';", "and branch = p_branch;", JOINS + "a_branch_is_closed_once"),
@@ -2280,7 +2334,7 @@ def main(words: list[str]) -> int:
 
 
 def survives(copy: Path, mutation: Mutation) -> str:
-    """`noticed`, `survived`, or `stale` when there is nothing to take away."""
+    """`noticed`, `survived`, `broken` when the test was not reached, or `stale` when there is nothing to take away."""
     path = copy / mutation.file
     original = path.read_text("utf-8")
     if mutation.old not in original:
@@ -2299,7 +2353,10 @@ def survives(copy: Path, mutation: Mutation) -> str:
     if ran.returncode == 0:
         return "survived"
     # 1: tests failed. Anything else says that the test was not found or could not run.
-    return "noticed" if ran.returncode == 1 else f"error {ran.returncode}"
+    if ran.returncode != 1:
+        return f"error {ran.returncode}"
+    # Where only what comes before the test failed, it was the mutation that broke, and the test has shown nothing.
+    return "noticed" if re.search(r"\d+ failed|\+ Timeout \+", ran.stdout + ran.stderr) else "broken"
 
 
 if __name__ == "__main__":

@@ -55,6 +55,7 @@ from agentq.agents.returns import Duration, Fail, seconds
 from agentq.errors import ConfigError, FenceLost, Permanent, Stopped
 from agentq.payload import decode, encode
 from agentq.policies.budgets import estimate_tokens
+from agentq.policies.failures import attempts_for
 from agentq.policies.limits import Limits
 from agentq.step import valid_name
 
@@ -62,8 +63,6 @@ WRITER = f"agentq-durable/1 openai-agents/{__version__}"
 
 # Carried out by the provider, within the model request.
 _HOSTED = ("WebSearchTool", "FileSearchTool", "CodeInterpreterTool", "HostedMCPTool", "ImageGenerationTool")
-# As in `agentq.policies.failures`: of a failure that nobody has classified, once more.
-_UNCLASSIFIED_ATTEMPTS = 2
 
 _ITEM: TypeAdapter[Any] = TypeAdapter(TResponseOutputItem)
 _USAGE: TypeAdapter[Usage] = TypeAdapter(Usage)
@@ -263,8 +262,8 @@ class DurableAgent(ReplayedAgent):
             Exception: the error itself, when another attempt may help or a person must look.
         """
         failure = ctx.classify(error)
-        most = _UNCLASSIFIED_ATTEMPTS if failure.kind == "unclassified" else ctx.attempts_max
-        again = failure.kind in ("transient", "timeout", "unclassified") and ctx.attempt < min(most, ctx.attempts_max)
+        comes_again = failure.kind in ("transient", "timeout", "unclassified")
+        again = comes_again and ctx.attempt < attempts_for(failure, ctx.attempts_max)
         if again or failure.kind == "unknown" or not _tells_the_model(tool):
             raise error
         ctx.logger.warning("tool %s failed: %s", tool.name, failure.type)

@@ -473,10 +473,6 @@ class AsyncContext(_ContextBase):
             raise
         await asyncio.to_thread(dependencies.report, name, True, permit=permit)
 
-    async def progress_async(self, text: str, **data: Any) -> None:
-        """As `progress`, without holding up the loop."""
-        await self.event_async("progress", text=text, **data)
-
     async def event_async(self, kind: str, **data: Any) -> None:
         """As `event`, without holding up the loop."""
         await asyncio.to_thread(lambda: self.event(kind, **data))

@@ -54,11 +54,6 @@ def follows_tenants(queue: str) -> bool:
     return tenant_of(queue) is not None or queue.startswith(_SHARD)
 
 
-def is_shard(queue: str) -> bool:
-    """Whether tenants share the queue."""
-    return queue.startswith(_SHARD)
-
-
 def arguments_of(name: str) -> dict[str, Any]:
     """
     How RabbitMQ is to keep a queue; Redis knows no kinds of queues and passes over it.

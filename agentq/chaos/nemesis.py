@@ -33,7 +33,6 @@ class Nemesis:
         told: Callable[[Hit], None],
     ) -> None:
         self.hits: list[Hit] = []
-        self._schedule = schedule
         self._service = service
         self._servers = servers
         self._arena = arena

@@ -271,14 +271,9 @@ def _show_effects(effects: list[dict[str, Any]], steps: list[StepRow]) -> None:
 
 
 def _decoded(data: bytes | None) -> Any:
-    from agentq.payload import decode
+    from agentq.payload import readable
 
-    if data is None:
-        return None
-    try:
-        return decode(data)
-    except ValueError:
-        return data.decode("utf-8", "replace")
+    return None if data is None else readable(data)
 
 
 def _short(value: Any, limit: int = 400) -> str:

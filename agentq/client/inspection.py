@@ -14,7 +14,6 @@ from agentq.store.sessions import SessionRow, Sessions
 
 # A worker beats every few seconds; silence beyond this is worth a word.
 _SILENT_S = 15.0
-_QUEUED_LONG_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)

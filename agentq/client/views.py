@@ -147,26 +147,35 @@ def polls(
     timeout: float | None, *, last_s: float = _POLL_LAST_S, reset: Callable[[], bool] | None = None
 ) -> Iterator[None]:
     """Yield at growing intervals until the time is up; once more after it."""
-    deadline = None if timeout is None else time.monotonic() + timeout
-    pause_s = _POLL_FIRST_S
-    while True:
+    pauses = _Pauses(timeout, last_s)
+    yield
+    while (pause_s := pauses.next(again=reset is not None and reset())) is not None:
+        time.sleep(pause_s)
         yield
-        left_s = float("inf") if deadline is None else deadline - time.monotonic()
-        if left_s <= 0:
-            return
-        if reset is not None and reset():
-            pause_s = _POLL_FIRST_S
-        time.sleep(min(pause_s * (0.75 + random.random() / 2), left_s))
-        pause_s = min(pause_s * 1.5, last_s)
 
 
 async def async_polls(timeout: float | None) -> AsyncIterator[None]:
-    deadline = None if timeout is None else time.monotonic() + timeout
-    pause_s = _POLL_FIRST_S
-    while True:
+    """As `polls`, without holding up the loop."""
+    pauses = _Pauses(timeout, _POLL_LAST_S)
+    yield
+    while (pause_s := pauses.next()) is not None:
+        await asyncio.sleep(pause_s)
         yield
-        left_s = float("inf") if deadline is None else deadline - time.monotonic()
+
+
+class _Pauses:
+    """How long to wait before each look."""
+
+    def __init__(self, timeout: float | None, last_s: float) -> None:
+        self._deadline = float("inf") if timeout is None else time.monotonic() + timeout
+        self._last_s = last_s
+        self._pause_s = _POLL_FIRST_S
+
+    def next(self, *, again: bool = False) -> float | None:
+        """The next pause, from the shortest `again`; None: the time is up."""
+        left_s = self._deadline - time.monotonic()
         if left_s <= 0:
-            return
-        await asyncio.sleep(min(pause_s * (0.75 + random.random() / 2), left_s))
-        pause_s = min(pause_s * 1.5, _POLL_LAST_S)
+            return None
+        pause_s = _POLL_FIRST_S if again else self._pause_s
+        self._pause_s = min(pause_s * 1.5, self._last_s)
+        return min(pause_s * (0.75 + random.random() / 2), left_s)

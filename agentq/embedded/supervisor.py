@@ -51,7 +51,6 @@ class Child:
         self.command = tuple(command)
         self.log = log
         self.env = env
-        self.was_ready = False
         self.deaths = 0
         self.quick_deaths = 0
         self.due = 0.0
@@ -93,10 +92,7 @@ class Child:
 
     def is_ready(self) -> bool:
         """Whether it runs and does its work."""
-        if self.pid is None or not self._ready(self):
-            return False
-        self.was_ready = True
-        return True
+        return self.pid is not None and self._ready(self)
 
     def take_exit(self) -> int | None:
         """How it ended, told once; None while it runs, or when that was told before."""

@@ -170,6 +170,11 @@ def _is_library(filename: str) -> bool:
     return filename.startswith(("<", *_LIBRARIES)) or "/site-packages/" in filename or "/dist-packages/" in filename
 
 
+def attempts_for(failure: Failure, attempts_max: int) -> int:
+    """How many attempts a step has whose failure is of this kind: one that nobody has classified is tried once more."""
+    return min(attempts_max, _UNCLASSIFIED_ATTEMPTS) if failure.kind == "unclassified" else attempts_max
+
+
 def retry_with_backoff(base_s: float, max_s: float, draw: Callable[[], float] = random.random) -> Judge:
     """
     Retry failed attempts with full jitter until the step's attempts are used up.
@@ -179,9 +184,7 @@ def retry_with_backoff(base_s: float, max_s: float, draw: Callable[[], float] = 
     """
 
     def judge(claim: Granted, failure: Failure) -> Retry | Bury:
-        attempts = claim.attempts_max
-        if failure.kind == "unclassified":
-            attempts = min(attempts, _UNCLASSIFIED_ATTEMPTS)
+        attempts = attempts_for(failure, claim.attempts_max)
         if failure.final or failure.kind in ("permanent", "unknown") or claim.attempt >= attempts:
             return Bury()
         # Bounded before the power: an attempt count in the thousands must not overflow.

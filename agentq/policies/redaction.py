@@ -153,7 +153,8 @@ _HIDDEN_WORD = (
 )
 # As it is, in JSON that is a text in JSON, or in HTML.
 _QUOTE = r"(?:\\{0,15}[\"']|&quot;|&#3[49];)"
-_IS = r"\s{0,4}(?:[=:]|%3[AD])\s{0,4}"
+# What ends a name, also one in quotes, and begins its value.
+_IS = rf"{_QUOTE}?\s{{0,4}}(?:[=:]|%3[AD])\s{{0,4}}"
 _DOMAIN = r"[\w-]{1,63}(?:\.[\w-]{1,63}){1,6}"
 
 PACK: tuple[Rule, ...] = (
@@ -180,27 +181,27 @@ PACK: tuple[Rule, ...] = (
     Rule(
         "token",
         re.compile(
-            rf"(?i)(?P<kept>authorization{_QUOTE}?{_IS}{_QUOTE}?(?:[a-z]{{1,20}} )?)"
+            rf"(?i)(?P<kept>authorization{_IS}{_QUOTE}?(?:[a-z]{{1,20}} )?)"
             r"(?!bearer |basic )[^\s\"'\[\\,;]{6,4000}"
         ),
         hints=("authorization",),
     ),
     Rule(
         "cookie",
-        re.compile(rf"(?i)(?P<kept>cookie{_QUOTE}?{_IS}{_QUOTE}?)[^\s=;\"'\\]{{1,100}}=[^\r\n\"'\\]{{1,4000}}"),
+        re.compile(rf"(?i)(?P<kept>cookie{_IS}{_QUOTE}?)[^\s=;\"'\\]{{1,100}}=[^\r\n\"'\\]{{1,4000}}"),
         hints=("cookie",),
     ),
     Rule("password", re.compile(r"(?P<kept>://[^\s:/@]{0,200}:)[^\s/?#]{1,500}(?=@)"), hints=("://",)),
     Rule(
         "secret",
         re.compile(
-            rf"(?i)(?P<kept>{_HIDDEN_WORD}{_QUOTE}?{_IS}(?P<quote>{_QUOTE}))(?!\[secret\])[^\r\n]{{1,1000}}?(?=(?P=quote))"
+            rf"(?i)(?P<kept>{_HIDDEN_WORD}{_IS}(?P<quote>{_QUOTE}))(?!\[secret\])[^\r\n]{{1,1000}}?(?=(?P=quote))"
         ),
         hints=_WORD_HINTS,
     ),
     Rule(
         "secret",
-        re.compile(rf"(?i)(?P<kept>{_HIDDEN_WORD}{_QUOTE}?{_IS}{_QUOTE}?)[^\s\"',;&\[\\][^\s\"',;&\\]{{3,500}}"),
+        re.compile(rf"(?i)(?P<kept>{_HIDDEN_WORD}{_IS}{_QUOTE}?)[^\s\"',;&\[\\][^\s\"',;&\\]{{3,500}}"),
         hints=_WORD_HINTS,
     ),
     Rule(

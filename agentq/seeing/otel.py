@@ -11,13 +11,12 @@ from __future__ import annotations
 import logging
 import random
 import threading
-import uuid
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any
 
 from agentq.errors import ConfigError, StoreUnavailable
-from agentq.payload import decode
+from agentq.payload import readable
 from agentq.seeing.story import WAITS, Act, Story, tell
 from agentq.settings import Settings
 from agentq.step import span_id
@@ -205,10 +204,7 @@ def _nanoseconds(moment: datetime) -> int:
 
 
 def _text(data: bytes) -> str:
-    try:
-        value = decode(data)
-    except ValueError:
-        return data.decode("utf-8", "replace")
+    value = readable(data)
     return value if isinstance(value, str) else data.decode("utf-8", "replace")
 
 
@@ -272,9 +268,4 @@ def _otlp(endpoint: str) -> Any:
     return OTLPSpanExporter(endpoint=endpoint, timeout=10)
 
 
-def trace_id_of(session_id: uuid.UUID) -> str:
-    """A root session's trace id as OpenTelemetry writes it."""
-    return session_id.hex
-
-
-__all__ = ["NAMES", "Exporter", "span_id", "spans_of", "trace_id_of"]
+__all__ = ["NAMES", "Exporter", "span_id", "spans_of"]

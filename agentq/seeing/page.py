@@ -8,7 +8,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from agentq.payload import decode
+from agentq.payload import readable
 from agentq.seeing.story import Act, CostLine, Story, dollars, seconds_text
 from agentq.seeing.timeline import CLOSINGS, STYLE, anchor, shown, timeline, told
 from agentq.store.traces import DecisionRow, TraceRow
@@ -135,7 +135,7 @@ def decision(made: DecisionRow) -> str:
     where = f"<span class=why>in {escape(made.step)}{sure}{approver}</span>"
     return (
         f"<details open><summary><b>{escape(made.picked)}</b> {where}</summary>{why}<p class=why>considered:</p>"
-        f"{_options(_read(made.options))}{limits}</details>"
+        f"{_options(readable(made.options))}{limits}</details>"
     )
 
 
@@ -201,7 +201,7 @@ def event(row: TraceRow) -> str:
         inner.append(f"<p class=why>{escape(_line(row.detail))}</p>")
     for name, data in (("input", row.input), ("output", row.output)):
         if data is not None:
-            inner.append(f"<p class=why>{name}</p>{pre(_read(data))}")
+            inner.append(f"<p class=why>{name}</p>{pre(readable(data))}")
     return f"<details><summary>{tag(row.kind)} {escape(told(row))}</summary>{''.join(inner)}</details>"
 
 
@@ -246,13 +246,6 @@ def _line(value: Any) -> str:
             f"{name} {item if isinstance(item, str) else json.dumps(item, default=str)}" for name, item in value.items()
         )
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _read(data: bytes) -> Any:
-    try:
-        return decode(data)
-    except ValueError:
-        return data.decode("utf-8", "replace")
 
 
 __all__ = ["PAGE_STYLE", "PARTS_STYLE", "attempts", "cost_table", "decisions", "facts", "family", "page", "tag"]

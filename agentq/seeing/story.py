@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
-from agentq.payload import decode, fold
+from agentq.payload import fold, readable
 from agentq.store.sessions import SessionRow, Sessions, StepRow
 from agentq.store.traces import NOTHING, ChargeRow, CheckpointRow, DecisionRow, Relative, Totals, TraceRow, Traces
 from agentq.verdicts import Usage
@@ -141,7 +141,7 @@ def tell(sessions: Sessions, traces: Traces, tenant: str, session_id: uuid.UUID,
 
     def state_of(saved: uuid.UUID | None, data: bytes | None) -> Any:
         if saved not in shown:
-            shown[saved] = redact("state", _read(data))
+            shown[saved] = redact("state", None if data is None else readable(data))
         return shown[saved]
 
     def act(row: TraceRow) -> Act:
@@ -156,9 +156,9 @@ def tell(sessions: Sessions, traces: Traces, tenant: str, session_id: uuid.UUID,
             row=row,
             events=tuple(done[same]),
             decisions=tuple(chosen[same]),
-            given={"state": before, "arguments": redact("input", _read(args))} if args else before,
+            given={"state": before, "arguments": redact("input", readable(args))} if args else before,
             made=after,
-            result=redact("output", _read(saved[1])) if saved is not None and saved[1] is not None else None,
+            result=redact("output", readable(saved[1])) if saved is not None and saved[1] is not None else None,
             changes=tuple(changes(before, after)) if after is not None else (),
         )
 
@@ -187,15 +187,6 @@ def _states(checkpoints: list[CheckpointRow]) -> dict[uuid.UUID | None, tuple[by
         else:
             found[row.step_id] = (None, row.result)
     return found
-
-
-def _read(data: bytes | None) -> Any:
-    if data is None:
-        return None
-    try:
-        return decode(data)
-    except ValueError:
-        return data.decode("utf-8", "replace")
 
 
 def changes(before: Any, after: Any, path: str = "", depth: int = 0) -> list[str]:

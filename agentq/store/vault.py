@@ -37,8 +37,6 @@ from agentq.store.queries import load
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-    from agentq.store.pool import Store
-
 SQL = load("keys")
 
 # What belongs to no tenant is sealed under the fleet's own key.
@@ -97,6 +95,13 @@ class KeyProvider(Protocol):
         """
 
 
+class Rows(Protocol):
+    """What a vault asks for its keys: the store that it belongs to."""
+
+    def query_as(self, tenant: str, sql: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
+        """One statement that sees one tenant's rows."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Key:
     """A data key, ready for use."""
@@ -120,8 +125,8 @@ class _Ring:
 class Vault:
     """Seals and opens the payloads of one store. Safe to share between threads."""
 
-    def __init__(self, store: Store, provider: KeyProvider | None) -> None:
-        self._store = store
+    def __init__(self, rows: Rows, provider: KeyProvider | None) -> None:
+        self._rows = rows
         self.provider = provider
         self._rings: dict[str, _Ring] = {}
         # A provider may take its time: the tenants do not wait for each other, but each asks once.
@@ -139,7 +144,7 @@ class Vault:
         Raises:
             ConfigError: tenants have data keys, and no provider is configured.
         """
-        if self.provider is None and self._store.query_as(ALL_TENANTS, SQL["in_use"], {})[0][0]:
+        if self.provider is None and self._rows.query_as(ALL_TENANTS, SQL["in_use"], {})[0][0]:
             raise ConfigError(
                 "payloads in this database are encrypted and no key provider is configured: "
                 "set encryption_key_file, encryption_keys or encryption_provider as the fleet has it"
@@ -362,7 +367,7 @@ class Vault:
             if last is not None and last is not seen:
                 return last  # somebody has just read them
             ring = _Ring(until=time.monotonic() + _FRESH_S)
-            for number, state, kek, wrapped in self._store.query_as(tenant, SQL["of"], {"tenant": tenant}):
+            for number, state, kek, wrapped in self._rows.query_as(tenant, SQL["of"], {"tenant": tenant}):
                 if state == "destroyed":
                     ring.destroyed |= {number}
                     continue
@@ -389,7 +394,7 @@ class Vault:
         assert self.provider is not None
         wrapped = self.provider.wrap(os.urandom(32), context_of(tenant, number))
         parameters = {"tenant": tenant, "key_no": number, "kek": self.provider.key_id, "wrapped": wrapped}
-        self._store.query_as(tenant, SQL["add"], parameters)
+        self._rows.query_as(tenant, SQL["add"], parameters)
 
 
 def row_of(data: bytes | None) -> bytes | None:

@@ -270,7 +270,7 @@ def test_a_step_and_its_effect_take_one_place(
     breakers = fleet.dependencies.breakers
     breakers.force((FLEET, name), "forced_open", for_s=None, operator="me", reason="test")
     breakers.force((FLEET, name), "auto", for_s=None, operator="me", reason="test")
-    assert fleet.drain(start(client, tenant)).result == "answer"
+    assert fleet.drain(start(client, tenant), steps_max=20).result == "answer"
     assert [row.state for row in breakers.ls(name)] == ["closed"]
 
 

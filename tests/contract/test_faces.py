@@ -144,7 +144,12 @@ def test_flower_shows_what_waits(
             worker.signal(signal.SIGSTOP)  # it takes a few ahead, and no more
             publisher.send([wake(tenant_of(queue) or "")] * 20)
             publisher.flush()
-            until(lambda: (found := row.search(window.page("/broker"))) and int(found[1]) > 10, 20, "what waits")
+
+            def waiting() -> int:
+                found = row.search(window.page("/broker"))
+                return int(found[1]) if found else 0
+
+            assert 10 < until(lambda: (n := waiting()) > 10 and n, 20, "what waits") <= 20
         finally:
             process.terminate()
             process.wait(20)

@@ -10,6 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from amqp.exceptions import PreconditionFailed
 
 from agentq.agents.registry import load_agents
 from agentq.broker.connection import connect
@@ -174,7 +175,7 @@ def test_a_queue_that_lost_its_leader_is_made_anew(rabbit: RabbitBroker, publish
         publisher.flush(40)
         return publisher.depth(queue) > 0
 
-    until(arrives, 60, "it takes messages again")
+    assert until(arrives, 60, "it takes messages again")
 
 
 def test_a_message_that_is_not_taken_is_told(
@@ -186,20 +187,22 @@ def test_a_message_that_is_not_taken_is_told(
     queue = f"agentq.t.{tenant}"
     refusing = {"x-queue-type": "quorum", "x-max-length": 1, "x-overflow": "reject-publish"}
     rabbit.declare(queue, **refusing)
-    told: list[str] = []
-    while not told:  # the bound is kept with a delay
+
+    def told() -> str:
         try:
             publisher.publish(queue, [({}, {})])
         except BrokerUnavailable as error:
-            told.append(str(error))
-    assert "refused" in told[0]
+            return str(error)
+        return ""
+
+    assert "refused" in until(told, 10, "the bound, which is kept with a delay")
 
     def told_in_the_log() -> bool:
         publisher.send([wake(tenant)])  # each connection learns of the bound by itself, after its first message
         assert publisher.flush()
         return "the relay will send them" in caplog.text
 
-    until(told_in_the_log, 10, "the log tells of it")
+    assert until(told_in_the_log, 10, "the log tells of it")
 
 
 def test_queues_are_quorum_queues(rabbit: RabbitBroker, publisher: Publisher, tenant: str) -> None:
@@ -211,9 +214,12 @@ def test_queues_are_quorum_queues(rabbit: RabbitBroker, publisher: Publisher, te
     publisher.publish(dead_queue(tenant), [({}, {})])
     publisher.declare(SUBMIT)
     for name in (tenant_queue(tenant), QUARANTINE, dead_queue(tenant), SUBMIT):
+        with pytest.raises(PreconditionFailed):
+            rabbit.declare(name)
         rabbit.declare(name, **declared(name).queue_arguments)
     # As a foreign Celery client does with task_create_missing_queue_type="quorum".
     rabbit.declare(SUBMIT, **{"x-queue-type": "quorum"})
+    assert publisher.depth(tenant_queue(tenant)) == 1
 
 
 def test_a_queue_with_a_listener_is_not_removed(rabbit: RabbitBroker, publisher: Publisher, tenant: str) -> None:

@@ -11,10 +11,8 @@ import pytest
 from agentq.agents.registry import Registry
 from agentq.client import Client, Session
 from agentq.testing import LocalFleet, Stuck
-from tests.flower.test_tabs import Window, flower, window
+from tests.flower.test_tabs import Window
 from tests.support import lively
-
-__all__ = ["flower", "window"]
 
 
 @pytest.fixture

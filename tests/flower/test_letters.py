@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import re
 import urllib.parse
@@ -13,19 +14,20 @@ import psycopg
 import pytest
 
 from agentq.client import Client, Selection, Terms
+from agentq.errors import ConfigError
 from agentq.settings import Settings
 from agentq.step import StepRef
 from agentq.store.dead_letters import DeadLetterStore
 from agentq.verdicts import Failure
 from tests.cli.conftest import Cli, cli
 from tests.cli.test_dlq import bury
-from tests.flower.test_tabs import Window, flower, window
+from tests.flower.test_tabs import Window
 from tests.redrives.test_command import count_client, counted, states
 from tests.support.bad_run import EVIL, SECRET
 from tests.support.hands import Hands
 from tests.support.until import until
 
-__all__ = ["cli", "count_client", "flower", "window"]
+__all__ = ["cli", "count_client"]
 
 LEAKY = Failure(
     "permanent", "CardDeclined", f"{EVIL} card 4111111111111111 of jane@example.com, {SECRET}", where="pay.py:12"
@@ -259,10 +261,15 @@ def test_groups_lead_to_their_letters(window: Window, hands: Hands) -> None:
     assert uuid.UUID(one)
 
 
-def test_flower_may_have_no_agents(settings: Settings) -> None:
+def test_flower_may_have_no_agents(settings: Settings, hands: Hands) -> None:
     """
-    Then everything but an edit works: the client of the tabs is made without them.
+    Where the fleet's modules are not, everything but an edit works: the client of the tabs is made without them.
     """
     from agentq.flower.tabs import _client
 
-    _client(settings.model_copy(update={"agents": ()})).close()
+    lacking = settings.model_copy(update={"agents": ("not_installed_here",)})
+    with pytest.raises(ConfigError, match="not_installed_here"):
+        Client(lacking)
+    [one] = bury(hands)
+    with contextlib.closing(_client(lacking)) as client:
+        assert [str(letter.letter_id) for letter in client.dead_letters.ls(Selection(tenant=hands.tenant))] == [one]

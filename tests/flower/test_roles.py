@@ -18,10 +18,8 @@ from agentq.flower.guard import guarded
 from agentq.flower.pages import ROUTES, Route
 from agentq.flower.pages.tab import Action
 from agentq.settings import Settings
-from tests.flower.test_tabs import LOGIN, Window, flower, start_flower, window
+from tests.flower.test_tabs import LOGIN, Window, start_flower
 from tests.support.until import until
-
-__all__ = ["flower", "window"]
 
 VIEWER = "viewer:pass-word-2"
 

@@ -11,7 +11,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,22 +106,6 @@ def start_flower(settings: Settings, folder: Path, *arguments: str, **more: str)
 
     until(address, 30, "Flower to listen")
     return process, address() or ""
-
-
-@pytest.fixture(scope="module")
-def flower(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Flower with two logins, of which one may change things."""
-    process, address = start_flower(
-        settings, tmp_path_factory.mktemp("flower"), FLOWER_BASIC_AUTH=LOGIN, AGENTQ_FLOWER_OPERATORS="jane"
-    )
-    yield address
-    process.terminate()
-    process.wait(10)
-
-
-@pytest.fixture
-def window(flower: str) -> Window:
-    return Window(flower)
 
 
 @pytest.fixture

@@ -268,9 +268,9 @@ def test_very_large_texts_take_a_bounded_time(piece: str) -> None:
 
 def test_a_value_of_many_large_texts_takes_a_bounded_time() -> None:
     began = time.process_time()
-    kept = REDACTOR.value("input", ['password="' * 10_000] * 1000)
+    kept = REDACTOR.value("input", ['password="' * 10_000] * 100)
     assert time.process_time() - began < 10.0
-    assert kept[-1] == "…"
+    assert [text == "…" for text in kept] == [False] * 40 + [True] * 60, "four million characters are read"
 
 
 def test_a_deep_or_endless_value_ends() -> None:

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,10 +18,9 @@ from click.testing import CliRunner
 from agentq.agents.registry import Registry
 from agentq.cli import main
 from agentq.client import Client
-from agentq.embedded import Stack
 from agentq.settings import Settings
-from agentq.store import migrate
 from agentq.testing import LocalFleet
+from tests.support.databases import Databases
 from tests.support.fleet import ROOT, Fleet
 
 _SHELL = set("|&;<>()`\\\"'*?[]#~\n{}$")
@@ -125,26 +123,19 @@ class Scene:
 
 
 @pytest.fixture
-def scene(stack: Stack, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
+def scene(databases: Databases, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
     """A scene; its database is gone afterwards."""
-    name = f"runbook_{uuid.uuid4().hex[:8]}"
-    with stack.postgres._connect("postgres") as superuser:
-        superuser.execute(f"create database {name} owner agentq_owner")
-        superuser.execute(f"grant connect on database {name} to agentq_fleet")
-    admin_url = stack.postgres._url("agentq_owner", name)
-    migrate.upgrade(admin_url, fleet_role="agentq_fleet")
-    own = settings.model_copy(
-        update={
-            "database_url": stack.postgres._url("agentq_fleet", name),
-            "key_prefix": f"{settings.key_prefix}{name}:",
-            "agents": ("tests.runbooks.agents",),
-        }
-    )
-    monkeypatch.chdir(tmp_path)
-    made = Scene(own, admin_url, tmp_path)
-    try:
-        yield made
-    finally:
-        made.close()
-        with stack.postgres._connect("postgres") as superuser:
-            superuser.execute(f"drop database {name} with (force)")
+    with databases.one() as database:
+        own = settings.model_copy(
+            update={
+                "database_url": database.url,
+                "key_prefix": f"{settings.key_prefix}{database.name}:",
+                "agents": ("tests.runbooks.agents",),
+            }
+        )
+        monkeypatch.chdir(tmp_path)
+        made = Scene(own, database.admin_url, tmp_path)
+        try:
+            yield made
+        finally:
+            made.close()

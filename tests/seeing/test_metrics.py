@@ -480,17 +480,20 @@ def test_a_real_prometheus_scrapes_and_evaluates(server: MetricsServer, tmp_path
             except (OSError, ValueError):
                 return None
 
-        def ready() -> bool:
-            found = ask("/api/v1/query?query=agentq_due_steps")
-            rules = ask("/api/v1/rules")
-            return bool(found and found["result"]) and all(
-                rule.get("lastError", "") == "" and rule["health"] == "ok"
-                for group in rules["groups"]
-                for rule in group["rules"]
-            )
+        def rules() -> dict[str, str]:
+            """Each rule, and what became of it: `unknown` until it has been evaluated."""
+            found = [rule for group in (ask("/api/v1/rules") or {"groups": []})["groups"] for rule in group["rules"]]
+            return {rule["name"]: rule.get("lastError") or rule["health"] for rule in found}
 
-        until(ready, 30, "prometheus to have scraped and evaluated")
-        until(lambda: {one["health"] for one in ask("/api/v1/targets")["activeTargets"]} == {"up"}, 15, "targets up")
+        def targets() -> set[str]:
+            return {one["health"] for one in (ask("/api/v1/targets") or {"activeTargets": []})["activeTargets"]}
+
+        assert until(lambda: (ask("/api/v1/query?query=agentq_due_steps") or {}).get("result"), 30, "it scraped")
+        until(lambda: "unknown" not in (rules().values() or {"unknown"}), 30, "it evaluated each rule")
+        until(lambda: "unknown" not in (targets() or {"unknown"}), 15, "it knows each target")
+        ours = re.findall(r"^ *- (?:alert|record): (\S+)$", (CONFIG / "alerts.yml").read_text("utf-8"), re.MULTILINE)
+        assert rules() == dict.fromkeys(ours, "ok")
+        assert targets() == {"up"}
     finally:
         process.terminate()
         process.wait(10)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import psycopg
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from agentq.step import StepRef
 from agentq.store.operators import Operators
 from agentq.store.pool import Store
+from agentq.store.recovery import By, Recovery
 from agentq.verdicts import Failure, Wake
 from tests.support.hands import Hands, at_once, step
 from tests.support.until import until
@@ -248,9 +250,26 @@ def test_every_tenant_with_a_backlog_is_found(hands: Hands, other_tenant: str, s
         other.close()
 
 
-def test_a_cancelled_child_does_not_push_its_parent_past_the_cap(hands: Hands, admin: psycopg.Connection) -> None:
+def cancel(hands: Hands, child: StepRef, _: psycopg.Connection) -> None:
+    hands.sessions.cancel(hands.tenant, child.session_id, Failure("cancelled", "X", "no"))
+
+
+def kill(hands: Hands, child: StepRef, _: psycopg.Connection) -> None:
+    Recovery(hands.store).kill(hands.tenant, child.session_id, By("jane", "it runs away"))
+
+
+def expire(hands: Hands, child: StepRef, admin: psycopg.Connection) -> None:
+    late = "update agentq.session set deadline_at = agentq.now() - interval '1 s' where session_id = %s"
+    admin.execute(late, (child.session_id,))
+    hands.ledger.expire_sessions(100)
+
+
+@pytest.mark.parametrize("end", [cancel, kill, expire])
+def test_a_child_that_ends_unrun_does_not_push_its_parent_past_the_cap(
+    hands: Hands, admin: psycopg.Connection, end: Callable[[Hands, StepRef, psycopg.Connection], None]
+) -> None:
     """
-    Only a step that leaves a slot may hand one on: a session cancelled while it waits leaves none.
+    Only a step that leaves a slot may hand one on: a session that is ended while it waits leaves none.
     """
     cap(admin, hands, 1)
     claim = hands.begin()
@@ -261,7 +280,7 @@ def test_a_cancelled_child_does_not_push_its_parent_past_the_cap(hands: Hands, a
     hands.claim(busy)
     assert admitted(hands) == 1
 
-    hands.sessions.cancel(hands.tenant, child.session_id, Failure("cancelled", "X", "no"))
+    end(hands, StepRef(hands.tenant, child.session_id, child.step_id), admin)
 
     assert admitted(hands) == 1
     assert hands.entry(hands.ref(join, claim.ref.session_id))["state"] in ("ready", "queued")
@@ -276,7 +295,7 @@ def test_no_slot_is_lost(hands: Hands, admin: psycopg.Connection, closing: str) 
     refs = [hands.start() for _ in range(6)]
     hands.admit()
     hands.settle(hands.claim(refs[0]), closing, **({"delay_s": 60.0} if closing == "retry" else {}))
-    until(lambda: admitted(hands) == 2, 1)
+    assert admitted(hands) == 2
 
 
 def test_a_low_priority_does_not_starve(hands: Hands, admin: psycopg.Connection) -> None:

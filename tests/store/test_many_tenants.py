@@ -7,16 +7,14 @@ Counted by Postgres itself, within functions too, so that it holds whatever a pl
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
-from agentq.embedded import Stack
 from agentq.store import budgets, dead_letters, fairness, ledger, memory, metrics, operators, placement, rates
-from agentq.store.migrate import upgrade
 from agentq.store.pool import Store, run
+from tests.support.databases import Databases
 
 TENANTS, BUSY = 10_000, 10
 # The group's own queues are as many as its settings say, here as shipped; a page and a turn are smaller than this.
@@ -52,12 +50,10 @@ select relname, seq_tup_read + idx_tup_fetch from pg_stat_xact_user_tables
 
 
 @pytest.fixture(scope="module")
-def crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[psycopg.Connection[Any]]:
+def crowd(databases: Databases) -> Iterator[psycopg.Connection[Any]]:
     """The database of such a fleet, placed as the settings are shipped, a live worker in it."""
-    folder: Path = tmp_path_factory.mktemp("crowd")
-    with Stack(folder / "data") as stack:
-        upgrade(stack.addresses["admin_database_url"], fleet_role="agentq_fleet")
-        with psycopg.connect(stack.postgres.url, autocommit=True) as connection:
+    with databases.one() as database:
+        with psycopg.connect(database.url, autocommit=True) as connection:
             connection.execute("select set_config('agentq.tenant', '*', false)")
             connection.execute(REGISTERED, (TENANTS,))
             while connection.execute("select agentq.place(null, 200, 32, 1000)").fetchall():
@@ -77,9 +73,9 @@ def crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[psycopg.Connecti
             connection.execute(
                 "update agentq.tenant set placed_at = agentq.now() - interval '1 minute' where former_queues <> '{}'"
             )
-        with stack.postgres._connect("agentq") as admin:
+        with database.superuser() as admin:
             admin.execute("vacuum analyze")
-        with psycopg.connect(stack.postgres.url, autocommit=True) as connection:
+        with psycopg.connect(database.url, autocommit=True) as connection:
             yield connection
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import re
 import uuid
-from pathlib import Path
+from collections.abc import Iterator
 
 import psycopg
 import pytest
 
-from agentq.embedded import Stack
-from agentq.store.migrate import upgrade
 from agentq.store.queries import load
 from agentq.store.sessions import SQL
+from tests.support.databases import Databases
 
 ROWS = """
 insert into agentq.session (tenant, session_id, agent, agent_version, input, input_hash)
@@ -27,21 +26,17 @@ select 't', session_id, gen_random_uuid(), 0, 's', 'ready', 1, 1, gen_random_uui
 
 
 @pytest.fixture(scope="module")
-def misled(tmp_path_factory: pytest.TempPathFactory) -> psycopg.Connection:
+def misled(databases: Databases) -> Iterator[psycopg.Connection]:
     """A database whose statistics say one row where there are six, as after a burst."""
-    folder: Path = tmp_path_factory.mktemp("misled")
-    with Stack(folder / "data") as stack:
-        url = stack.addresses["admin_database_url"]
-        upgrade(url, fleet_role="agentq_fleet")
-        with psycopg.connect(url, autocommit=True) as connection:
-            connection.execute("select set_config('agentq.tenant', '*', false)")
-            connection.execute("insert into agentq.tenant (name, concurrency) values ('t', 1)")
-            connection.execute(ROWS, (1,))
-            connection.execute(ENTRIES)
-            connection.execute("analyze agentq.ledger_entry")
-            connection.execute(ROWS, (5,))
-            connection.execute(ENTRIES)
-            yield connection
+    with databases.one() as database, psycopg.connect(database.admin_url, autocommit=True) as connection:
+        connection.execute("select set_config('agentq.tenant', '*', false)")
+        connection.execute("insert into agentq.tenant (name, concurrency) values ('t', 1)")
+        connection.execute(ROWS, (1,))
+        connection.execute(ENTRIES)
+        connection.execute("analyze agentq.ledger_entry")
+        connection.execute(ROWS, (5,))
+        connection.execute(ENTRIES)
+        yield connection
 
 
 @pytest.mark.parametrize("without", [(), ("enable_hashjoin", "enable_mergejoin"), ("enable_seqscan",)])
@@ -93,7 +88,7 @@ def pages(connection: psycopg.Connection, statement: str, *values: object) -> in
 
 
 @pytest.mark.parametrize("before", ["ready", "done", "running", "others"])
-def test_a_burst_that_no_analyze_has_seen_is_found_by_its_keys(tmp_path: Path, before: str) -> None:
+def test_a_burst_that_no_analyze_has_seen_is_found_by_its_keys(databases: Databases, before: str) -> None:
     """
     A tenant's first flood is not in the statistics, and none of the hot path's statements walks over it.
 
@@ -101,48 +96,45 @@ def test_a_burst_that_no_analyze_has_seen_is_found_by_its_keys(tmp_path: Path, b
     settlement, until an analyze came by.
     """
     worker = uuid.uuid4()
-    with Stack(tmp_path / "data") as stack:
-        url = stack.addresses["admin_database_url"]
-        upgrade(url, fleet_role="agentq_fleet")
-        with psycopg.connect(url, autocommit=True) as connection:
-            execute = connection.execute
-            for table in ("ledger_entry", "session", "session_tally"):
-                execute(f"alter table agentq.{table} set (autovacuum_enabled = off)")
-            execute("select set_config('agentq.tenant', '*', false)")
-            execute("insert into agentq.tenant (name, concurrency) values ('t', 100), ('o', 100)")
-            execute(WORKER, (worker,))
-            if before == "others":
-                execute(BURST, {"tenant": "o", "count": 500, "state": "done"})
-            else:
-                execute(BURST, {"tenant": "t", "count": 1, "state": "done" if before == "done" else "ready"})
-            if before == "running":
-                execute(
-                    "update agentq.ledger_entry set state = 'running', fence = 1, fence_token = 1,"
-                    " started_at = agentq.now(), worker = %s",
-                    (worker,),
-                )
-            for table in ("ledger_entry", "session", "session_tally"):
-                execute(f"analyze agentq.{table}")
-            for state in ("done", "ready"):
-                execute(BURST, {"tenant": "t", "count": 5000, "state": state})
-
-            found = {}
-            for _ in range(2):  # the first of each reads catalogues, and does not count
-                found["admit"] = pages(connection, "select agentq.admit('t', 5)")
-                found["hand on"] = pages(connection, "select agentq.hand_on_slot('t', agentq.now())")
-            execute("select set_config('agentq.tenant', '*', false)")
-            queued = execute("select session_id, step_id from agentq.ledger_entry where state = 'queued'").fetchall()
-            granted = "select * from agentq.claim('t', %s, %s, %s, 7, array['a@1'], false)"
-            for session, step in queued[:2]:
-                found["claim"] = pages(connection, granted, session, step, worker)
-            settle = (
-                "select * from agentq.settle('t', %s, %s, 1, 7, 'end', null, 'full', '\\x0161', null, null, 1,"
-                " '\\x0161', null, null, null, null, null, null, null, %s)"
+    with databases.one() as database, psycopg.connect(database.admin_url, autocommit=True) as connection:
+        execute = connection.execute
+        for table in ("ledger_entry", "session", "session_tally"):
+            execute(f"alter table agentq.{table} set (autovacuum_enabled = off)")
+        execute("select set_config('agentq.tenant', '*', false)")
+        execute("insert into agentq.tenant (name, concurrency) values ('t', 100), ('o', 100)")
+        execute(WORKER, (worker,))
+        if before == "others":
+            execute(BURST, {"tenant": "o", "count": 500, "state": "done"})
+        else:
+            execute(BURST, {"tenant": "t", "count": 1, "state": "done" if before == "done" else "ready"})
+        if before == "running":
+            execute(
+                "update agentq.ledger_entry set state = 'running', fence = 1, fence_token = 1,"
+                " started_at = agentq.now(), worker = %s",
+                (worker,),
             )
-            for session, step in queued[:2]:
-                found["settle"] = pages(connection, settle, session, step, worker)
-            execute("select set_config('agentq.tenant', '*', false)")
-            ended = execute("select count(*) from agentq.session where state = 'done'").fetchone()
+        for table in ("ledger_entry", "session", "session_tally"):
+            execute(f"analyze agentq.{table}")
+        for state in ("done", "ready"):
+            execute(BURST, {"tenant": "t", "count": 5000, "state": state})
+
+        found = {}
+        for _ in range(2):  # the first of each reads catalogues, and does not count
+            found["admit"] = pages(connection, "select agentq.admit('t', 5)")
+            found["hand on"] = pages(connection, "select agentq.hand_on_slot('t', agentq.now())")
+        execute("select set_config('agentq.tenant', '*', false)")
+        queued = execute("select session_id, step_id from agentq.ledger_entry where state = 'queued'").fetchall()
+        granted = "select * from agentq.claim('t', %s, %s, %s, 7, array['a@1'], false)"
+        for session, step in queued[:2]:
+            found["claim"] = pages(connection, granted, session, step, worker)
+        settle = (
+            "select * from agentq.settle('t', %s, %s, 1, 7, 'end', null, 'full', '\\x0161', null, null, 1,"
+            " '\\x0161', null, null, null, null, null, null, null, %s)"
+        )
+        for session, step in queued[:2]:
+            found["settle"] = pages(connection, settle, session, step, worker)
+        execute("select set_config('agentq.tenant', '*', false)")
+        ended = execute("select count(*) from agentq.session where state = 'done'").fetchone()
 
     assert ended == (2,)  # it was the statements themselves, not their refusals, that were measured
     # After as many rows as make an analyze worth while, the keys alone are looked at, of sessions too.

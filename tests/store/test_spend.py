@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -13,14 +12,13 @@ import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 
-from agentq.embedded import Stack
-from agentq.store import migrate
 from agentq.store.budgets import Budgets, Wanted
 from agentq.store.operators import Operators
 from agentq.store.pool import Store
 from agentq.store.traces import Traces
 from agentq.testing import Clock
 from agentq.verdicts import Charge, Extras, Granted, Settlement, TraceEvent, Usage
+from tests.support.databases import Databases
 from tests.support.hands import BROKEN, Hands, at_once
 from tests.support.until import until
 
@@ -28,18 +26,6 @@ BY = ("agent", "tenant", "day", "model", "tool")
 HOUR, DAY = 3600, 86_400
 WINDOWS = (3 * HOUR, 30 * HOUR, 7 * DAY, 40 * DAY)
 WHO = {"operator": "test", "reason": "a test"}
-
-
-@pytest.fixture(scope="module")
-def template(stack: Stack) -> Iterator[str]:
-    """A migrated database that each test gets a copy of: how far sums have come is the whole fleet's."""
-    name = f"spend_{uuid.uuid4().hex[:8]}"
-    with stack.postgres._connect("postgres") as superuser:
-        superuser.execute(f"create database {name} owner agentq_owner")
-    migrate.upgrade(stack.postgres._url("agentq_owner", name), fleet_role="agentq_fleet")
-    yield name
-    with stack.postgres._connect("postgres") as superuser:
-        superuser.execute(f"drop database {name} with (force)")
 
 
 @dataclass
@@ -105,22 +91,18 @@ class Archive:
 
 
 @pytest.fixture
-def archive(stack: Stack, template: str) -> Iterator[Archive]:
-    name = f"{template}_{uuid.uuid4().hex[:6]}"
-    with stack.postgres._connect("postgres") as superuser:
-        superuser.execute(f"create database {name} template {template} owner agentq_owner")
-    url = stack.postgres._url("agentq_fleet", name)
-    store, past = Store(url, size=8, name="spend"), Store(url, size=8, name="spend, past")
-    with psycopg.connect(stack.postgres._url("agentq_owner", name), autocommit=True) as owner:
-        owner.execute("select set_config('agentq.tenant', '*', false)")
-        found = Archive(store, past, owner, Clock(past))
-        yield found
-        for hands in found.hands.values():
-            hands.close()
-    store.close()
-    past.close()
-    with stack.postgres._connect("postgres") as superuser:
-        superuser.execute(f"drop database {name} with (force)")
+def archive(databases: Databases) -> Iterator[Archive]:
+    """A database of its own: how far sums have come is the whole fleet's."""
+    with databases.one() as database:
+        store, past = (Store(database.url, size=8, name=name) for name in ("spend", "spend, past"))
+        with psycopg.connect(database.admin_url, autocommit=True) as owner:
+            owner.execute("select set_config('agentq.tenant', '*', false)")
+            found = Archive(store, past, owner, Clock(past))
+            yield found
+            for hands in found.hands.values():
+                hands.close()
+        store.close()
+        past.close()
 
 
 def wanted(claim: Granted, ordinal: int = 1, model: str = "big") -> Wanted:

@@ -14,13 +14,11 @@ from agentq.agents.model.toolbox import Calling, Entry
 from agentq.agents.returns import Done, Next, Returned
 from agentq.errors import ApprovalRefused, FenceLost, Semantic, Stopped
 from agentq.payload import encode
+from agentq.policies.failures import attempts_for
 from agentq.verdicts import Failure
 
 if TYPE_CHECKING:
     from agentq.agents.model.agent import ModelAgent
-
-# As in `agentq.policies.failures`: of a failure that nobody has classified, once more.
-_UNCLASSIFIED_ATTEMPTS = 2
 
 
 def call_sync(agent: ModelAgent, entry: Entry, state: Conversation, ctx: Context, call: Call) -> Returned:
@@ -95,7 +93,4 @@ def _told(ctx: Context | AsyncContext, call: Call, error: Exception) -> ModelReq
 def _comes_again(ctx: Context | AsyncContext, failure: Failure) -> bool:
     if failure.kind in ("semantic", "permanent"):
         return False
-    attempts = ctx.attempts_max
-    if failure.kind == "unclassified":
-        attempts = min(attempts, _UNCLASSIFIED_ATTEMPTS)
-    return ctx.attempt < attempts
+    return ctx.attempt < attempts_for(failure, ctx.attempts_max)

@@ -25,8 +25,6 @@ from sqlalchemy.dialects.postgresql import JSONB, REAL
 
 from agentq.store.schema.base import metadata, time
 
-CONTENT = ("off", "kept", "exported")
-
 trace = Table(
     "trace",
     metadata,
@@ -106,4 +104,4 @@ trace_export = Table(
     Column("session_id", Uuid, nullable=False),
 )
 
-__all__ = ["CONTENT", "decision", "trace", "trace_export"]
+__all__ = ["decision", "trace", "trace_export"]

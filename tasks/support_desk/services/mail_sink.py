@@ -30,7 +30,6 @@ from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 from .outside import HOST, Temper, announce, arguments, end_with_starter, temper
 
 TOKEN_VARIABLE = "MAIL_TOKEN"  # noqa: S105 - the variable's name
-USER = "desk"
 SIZE_MAX = 1_000_000
 SCHEMA = """
 create table if not exists message (
