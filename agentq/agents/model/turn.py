@@ -221,6 +221,9 @@ class Turn:
             with self.ctx.trace(
                 "model", model.model_name, input=_parts(shown[-1]), provider=model.system, max_tokens=room.max_tokens
             ) as span:
+                if self.state.repairing:
+                    # Paid for only because the answer before was of no use.
+                    span.note(repair=True)
                 response = await self._spend(
                     model, tokens, room, lambda: ask(model, shown, parameters=parameters, settings=settings, sink=sink)
                 )
@@ -348,6 +351,7 @@ class Turn:
         plain, stated = self._stated(response)
         found = answers.read(plain, self.agent.toolbox, self.agent.output)
         flawed = isinstance(found, Flaw) or (isinstance(found, Calls) and found.flaw is not None)
+        self.state.repairing = isinstance(found, Flaw)
         usage = response.usage
         self.state.window = session_breaker.note_answer(
             self.state.window, tokens=usage.input_tokens + usage.output_tokens, flawed=flawed
@@ -434,6 +438,7 @@ class Turn:
         if found.flaw is None:
             state.repairs = 0
         elif stop := self._repair(found.flaw):
+            state.repairing = True
             self._store(response, found.feedback, *(answers.returned(call, _NOT_MADE) for call in calls))
             return stop
         self._store(response, found.feedback)

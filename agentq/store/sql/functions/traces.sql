@@ -3,6 +3,7 @@
 
 -- Write an attempt's row, its events and decisions, in the transaction that ends it.
 -- `e` is the entry as the settlement found it; `p_plan` holds usage, `trace` and `decisions`.
+-- How much of its cost was for repairs stands in its own row, so that no report need add up its calls.
 create or replace function agentq.trace_attempt(
     e agentq.ledger_entry, p_agent text, p_version int, p_worker uuid, p_closing text, p_now timestamptz,
     p_failure jsonb, p_leads_to text, p_plan jsonb
@@ -10,13 +11,14 @@ create or replace function agentq.trace_attempt(
 begin
     insert into agentq.trace (
         tenant, session_id, step_id, fence, ordinal, ended_at, kind, name, agent, agent_version, seq, branch, attempt,
-        queued_at, started_at, closing, failure, worker, leads_to, tokens_in, tokens_out, cost_micros)
+        queued_at, started_at, closing, failure, worker, leads_to, tokens_in, tokens_out, cost_micros, detail)
     values (e.tenant, e.session_id, e.step_id, e.fence, 0, p_now, 'attempt', e.name, p_agent, p_version, e.seq, e.branch,
             case when p_closing in ('release', 'postpone', 'park', 'await', 'repair') then e.attempt + 1 else e.attempt end,
             case when p_closing <> 'release' then e.queued_at end, e.started_at, p_closing, p_failure, p_worker, p_leads_to,
             coalesce((p_plan -> 'usage' ->> 'tokens_in')::bigint, 0),
             coalesce((p_plan -> 'usage' ->> 'tokens_out')::bigint, 0),
-            coalesce((p_plan -> 'usage' ->> 'cost_micros')::bigint, 0));
+            coalesce((p_plan -> 'usage' ->> 'cost_micros')::bigint, 0),
+            case when p_plan -> 'trace' @? '$[*].detail.repair ? (@ == true)' then agentq.repairs_in(p_plan) end);
     if p_plan ? 'trace' then
         perform agentq.trace_events(e, p_agent, p_version, p_worker, p_plan -> 'trace');
     end if;
@@ -41,6 +43,16 @@ begin
         perform agentq.tally(e, p_agent, p_version, p_closing, p_now, p_failure, p_plan);
     end if;
 end $$;
+
+
+-- The calls of an attempt that repaired what a model had written, and what they cost: no more than the attempt did.
+create or replace function agentq.repairs_in(p_plan jsonb) returns jsonb language sql immutable as $$
+    select jsonb_build_object(
+               'repairs', count(*),
+               'repair_micros', least(coalesce(sum((x ->> 'cost_micros')::bigint), 0)::bigint,
+                                      coalesce((p_plan -> 'usage' ->> 'cost_micros')::bigint, 0)))
+      from jsonb_array_elements(p_plan -> 'trace') x where x -> 'detail' -> 'repair' = 'true'
+$$;
 
 
 -- The waits that a settlement orders: until the next attempt, or until a timer of what follows.
