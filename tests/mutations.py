@@ -620,10 +620,9 @@ MUTATIONS = [
         "        if False:\n            raise FenceLost(",
         LEDGER + "of_two_settlements_at_once_one_counts",
     ),
-    Mutation(
-        "agentq/store/sql/ledger.sql",
-        "   and state = 'running' and fence_token = %(token)s::bigint\nreturning",
-        "   and state = 'running'\nreturning",
+    sql(
+        "       and concat(state) = 'running' and fence_token = p_token for no key update;",
+        "       and concat(state) = 'running' for no key update;",
         LEDGER + "the_token_tells_apart_what_a_crash_forgot",
     ),
     sql(
@@ -1123,10 +1122,9 @@ MUTATIONS = [
         "           state = case when l.state = 'done' then l.state else 'cancelled' end,",
         RECOVERY + "a_dead_session_goes_on_where_it_stopped",
     ),
-    Mutation(
-        "agentq/store/sql/functions/recovery.sql",
-        "where l.tenant = p_tenant and l.session_id = p_session and l.state = 'running';\n    get",
-        "where false;\n    get",
+    sql(
+        "    fenced := agentq.fence_off(p_tenant, p_session, null, p_failure, v_now);",
+        "    fenced := 0;",
         RECOVERY + "a_killed_session_throws_away_what_still_runs",
     ),
     Mutation(

@@ -18,6 +18,7 @@ from agentq.store import migrate
 from agentq.store.budgets import Budgets, Wanted
 from agentq.store.operators import Operators
 from agentq.store.pool import Store
+from agentq.store.recovery import By, Recovery
 from agentq.store.traces import Traces
 from agentq.testing import Clock
 from agentq.verdicts import Charge, Extras, Granted, Settlement, TraceEvent, Usage
@@ -435,6 +436,26 @@ def test_two_late_charges_of_one_session(archive: Archive) -> None:
         calls += [lambda claim=claim, charge=charge: archive.hand().ledger.charge_late(claim, (charge,))] * 3
     assert not [error for error in at_once(*calls) if error is not None]
     assert archive.sums() == archive.charged()
+
+
+def test_an_attempt_that_was_killed_is_in_the_sums(archive: Archive) -> None:
+    """
+    I6: killed between two calls, in an hour that was summed up before the second one's charge came.
+    """
+    archive.at(2 * HOUR)
+    hands = archive.hand()
+    claim = hands.begin()
+    for ordinal in (1, 2):
+        archive.ledger.reserve(claim, wanted(claim, ordinal))
+    archive.ledger.settle(claim, (Charge(wanted(claim, 1).reservation_id, "charged", 70, 7, 0, 3),))
+    assert Recovery(archive.past).kill("a", claim.ref.session_id, By("test", "a test"))[2] == 1
+    archive.at(0)
+    assert [row.cost_micros for row in archive.traces.spend("tenant", seconds=7 * DAY)] == [70]
+    archive.roll()
+    hands.ledger.charge_late(claim, (Charge(wanted(claim, 2).reservation_id, "charged", 110, 11, 0, 5),))
+    assert archive.sums() == archive.charged()
+    [model] = archive.traces.spend("model", seconds=7 * DAY)
+    assert (model.of, model.count, model.cost_micros, model.waste_micros) == ("big", 2, 180, 180)
 
 
 # ── what goes ────────────────────────────────────────────────────────────────
