@@ -146,13 +146,20 @@ class _ContextBase:
         *,
         limits: Mapping[str, Any] | None = None,
         approver: str | None = None,
+        alternatives: Sequence[Any] = (),
     ) -> None:
-        """Keep a choice for people to read: what was considered, what was picked and why, how sure that was."""
+        """
+        Keep a choice for people to read: what was considered, what was picked and why, how sure that was.
+
+        `alternatives` are options in a model's own words. They stand among the options, and like `why` are not kept
+        where no content is.
+        """
         claim = self._attempt.claim
         in_force = {"attempt": claim.attempt, "attempts_max": claim.attempts_max, "timeout_s": claim.timeout_s}
         self._recording.decide(
-            options, picked, why, confidence=confidence, limits=in_force | dict(limits or {}), approver=approver
-        )
+            options, picked, why, confidence=confidence, limits=in_force | dict(limits or {}), approver=approver,
+            alternatives=alternatives,
+        )  # fmt: skip
 
     def progress(self, text: str, **data: Any) -> None:
         """Tell whoever watches the session's events, now; not kept with the result."""

@@ -309,22 +309,31 @@ def _show_decisions(story: Story) -> None:
     if not made:
         return
     heading("Decisions")
-    approved = any(one.approver for one in made)  # a column that would be empty stays away
+    options = [found if isinstance(found := decode(one.options), list) else [] for one in made]
+    instead = [", ".join(short(alternative, 40) for alternative in _alternatives(of)) for of in options]
+    # Columns that would be empty stay away.
+    approved, named = any(one.approver for one in made), any(instead)
     print_table(
-        ("STEP", "PICKED", "OF", "SURE", *(["BY"] if approved else []), "WHY"),
+        ("STEP", "PICKED", "OF", "SURE", *(["BY"] if approved else []), "WHY", *(["RATHER THAN"] if named else [])),
         (
             (
                 one.step,
                 short(one.picked, 40),
-                len(options) if isinstance(options := decode(one.options), list) else "",
+                len(of) or "",
                 f"{one.confidence:.2f}" if one.confidence is not None else "",
                 *([one.approver or ""] if approved else []),
                 one.why,
+                *([rather] if named else []),
             )
-            for one in made
+            for one, of, rather in zip(made, options, instead, strict=True)
         ),
         empty="none",
     )
+
+
+def _alternatives(options: list[Any]) -> list[str]:
+    """What a model named among the options, in its own words."""
+    return [str(one["alternative"]) for one in options if isinstance(one, dict) and "alternative" in one]
 
 
 def _show_cost(story: Story) -> None:

@@ -238,6 +238,7 @@ def _decision(number: int, made: Decision) -> dict[str, Any]:
         "n": number,
         "at_s": max(made.at_s, 0.0),
         "options": _text(made.options),
+        "bare": _text(made.bare_options) if made.bare_options is not None else None,
         "picked": storable(made.picked),
         "why": storable(made.why) if made.why is not None else None,
         "confidence": made.confidence,

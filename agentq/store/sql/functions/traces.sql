@@ -8,6 +8,7 @@ create or replace function agentq.trace_attempt(
     e agentq.ledger_entry, p_agent text, p_version int, p_worker uuid, p_closing text, p_now timestamptz,
     p_failure jsonb, p_leads_to text, p_plan jsonb
 ) returns void language plpgsql as $$
+declare v_content boolean;
 begin
     insert into agentq.trace (
         tenant, session_id, step_id, fence, ordinal, ended_at, kind, name, agent, agent_version, seq, branch, attempt,
@@ -23,14 +24,15 @@ begin
         perform agentq.trace_events(e, p_agent, p_version, p_worker, p_plan -> 'trace');
     end if;
     if p_plan ? 'decisions' then
+        select trace_content is distinct from 'off' into v_content from agentq.tenant where name = e.tenant;
         insert into agentq.decision (tenant, session_id, step_id, fence, ordinal, decided_at, agent, step, options, picked,
                                      why, confidence, limits, approver)
         select e.tenant, e.session_id, e.step_id, e.fence, d.n, e.started_at + make_interval(secs => d.at_s), p_agent,
-               e.name, decode(d.options, 'base64'), d.picked,
-               case when (select trace_content is distinct from 'off' from agentq.tenant where name = e.tenant) then d.why end,
+               e.name, decode(case when v_content then d.options else coalesce(d.bare, d.options) end, 'base64'), d.picked,
+               case when v_content then d.why end,
                d.confidence, d.limits, d.approver
           from jsonb_to_recordset(p_plan -> 'decisions') as d (
-               n smallint, at_s double precision, options text, picked text, why text, confidence real, limits jsonb,
+               n smallint, at_s double precision, options text, bare text, picked text, why text, confidence real, limits jsonb,
                approver text);
     end if;
     if p_closing in ('retry', 'repair', 'postpone') and e.due_at > p_now or p_plan ? 'steps' then
