@@ -1636,12 +1636,17 @@ MUTATIONS = [
     sql(
         "case when was_mended then micros else 0 end",
         "0",
-        SUMMED + "figures_are_the_same_before_and_after_they_are_summed_up",
+        SUMMED + "repairs_are_told_apart_within_the_waste",
     ),
     sql(
         "repairs = d.repairs + excluded.repairs, repair_micros = d.repair_micros + excluded.repair_micros\n    )",
         "repairs = d.repairs\n    )",
-        SUMMED + "figures_are_the_same_before_and_after_they_are_summed_up",
+        SUMMED + "a_repair_that_is_charged_late_is_in_the_sums",
+    ),
+    sql(
+        "repairs = h.repairs + excluded.repairs, repair_micros = h.repair_micros + excluded.repair_micros;",
+        "repairs = h.repairs;",
+        SUMMED + "a_repair_that_is_charged_late_is_in_the_sums",
     ),
     sql(
         "'repair_micros', least(coalesce(sum((x ->> 'cost_micros')::bigint), 0)::bigint,",

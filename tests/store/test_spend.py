@@ -242,23 +242,23 @@ def test_a_session_counts_where_it_first_spent(archive: Archive) -> None:
 
 
 @pytest.mark.parametrize(
-    ("closing", "repair", "waste", "repairs"),
-    [("next", True, 200, 1), ("next", False, 0, 0), ("repair", None, 200, 1), ("retry", True, 200, 1),
-     ("retry", None, 200, 0)],
+    ("closing", "told", "repair", "waste", "repairs"),
+    [("next", True, True, 200, 1), ("next", True, False, 0, 0), ("repair", True, None, 200, 1),
+     ("repair", False, None, 200, 1), ("retry", True, True, 200, 1), ("retry", True, None, 200, 0)],
 )  # fmt: skip
 def test_repairs_are_told_apart_within_the_waste(
-    archive: Archive, closing: str, repair: bool | None, waste: int, repairs: int
+    archive: Archive, closing: str, told: bool, repair: bool | None, waste: int, repairs: int
 ) -> None:
     """
-    A call that is marked, and an attempt whose answer was to be repaired: the same before and after they are summed
-    up, by each thing, and session by session too.
+    A call that is marked, and an attempt whose answer was to be repaired, also where no event tells its call: the
+    same before and after they are summed up, by each thing, and session by session too.
     """
     archive.at(2 * HOUR)
     more = {"steps": (step("second"),)} if closing == "next" else {}
     claim = archive.hand().begin()
     archive.ledger.reserve(claim, wanted(claim))
     failure = {} if closing == "next" else {"failure": BROKEN}
-    archive.hand().settle(claim, closing, extras=used(claim, repair=repair), **more, **failure)
+    archive.hand().settle(claim, closing, extras=used(claim, told=told, repair=repair), **more, **failure)
     archive.at(0)
     expected = (200, waste, repairs, 200 * repairs)
     for _ in range(2):
@@ -436,6 +436,26 @@ def test_two_late_charges_of_one_session(archive: Archive) -> None:
         calls += [lambda claim=claim, charge=charge: archive.hand().ledger.charge_late(claim, (charge,))] * 3
     assert not [error for error in at_once(*calls) if error is not None]
     assert archive.sums() == archive.charged()
+
+
+@pytest.mark.parametrize("ago_s", [2 * HOUR, 100 * HOUR])
+def test_a_repair_that_is_charged_late_is_in_the_sums(archive: Archive, ago_s: float) -> None:
+    """
+    What its second call came to was not told with the answer that was wrong: in an hour, and in a day, that were
+    summed up before.
+    """
+    archive.at(ago_s)
+    claim = archive.hand().begin()
+    for ordinal in (1, 2):
+        archive.ledger.reserve(claim, wanted(claim, ordinal))
+    archive.hand().settle(claim, "repair", extras=used(claim), failure=BROKEN)
+    archive.at(0)
+    archive.roll()
+    assert [row.repair_micros for row in archive.traces.spend("tenant", seconds=7 * DAY)] == [200]
+    assert archive.budgets.settle_leaked(10) == 1
+    for seconds in (30 * HOUR, 40 * DAY) if ago_s < DAY else (40 * DAY,):
+        [row] = archive.traces.spend("tenant", seconds=seconds)
+        assert (row.cost_micros, row.waste_micros, row.repairs, row.repair_micros) == (1100, 1100, 1, 1100)
 
 
 def test_an_attempt_that_was_killed_is_in_the_sums(archive: Archive) -> None:
