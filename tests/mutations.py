@@ -1707,8 +1707,8 @@ MUTATIONS = [
         WASTED + "what_an_attempt_spends_that_was_cut_off_is_in_every_sum",
     ),
     sql(
-        "           for update)\n    select jsonb_build_object('usage'",
-        "           )\n    select jsonb_build_object('usage'",
+        "         order by reservation_id for update)",
+        "         order by reservation_id)",
         RECOVERY + "a_kill_and_a_charge_at_once_lose_no_money",
     ),
     sql(

@@ -128,6 +128,8 @@ class _ContextBase:
 
         Kinds that agentq itself writes are `model`, `tool`, `wait` and `approval`. Set `span.output`, and
         `span.used(…)` for the part of the usage that it had. All of it is redacted before it is kept.
+
+        `repair=True` says of a call that it asks a model again for what it wrote wrong: what it costs is waste.
         """
         return self._recording.span(kind, name, input=input, **facts)
 

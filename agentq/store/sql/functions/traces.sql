@@ -102,7 +102,7 @@ create or replace function agentq.usage_of_lost(e agentq.ledger_entry) returns j
     with settled as (
         select charged_micros, used_input, used_output from agentq.reservation
          where tenant = e.tenant and session_id = e.session_id and step_id = e.step_id and fence = e.fence
-           for update)
+         order by reservation_id for update)  -- in the order in which `settle_charges` locks them
     select jsonb_build_object('usage', jsonb_build_object(
                'tokens_in', coalesce(sum(used_input), 0), 'tokens_out', coalesce(sum(used_output), 0),
                'cost_micros', coalesce(sum(charged_micros), 0)))
