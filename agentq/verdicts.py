@@ -274,6 +274,7 @@ class Decision:
     confidence: float | None = None
     limits: Mapping[str, Any] = field(default_factory=dict)
     approver: str | None = None
+    bare_options: bytes | None = None  # for a tenant that keeps no content: without those in a model's words
 
 
 @dataclass(frozen=True, slots=True)

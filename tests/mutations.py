@@ -73,6 +73,9 @@ STATES = "tests/client/test_tenant_states.py::test_"
 RETENTION = "tests/store/test_retention.py::test_"
 SEAM = "tests/contract/test_seam.py::test_"
 ON_RABBIT = "tests/contract/test_fleet.py::test_"
+SUMMED = "tests/store/test_spend.py::test_"
+WASTED = "tests/seeing/test_waste.py::test_"
+CHOSEN = "tests/agents/test_choices.py::test_"
 
 
 @dataclass(frozen=True)
@@ -661,10 +664,9 @@ MUTATIONS = [
         "        if False:\n            raise FenceLost(",
         LEDGER + "of_two_settlements_at_once_one_counts",
     ),
-    Mutation(
-        "agentq/store/sql/ledger.sql",
-        "   and state = 'running' and fence_token = %(token)s::bigint\nreturning",
-        "   and state = 'running'\nreturning",
+    sql(
+        "       and concat(state) = 'running' and fence_token = p_token for no key update;",
+        "       and concat(state) = 'running' for no key update;",
         LEDGER + "the_token_tells_apart_what_a_crash_forgot",
     ),
     sql(
@@ -1177,10 +1179,9 @@ MUTATIONS = [
         "           state = case when l.state = 'done' then l.state else 'cancelled' end,",
         RECOVERY + "a_dead_session_goes_on_where_it_stopped",
     ),
-    Mutation(
-        "agentq/store/sql/functions/recovery.sql",
-        "where l.tenant = p_tenant and l.session_id = p_session and l.state = 'running';\n    get",
-        "where false;\n    get",
+    sql(
+        "    fenced := agentq.fence_off(p_tenant, p_session, null, p_failure, v_now);",
+        "    fenced := 0;",
         RECOVERY + "a_killed_session_throws_away_what_still_runs",
     ),
     Mutation(
@@ -1707,6 +1708,175 @@ MUTATIONS = [
         "        pass\n    before",
         "tests/agents/test_versions.py::test_bytes_of_another_version_are_stored_anew",
     ),
+    # I6, I11: waste, and attempts that are cut off
+    sql(
+        "case when wasted then cost_micros else repair_micros end as waste_micros,",
+        "case when wasted then cost_micros else 0 end as waste_micros,",
+        SUMMED + "repairs_are_told_apart_within_the_waste",
+    ),
+    sql(
+        "case when mended then cost_micros else repair_micros end as repair_micros",
+        "repair_micros as repair_micros",
+        SUMMED + "repairs_are_told_apart_within_the_waste",
+    ),
+    sql(
+        "coalesce(t.detail -> 'repair' = 'true', false) as repair,",
+        "coalesce(t.detail ? 'repair', false) as repair,",
+        SUMMED + "repairs_are_told_apart_within_the_waste",
+    ),
+    sql(
+        "case when was_mended then micros else 0 end",
+        "0",
+        SUMMED + "repairs_are_told_apart_within_the_waste",
+    ),
+    sql(
+        "repairs = d.repairs + excluded.repairs, repair_micros = d.repair_micros + excluded.repair_micros\n    )",
+        "repairs = d.repairs\n    )",
+        SUMMED + "a_repair_that_is_charged_late_is_in_the_sums",
+    ),
+    sql(
+        "repairs = h.repairs + excluded.repairs, repair_micros = h.repair_micros + excluded.repair_micros;",
+        "repairs = h.repairs;",
+        SUMMED + "a_repair_that_is_charged_late_is_in_the_sums",
+    ),
+    sql(
+        "'repair_micros', least(coalesce(sum((x ->> 'cost_micros')::bigint), 0)::bigint,",
+        "'repair_micros', greatest(coalesce(sum((x ->> 'cost_micros')::bigint), 0)::bigint,",
+        SUMMED + "an_attempt_cannot_have_cost_less_than_its_repairs",
+    ),
+    sql(
+        "x where x -> 'detail' -> 'repair' = 'true'",
+        "x",
+        WASTED + "retries_and_repairs_of_both_kinds_are_waste",
+    ),
+    Mutation(
+        "agentq/store/sql/traces.sql",
+        "else (detail ->> 'repair_micros')::bigint end), 0)::bigint, 0::bigint",
+        "else 0 end), 0)::bigint, 0::bigint",
+        WASTED + "retries_and_repairs_of_both_kinds_are_waste",
+    ),
+    Mutation(
+        "agentq/store/traces.py",
+        "return self.cost_micros if self.wasted else self.repair_micros",
+        "return self.cost_micros if self.wasted else 0",
+        WASTED + "retries_and_repairs_of_both_kinds_are_waste",
+    ),
+    Mutation(
+        "agentq/agents/model/turn.py",
+        "                    span.note(repair=True)",
+        "                    pass",
+        WASTED + "what_a_model_is_asked_again_is_waste",
+    ),
+    Mutation(
+        "agentq/agents/model/turn.py",
+        "        self.state.repairing = isinstance(found, Flaw)",
+        "        self.state.repairing = flawed",
+        WASTED + "what_a_model_is_asked_again_is_waste",
+    ),
+    Mutation(
+        "agentq/store/sql/traces.sql",
+        "'repair_micros')::bigint end), 0)::bigint,\n       coalesce(sum(case closing when 'repair'",
+        "'nothing')::bigint end), 0)::bigint,\n       coalesce(sum(case closing when 'repair'",
+        TRACES + "the_waste_of_what_is_not_shown_is_summed_up",
+    ),
+    Mutation(
+        "agentq/adapters/pydantic_ai.py",
+        "if asked and _is_repair(asked[-1]) else {}",
+        "if False else {}",
+        WASTED + "what_pydantic_ai_asks_again_is_a_repair",
+    ),
+    sql(
+        "perform agentq.trace_attempt(e, s.agent, s.agent_version, e.worker, 'cancelled', p_now, p_failure, null,\n"
+        "                                     agentq.usage_of_lost(e));",
+        "null;",
+        RECOVERY + "a_killed_attempt_leaves_its_row",
+    ),
+    sql(
+        "e.worker, 'cancelled', p_now, p_failure, null,\n"
+        "                                     agentq.usage_of_lost(e));",
+        "e.worker, 'cancelled', p_now, p_failure, null, null);",
+        WASTED + "what_an_attempt_spends_that_was_cut_off_is_in_every_sum",
+    ),
+    sql(
+        "         order by reservation_id for update)",
+        "         order by reservation_id)",
+        RECOVERY + "a_kill_and_a_charge_at_once_lose_no_money",
+    ),
+    sql(
+        "perform agentq.fence_off(p_tenant, p_session, array(select agentq.from_step_on(p_tenant, p_session, p_step)),",
+        "perform agentq.fence_off(p_tenant, p_session, '{}'::uuid[],",
+        RECOVERY + "a_replaced_attempt_leaves_its_row",
+    ),
+    sql(
+        "(p_steps is null or step_id = any (p_steps))\n             order by step_id for no key update)",
+        "(p_steps is null or step_id = any (p_steps)))",
+        RECOVERY + "a_kill_waits_for_a_settlement_that_is_under_way",
+    ),
+    sql(
+        "perform agentq.trace_attempt(e, s.agent, s.agent_version, v_worker, 'release', v_now, null, null,\n"
+        "                                     agentq.usage_of_lost(e));",
+        "null;",
+        RECOVERY + "a_disowned_attempt_leaves_a_row_when_it_called_something",
+    ),
+    sql(
+        "    if exists (select from agentq.reservation\n                where tenant = p_tenant and session_id",
+        "    if true or exists (select from agentq.reservation\n                where tenant = p_tenant and session_id",
+        RECOVERY + "a_disowned_attempt_leaves_a_row_when_it_called_something",
+    ),
+    # the decision log
+    Mutation(
+        "agentq/agents/model/choice.py",
+        "    said = arguments.pop(FIELD)",
+        "    said = arguments[FIELD]",
+        CHOSEN + "what_is_stated_is_no_part_of_the_call",
+    ),
+    Mutation(
+        "agentq/agents/model/turn.py",
+        "            arguments = choices.without(arguments, schema)\n",
+        "            pass\n",
+        CHOSEN + "the_same_call_for_ever_new_reasons_is_going_in_circles",
+    ),
+    Mutation(
+        "agentq/agents/model/choice.py",
+        "map(_alternative, listed[:_ALTERNATIVES_MAX])",
+        "map(_alternative, listed)",
+        CHOSEN + "a_statement_of_another_form_spoils_no_call",
+    ),
+    Mutation(
+        "agentq/agents/model/choice.py",
+        "    if not _is_added(schema):\n        return definition",
+        "    if False:\n        return definition",
+        CHOSEN + "a_tool_with_such_an_argument_keeps_it",
+    ),
+    Mutation(
+        "agentq/agents/model/turn.py",
+        "choices.split(response, self._schemas()) if self.agent.explain else (response, {})",
+        "choices.split(response, self._schemas())",
+        CHOSEN + "it_is_off_unless_asked_for",
+    ),
+    Mutation(
+        "agentq/agents/model/turn.py",
+        '                self._choose(response, (), "none", what, said=said)\n',
+        "",
+        CHOSEN + "calls_of_which_none_could_be_made_are_told",
+    ),
+    Mutation(
+        "agentq/agents/model/turn.py",
+        "        if said or any(part.tool_name != FINAL for part in response.tool_calls):",
+        "        if said:",
+        CHOSEN + "calls_that_came_with_the_answer_are_told",
+    ),
+    Mutation(
+        "agentq/agents/tracing.py",
+        "        worded = tracing.content and bool(alternatives)",
+        "        worded = bool(alternatives)",
+        CHOSEN + "without_content_no_step_keeps_them",
+    ),
+    sql(
+        "decode(case when v_content then d.options else coalesce(d.bare, d.options) end, 'base64')",
+        "decode(d.options, 'base64')",
+        CHOSEN + "a_tenant_that_keeps_no_content_keeps_no_alternatives",
+    ),
     # I11: every attempt and choice has its row
     sql(
         "        perform agentq.trace_attempt(e, v_of.agent",
@@ -1724,13 +1894,13 @@ MUTATIONS = [
         TRACES + "children_are_in_the_trace_of_their_root",
     ),
     sql(
-        "select trace_content is distinct from 'off' into v_content",
-        "select true into v_content",
+        "case when v_content then decode(t.input, 'base64') end",
+        "decode(t.input, 'base64')",
         TRACES + "a_tenant_may_keep_no_content",
     ),
     sql(
-        "case when (select trace_content is distinct from 'off' from",
-        "case when (select true from",
+        "case when v_content then d.why end",
+        "d.why",
         TRACES + "a_tenant_may_keep_no_content",
     ),
     sql(

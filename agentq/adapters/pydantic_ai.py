@@ -36,7 +36,13 @@ from pydantic_ai.durable_exec import (
     record_durable_unit,
     replay_scope,
 )
-from pydantic_ai.messages import ModelMessage, ModelMessagesTypeAdapter
+from pydantic_ai.messages import (
+    ModelMessage,
+    ModelMessagesTypeAdapter,
+    ModelRequest,
+    RetryFeedbackPart,
+    ToolReturnPart,
+)
 from pydantic_ai.models import Model
 from pydantic_ai.settings import ModelSettings
 from pydantic_ai.tools import DeferredToolRequests, DeferredToolResults, ToolApproved, ToolDenied
@@ -164,7 +170,10 @@ class DurableAgent(ReplayedAgent):
         tokens = estimate_messages(history)
         most = int(settings.get("max_tokens") or MAX_TOKENS)
         self.room(state, tokens=tokens, most=most)
-        with ctx.trace("model", model.model_name, provider=model.system, max_tokens=most) as span:
+        # As the run has it: in what goes out, feedback is worded as any other text.
+        asked: Any = getattr(unit.params[-1], "messages", None)
+        mends = {"repair": True} if asked and _is_repair(asked[-1]) else {}
+        with ctx.trace("model", model.model_name, provider=model.system, max_tokens=most, **mends) as span:
             async with ctx.spend(
                 model=model.model_name, provider=model.system, input_tokens=tokens, max_tokens=most
             ) as reserved:
@@ -187,6 +196,14 @@ class DurableAgent(ReplayedAgent):
         if model is None:
             raise Permanent("the agent has no model")
         return resolve(model) if isinstance(model, str) else model
+
+
+def _is_repair(message: ModelMessage) -> bool:
+    """Whether a request tells the model nothing but what was wrong with its answer."""
+    return isinstance(message, ModelRequest) and all(
+        isinstance(part, RetryFeedbackPart) or (isinstance(part, ToolReturnPart) and part.outcome == "retried")
+        for part in message.parts
+    )
 
 
 def _traced(message: ModelMessage) -> Any:

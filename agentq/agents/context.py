@@ -128,6 +128,8 @@ class _ContextBase:
 
         Kinds that agentq itself writes are `model`, `tool`, `wait` and `approval`. Set `span.output`, and
         `span.used(…)` for the part of the usage that it had. All of it is redacted before it is kept.
+
+        `repair=True` says of a call that it asks a model again for what it wrote wrong: what it costs is waste.
         """
         return self._recording.span(kind, name, input=input, **facts)
 
@@ -146,13 +148,20 @@ class _ContextBase:
         *,
         limits: Mapping[str, Any] | None = None,
         approver: str | None = None,
+        alternatives: Sequence[Any] = (),
     ) -> None:
-        """Keep a choice for people to read: what was considered, what was picked and why, how sure that was."""
+        """
+        Keep a choice for people to read: what was considered, what was picked and why, how sure that was.
+
+        `alternatives` are options in a model's own words. They stand among the options, and like `why` are not kept
+        where no content is.
+        """
         claim = self._attempt.claim
         in_force = {"attempt": claim.attempt, "attempts_max": claim.attempts_max, "timeout_s": claim.timeout_s}
         self._recording.decide(
-            options, picked, why, confidence=confidence, limits=in_force | dict(limits or {}), approver=approver
-        )
+            options, picked, why, confidence=confidence, limits=in_force | dict(limits or {}), approver=approver,
+            alternatives=alternatives,
+        )  # fmt: skip
 
     def progress(self, text: str, **data: Any) -> None:
         """Tell whoever watches the session's events, now; not kept with the result."""

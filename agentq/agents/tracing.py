@@ -170,16 +170,20 @@ class Recording:
         confidence: float | None = None,
         limits: Mapping[str, Any] | None = None,
         approver: str | None = None,
+        alternatives: Sequence[Any] = (),
     ) -> None:
-        """Note a choice."""
+        """Note a choice. `alternatives` are options in a model's words, which is content."""
         if confidence is not None and not 0 <= confidence <= 1:
             raise ValueError("confidence is between 0 and 1")
         if not self._tracing.on:
             return
         tracing = self._tracing
+        bare = tracing.facts("decision", list(options))
+        worded = tracing.content and bool(alternatives)
         made = Decision(
             at_s=time.monotonic() - self._began,
-            options=tracing.facts("decision", list(options)),
+            options=tracing.facts("decision", [*options, *alternatives]) if worded else bare,
+            bare_options=bare if worded else None,
             picked=tracing.text("decision", picked if isinstance(picked, str) else encode(picked).decode()),
             # The model's words, which is content.
             why=tracing.text("decision", why) if why is not None and tracing.content else None,

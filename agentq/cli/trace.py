@@ -90,7 +90,8 @@ def cost(id_: str, tenant: str | None, as_json: bool) -> None:
         total |= {"tokens_cached": sum(line.tokens_cached for line in story.cost)}
         total |= {"tokens_reasoning": sum(line.tokens_reasoning for line in story.cost)}
         total |= {f"{kind}_s": story.seconds_of(kind) for kind in ("model", "tool", "sandbox")}
-        total |= {"waste_micros": story.waste_micros, "cost_usd": story.cost_micros / 1_000_000}
+        total |= {"waste_micros": story.waste_micros, "repair_micros": story.repair_micros, "repairs": story.repairs}
+        total |= {"cost_usd": story.cost_micros / 1_000_000}
         print_json({"session_id": story.session.session_id, "total": total, "lines": plain(story.cost)})
         return
     _show_cost(story)
@@ -118,8 +119,9 @@ def ls(*, by: str, tenant: str | None, agent: str | None, since: str, as_csv: bo
     """
     Sum up what was used and what it cost, the dearest first; days in UTC.
 
-    Waste is what was paid for attempts that came to nothing, and for repairs of what a model wrote. By tool
-    it is the calls, those in the sandbox too, and the time that they took; what was recalled was not called.
+    Waste is what was paid for attempts that came to nothing, and for repairs: calls that asked a model again for
+    what it wrote wrong. REPAIRS is the part of the waste that they cost. By tool it is the calls, those in the
+    sandbox too, and the time that they took; what was recalled was not called.
     """
     from agentq.agents.returns import seconds
     from agentq.step import valid_name
@@ -150,7 +152,7 @@ def ls(*, by: str, tenant: str | None, agent: str | None, since: str, as_csv: bo
 
 _COLUMNS = (
     "count", "sessions", "tokens_in", "tokens_out", "cost_micros", "waste_micros", "tokens_cached", "seconds",
-    "recalled", "seconds_sandbox",
+    "recalled", "seconds_sandbox", "repairs", "repair_micros",
 )  # fmt: skip
 
 
@@ -180,11 +182,13 @@ def _print_spend(by: str, rows: list[SpendRow]) -> None:
         )  # fmt: skip
         return
     top = max((row.cost_micros for row in rows), default=0)
+    repaired = any(row.repair_micros for row in rows)  # a column that would be empty stays away
     print_table(
         (
             by.upper(),
             "COST",
             "WASTE",
+            *(("REPAIRS",) if repaired else ()),
             "",
             "TOKENS IN",
             *(("CACHED",) if by == "model" else ()),
@@ -197,6 +201,7 @@ def _print_spend(by: str, rows: list[SpendRow]) -> None:
                 row.of,
                 dollars(row.cost_micros),
                 dollars(row.waste_micros) if row.waste_micros else "",
+                *((dollars(row.repair_micros) if row.repair_micros else "",) if repaired else ()),
                 "█" * round(20 * row.cost_micros / top) if top else "",
                 f"{row.tokens_in:,}",
                 *((f"{row.tokens_cached:,}",) if by == "model" else ()),
@@ -217,7 +222,7 @@ def _print_spend(by: str, rows: list[SpendRow]) -> None:
 
 def show(story: Story, hold: dict[str, Any] | None = None) -> None:
     """The story in the terminal."""
-    from agentq.seeing.story import dollars
+    from agentq.seeing.story import dollars, waste_text
 
     session = story.session
     wasted = sum(act.row.wasted for act in story.acts)
@@ -239,7 +244,7 @@ def show(story: Story, hold: dict[str, Any] | None = None) -> None:
                 f"{story.tokens_in} in, {story.tokens_out} out" if story.tokens_in or story.tokens_out else None,
             ),
             ("cost", dollars(story.cost_micros) if story.cost_micros else None),
-            ("waste", dollars(story.waste_micros) if story.waste_micros else None),
+            ("waste", waste_text(story.waste_micros, story.repair_micros)),
             ("failure", reason_of(session.failure)),
         )
     )
@@ -283,6 +288,7 @@ def _line(row: TraceRow, at_s: float, bar: str) -> tuple[Any, ...]:
         reason_of(row.failure),
     ]
     notes.append(str((row.detail or {}).get("outcome", "")))
+    notes.append("repair" if row.mends and not row.closing else "")
     tokens = f"{row.tokens_in}+{row.tokens_out}" if row.tokens_in or row.tokens_out else ""
     return (
         f"+{seconds_text(max(at_s, 0.0))}",
@@ -303,34 +309,44 @@ def _show_decisions(story: Story) -> None:
     if not made:
         return
     heading("Decisions")
-    approved = any(one.approver for one in made)  # a column that would be empty stays away
+    options = [found if isinstance(found := decode(one.options), list) else [] for one in made]
+    instead = [", ".join(short(alternative, 40) for alternative in _alternatives(of)) for of in options]
+    # Columns that would be empty stay away.
+    approved, named = any(one.approver for one in made), any(instead)
     print_table(
-        ("STEP", "PICKED", "OF", "SURE", *(["BY"] if approved else []), "WHY"),
+        ("STEP", "PICKED", "OF", "SURE", *(["BY"] if approved else []), "WHY", *(["RATHER THAN"] if named else [])),
         (
             (
                 one.step,
                 short(one.picked, 40),
-                len(options) if isinstance(options := decode(one.options), list) else "",
+                len(of) or "",
                 f"{one.confidence:.2f}" if one.confidence is not None else "",
                 *([one.approver or ""] if approved else []),
                 one.why,
+                *([rather] if named else []),
             )
-            for one in made
+            for one, of, rather in zip(made, options, instead, strict=True)
         ),
         empty="none",
     )
 
 
+def _alternatives(options: list[Any]) -> list[str]:
+    """What a model named among the options, in its own words."""
+    return [str(one["alternative"]) for one in options if isinstance(one, dict) and "alternative" in one]
+
+
 def _show_cost(story: Story) -> None:
-    from agentq.seeing.story import dollars, seconds_text
+    from agentq.seeing.story import dollars, seconds_text, waste_text
 
     heading("Cost")
     # Columns that would be empty stay away: a terminal is narrow.
     recalled, cached = any(line.recalled for line in story.cost), any(line.tokens_cached for line in story.cost)
+    repaired = any(line.repair_micros for line in story.cost)
     print_table(
         (
             "WHAT", "KIND", "TIMES", *(["RECALLED"] if recalled else []), "TOKENS IN", *(["CACHED"] if cached else []),
-            "OUT", "TOOK", "COST", "WASTE",
+            "OUT", "TOOK", "COST", "WASTE", *(["REPAIRS"] if repaired else []),
         ),
         (
             (
@@ -338,6 +354,7 @@ def _show_cost(story: Story) -> None:
                 *([f"{line.tokens_cached:,}" if line.tokens_cached else ""] if cached else []), f"{line.tokens_out:,}",
                 seconds_text(line.seconds), dollars(line.cost_micros),
                 dollars(line.waste_micros) if line.waste_micros else "",
+                *([dollars(line.repair_micros) if line.repair_micros else ""] if repaired else []),
             )
             for line in story.cost
         ),
@@ -346,7 +363,7 @@ def _show_cost(story: Story) -> None:
     print_facts(
         (
             ("together", dollars(story.cost_micros)),
-            ("waste", dollars(story.waste_micros) if story.waste_micros else None),
+            ("waste", waste_text(story.waste_micros, story.repair_micros)),
         )
     )
 
@@ -362,6 +379,8 @@ def as_plain(story: Story) -> dict[str, Any]:
             "tokens_out": story.tokens_out,
             "cost_micros": story.cost_micros,
             "waste_micros": story.waste_micros,
+            "repair_micros": story.repair_micros,
+            "repairs": story.repairs,
             "steps": story.operations,
             "attempts": len(story.acts) + story.beyond.attempts,
             "attempts_not_shown": story.beyond.attempts,

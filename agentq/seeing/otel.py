@@ -63,6 +63,7 @@ NAMES = {
     "confidence": "agentq.decision.confidence",
     "approver": "agentq.decision.approver",
     "outcome": "agentq.outcome",
+    "repair": "agentq.repair",
     "price_version": "agentq.price.version",
 }
 _EVERY_S = 5.0
@@ -142,6 +143,7 @@ class _Maker:
                 facts["cost"] = row.cost_micros / 1_000_000 if row.cost_micros else None
                 facts |= {name: detail.get(name) for name in ("cache_write_tokens", "max_tokens", "price_version")}
                 facts["finish"] = [str(detail["finish"])] if detail.get("finish") else None
+                facts["repair"] = True if row.mends else None
             case "tool":
                 name = f"execute_tool {row.name}"
                 names = ("arguments", "result")

@@ -9,7 +9,7 @@ from importlib.resources import files
 from typing import Any
 
 from agentq.payload import readable
-from agentq.seeing.story import Act, CostLine, Story, dollars, seconds_text
+from agentq.seeing.story import Act, CostLine, StepLine, Story, dollars, seconds_text, waste_text
 from agentq.seeing.timeline import CLOSINGS, STYLE, anchor, shown, timeline, told
 from agentq.store.traces import DecisionRow, TraceRow
 
@@ -76,8 +76,8 @@ def facts(story: Story) -> str:
 def _cost_text(story: Story) -> str | None:
     if not story.cost_micros:
         return None
-    waste = f", {dollars(story.waste_micros)} of it for attempts that came to nothing" if story.waste_micros else ""
-    return dollars(story.cost_micros) + waste
+    waste = waste_text(story.waste_micros, story.repair_micros)
+    return f"{dollars(story.cost_micros)}; came to nothing: {waste}" if waste else dollars(story.cost_micros)
 
 
 def _section(title: str, body: str) -> str:
@@ -91,7 +91,7 @@ def cost_table(lines: Iterable[CostLine]) -> str:
         f"<td class=n>{line.count:,}</td><td class=n>{line.recalled or ''}</td><td class=n>{line.tokens_in:,}</td>"
         f"<td class=n>{line.tokens_cached or ''}</td><td class=n>{line.tokens_out:,}{_reasoning(line)}</td>"
         f"<td class=n>{seconds_text(line.seconds)}</td><td class=n>{dollars(line.cost_micros)}</td>"
-        f"<td class=n>{dollars(line.waste_micros) if line.waste_micros else ''}</td></tr>"
+        f"<td class=n>{dollars(line.waste_micros) if line.waste_micros else ''}{_repairs(line)}</td></tr>"
         for line in lines
     )
     if not rows:
@@ -99,6 +99,10 @@ def cost_table(lines: Iterable[CostLine]) -> str:
     numbers = ("times", "recalled", "tokens in", "cached", "out", "took", "cost", "waste")
     head = "<tr><th scope=col>what" + "".join(f"<th scope=col class=n>{name}" for name in numbers)
     return f'<div class="aq-scroll"><table>{head}{rows}</table></div>'
+
+
+def _repairs(line: CostLine | StepLine) -> str:
+    return f" <span class=why>{dollars(line.repair_micros)} repairs</span>" if line.repair_micros else ""
 
 
 def _reasoning(line: CostLine) -> str:
@@ -111,7 +115,7 @@ def steps_table(story: Story) -> str:
         f"<tr><td>{escape(line.name)}<td class=n>{line.steps:,}<td class=n>{line.attempts:,}"
         f"<td class=n>{line.wasted or ''}<td class=n>{seconds_text(line.seconds)}<td class=n>{line.tokens_in:,}"
         f"<td class=n>{line.tokens_out:,}<td class=n>{dollars(line.cost_micros)}"
-        f"<td class=n>{dollars(line.waste_micros) if line.waste_micros else ''}"
+        f"<td class=n>{dollars(line.waste_micros) if line.waste_micros else ''}{_repairs(line)}"
         for line in story.steps
     )
     if not rows:

@@ -47,6 +47,8 @@ class CostLine:
     seconds: float
     tokens_cached: int = 0  # of those in
     tokens_reasoning: int = 0  # of those out
+    repairs: int = 0  # of those times: a model asked again for what it wrote wrong, and attempts so answered
+    repair_micros: int = 0  # of the waste
     recalled: int = 0  # answers that were there already: no calls, and in neither `count` nor `seconds`
 
 
@@ -63,6 +65,7 @@ class StepLine:
     tokens_out: int
     cost_micros: int
     waste_micros: int
+    repair_micros: int = 0  # of the waste
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +104,17 @@ class Story:
 
     @property
     def waste_micros(self) -> int:
-        return sum(act.row.cost_micros for act in self.acts if act.row.wasted) + self.beyond.waste_micros
+        """What was paid for attempts that came to nothing, and for repairs."""
+        return sum(act.row.waste_micros for act in self.acts) + self.beyond.waste_micros
+
+    @property
+    def repairs(self) -> int:
+        return sum(act.row.repairs for act in self.acts) + self.beyond.repairs
+
+    @property
+    def repair_micros(self) -> int:
+        """What of the waste was for repairs."""
+        return sum(act.row.repair_micros for act in self.acts) + self.beyond.repair_micros
 
     def seconds_of(self, kind: str) -> float:
         """The time that calls of a kind took: `model`, `tool`, `sandbox`."""
@@ -228,13 +241,17 @@ class _Sum:
     seconds: float = 0.0
     tokens_cached: int = 0
     tokens_reasoning: int = 0
+    repairs: int = 0
+    repair_micros: int = 0
     recalled: int = 0
 
-    def add(self, part: _Used, *, waste: bool) -> None:
+    def add(self, part: _Used, *, waste: bool, repairs: int = 0) -> None:
         self.tokens_in += part.tokens_in
         self.tokens_out += part.tokens_out
         self.cost_micros += part.cost_micros
-        self.waste_micros += part.cost_micros if waste else 0
+        self.waste_micros += part.cost_micros if waste or repairs else 0
+        self.repairs += repairs
+        self.repair_micros += part.cost_micros if repairs else 0
 
 
 class _Used(Protocol):
@@ -262,7 +279,7 @@ def cost_lines(acts: Sequence[Act], charges: Sequence[ChargeRow] = (), beyond: T
             detail = event.detail or {}
             kind = "sandbox" if detail.get("sandbox") is True else event.kind
             line = sums[_model_of(event) if event.kind == "model" else event.name, kind]
-            line.add(event, waste=act.row.wasted or bool(detail.get("repair")))
+            line.add(event, waste=act.row.wasted, repairs=int(_mends(act, event)))
             if detail.get("outcome") == "recalled":
                 line.recalled += 1
                 continue
@@ -273,19 +290,20 @@ def cost_lines(acts: Sequence[Act], charges: Sequence[ChargeRow] = (), beyond: T
         row, left = act.row, _less(act.row, act.events)
         for charge in _untold(act, charges, left):
             line = sums[charge.model, "model"]
-            line.add(charge, waste=row.wasted)
+            line.add(charge, waste=row.wasted, repairs=charge.count if row.mends else 0)
             line.count += charge.count
             line.tokens_cached += charge.tokens_cached
             left = _less(left, [charge])
         if left.tokens_in or left.tokens_out or left.cost_micros:
             line = sums[row.name, "step"]
-            line.add(left, waste=row.wasted)
+            line.add(left, waste=row.wasted, repairs=int(row.mends))
             line.count += 1
             line.seconds += row.took_s
     if beyond.attempts:
         line = sums["(attempts in the middle, not shown)", "step"]
         line.add(beyond, waste=False)
         line.count, line.waste_micros = beyond.attempts, beyond.waste_micros
+        line.repairs, line.repair_micros = beyond.repairs, beyond.repair_micros
     lines = [CostLine(what, kind, **asdict(line)) for (what, kind), line in sums.items()]
     return sorted(lines, key=lambda line: (-line.cost_micros, -line.tokens_in, line.what))
 
@@ -305,11 +323,17 @@ def step_lines(acts: Sequence[Act]) -> list[StepLine]:
             tokens_in=sum(row.tokens_in for row in rows),
             tokens_out=sum(row.tokens_out for row in rows),
             cost_micros=sum(row.cost_micros for row in rows),
-            waste_micros=sum(row.cost_micros for row in rows if row.wasted),
+            waste_micros=sum(row.waste_micros for row in rows),
+            repair_micros=sum(row.repair_micros for row in rows),
         )
         for name, rows in by_name.items()
     ]
     return sorted(lines, key=lambda line: (-line.cost_micros, -line.seconds, line.name))
+
+
+def _mends(act: Act, event: TraceRow) -> bool:
+    """Whether a call is a repair: marked as one, or of an attempt whose answer was to be repaired."""
+    return event.mends or (act.row.mends and bool(event.cost_micros or event.tokens_in or event.tokens_out))
 
 
 def _model_of(event: TraceRow) -> str:
@@ -331,6 +355,13 @@ def _untold(act: Act, charges: Sequence[ChargeRow], left: Usage) -> list[ChargeR
     found = [one for one in charges if (one.step_id, one.fence) == attempt and one.model not in told]
     after = _less(left, found)
     return found if min(after.tokens_in, after.tokens_out, after.cost_micros) >= 0 else []
+
+
+def waste_text(waste_micros: int, repair_micros: int) -> str | None:
+    """What came to nothing, and how much of it was for repairs; None when there is none."""
+    if not waste_micros:
+        return None
+    return dollars(waste_micros) + (f", {dollars(repair_micros)} of it for repairs" if repair_micros else "")
 
 
 def dollars(micros: int) -> str:
@@ -362,4 +393,5 @@ __all__ = [
     "seconds_text",
     "short",
     "tell",
+    "waste_text",
 ]

@@ -20,7 +20,7 @@ STYLE = files("agentq.seeing").joinpath("timeline.css").read_text("utf-8")
 
 CLOSINGS = {
     "next": "ok", "end": "ok", "fail": "bad", "dead": "bad", "lost": "bad", "retry": "again", "release": "off",
-    "postpone": "off", "cancelled": "off", "park": "off",
+    "repair": "again", "postpone": "off", "cancelled": "off", "park": "off",
 }  # fmt: skip
 
 
@@ -162,6 +162,7 @@ def _bar(left: float, right: float, *, y: float, height: float, kind: str, title
 def told(row: TraceRow) -> str:
     """A row in one line: what it was, how long it took, what it used, why it failed."""
     parts = [f"{row.kind} {row.name}: {row.closing}" if row.closing else f"{row.kind} {row.name}"]
+    parts += ["repair"] if row.mends and not row.closing else []
     parts.append(seconds_text(row.took_s))
     if row.tokens_in or row.tokens_out:
         parts.append(f"{row.tokens_in} tokens in, {row.tokens_out} out")

@@ -231,6 +231,7 @@ def _decision(vault: Vault, claim: Granted, number: int, made: Decision) -> Deci
     return replace(
         made,
         options=vault.seal(tenant, place("options"), made.options),
+        bare_options=vault.seal(tenant, place("options"), made.bare_options),
         picked=vault.seal_text(tenant, place("picked"), made.picked),
         why=vault.seal_text(tenant, place("why"), made.why),
     )

@@ -62,6 +62,30 @@ class TraceRow:
         """Whether it came to nothing: an attempt that brought its session no further."""
         return self.closing is not None and self.closing not in ("next", "end", "fail")
 
+    @property
+    def mends(self) -> bool:
+        """Whether it is a repair: a call that asks a model again for what it wrote wrong, or an attempt so answered."""
+        return self.closing == "repair" or (self.ordinal > 0 and (self.detail or {}).get("repair") is True)
+
+    @property
+    def repairs(self) -> int:
+        """How many repairs are in it."""
+        return 1 if self.mends else self._noted("repairs")
+
+    @property
+    def repair_micros(self) -> int:
+        """The part of its cost that was for repairs."""
+        return self.cost_micros if self.mends else self._noted("repair_micros")
+
+    @property
+    def waste_micros(self) -> int:
+        """The part of its cost that came to nothing: all of a failed attempt's, and repairs."""
+        return self.cost_micros if self.wasted else self.repair_micros
+
+    def _noted(self, name: str) -> int:
+        noted = (self.detail or {}).get(name) if self.ordinal == 0 else None
+        return noted if isinstance(noted, int) else 0
+
 
 @dataclass(frozen=True, slots=True)
 class DecisionRow:
@@ -105,6 +129,8 @@ class Totals:
     tokens_out: int = 0
     cost_micros: int = 0
     waste_micros: int = 0
+    repairs: int = 0
+    repair_micros: int = 0
 
 
 NOTHING = Totals()
@@ -136,7 +162,8 @@ class Ended:
 @dataclass(frozen=True, slots=True)
 class SpendRow:
     """
-    What was used under one name. Waste is the part that came to nothing; cached tokens are some of those in.
+    What was used under one name. Waste is the part that came to nothing, and what repairs cost a part of the waste;
+    cached tokens are some of those in.
 
     A session counts once, where it was first seen: the day on which it first used something, its first use of a model.
     So the sessions of all days come to those of the window. By session, all that the traces hold of the window count.
@@ -153,6 +180,8 @@ class SpendRow:
     seconds: float = 0.0  # by model and tool
     recalled: int = 0  # by tool: answers that were there already, and are no calls
     seconds_sandbox: float = 0.0  # by tool: of those seconds
+    repairs: int = 0  # calls that asked a model again for what it wrote wrong, and attempts so answered
+    repair_micros: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +238,7 @@ def _decision(number: int, made: Decision) -> dict[str, Any]:
         "n": number,
         "at_s": max(made.at_s, 0.0),
         "options": _text(made.options),
+        "bare": _text(made.bare_options) if made.bare_options is not None else None,
         "picked": storable(made.picked),
         "why": storable(made.why) if made.why is not None else None,
         "confidence": made.confidence,
@@ -285,7 +315,9 @@ class Traces:
             whole.tokens_in - sum(row.tokens_in for row in acts),
             whole.tokens_out - sum(row.tokens_out for row in acts),
             whole.cost_micros - sum(row.cost_micros for row in acts),
-            whole.waste_micros - sum(row.cost_micros for row in acts if row.wasted),
+            whole.waste_micros - sum(row.waste_micros for row in acts),
+            whole.repairs - sum(row.repairs for row in acts),
+            whole.repair_micros - sum(row.repair_micros for row in acts),
         )
 
     def decisions(self, tenant: str, session_id: uuid.UUID, since: datetime) -> list[DecisionRow]:
@@ -432,8 +464,12 @@ def _decision_row(vault: Vault, tenant: str, session: uuid.UUID, row: DecisionRo
 
 def _rest(attempts: list[SpendRow], told: list[SpendRow]) -> SpendRow | None:
     """What attempts used beyond what their events say, so that the sums are equal."""
-    left = [
-        max(sum(getattr(row, name) for row in attempts) - sum(getattr(row, name) for row in told), 0)
-        for name in ("tokens_in", "tokens_out", "cost_micros", "waste_micros")
-    ]
-    return SpendRow("(not told apart)", 0, 0, *left) if any(left[:3]) else None
+
+    def left(name: str) -> int:
+        return max(int(sum(getattr(row, name) for row in attempts) - sum(getattr(row, name) for row in told)), 0)
+
+    rest = SpendRow(
+        "(not told apart)", 0, 0, left("tokens_in"), left("tokens_out"), left("cost_micros"), left("waste_micros"),
+        repair_micros=left("repair_micros"),
+    )  # fmt: skip
+    return rest if rest.tokens_in or rest.tokens_out or rest.cost_micros else None

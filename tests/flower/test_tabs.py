@@ -18,7 +18,9 @@ from typing import Any
 
 import psycopg
 import pytest
+from pydantic import BaseModel
 
+from agentq import Agent, Context, Done
 from agentq.agents.registry import Registry
 from agentq.client import Client
 from agentq.errors import ConfigError, InvalidInput
@@ -32,6 +34,10 @@ from tests.support.odd import stands_out
 from tests.support.until import until
 
 LOGIN = "jane:pass-word-1,viewer:pass-word-2"
+
+
+class Nothing(BaseModel):
+    """Nothing to know."""
 
 
 @dataclass
@@ -315,6 +321,33 @@ def test_cost_is_shown_and_exported(window: Window, bad: str, tenant: str) -> No
     assert "gpt-5" in page
     table = window.page(f"/cost?tenant={tenant}&csv=1")
     assert f"tenant,{tenant},5,1,1300,130,130000,30000" in table
+
+
+def test_repairs_are_told_apart_in_the_cost_tab(
+    window: Window, client: Client, registry: Registry, tenant: str, local: Callable[..., LocalFleet]
+) -> None:
+    """
+    On its page, in its picture and in its CSV; of a session, on its page.
+    """
+    agent = Agent("writer", state=Nothing, registry=registry)
+
+    @agent.step(start=True)
+    def write(state: Nothing, ctx: Context) -> Done:
+        for cost, facts in (("0.02", {}), ("0.01", {"repair": True})):
+            with ctx.trace("model", "gpt-5", **facts) as span:
+                span.used(input_tokens=100, cost_usd=cost)
+                ctx.usage(input_tokens=100, cost_usd=cost)
+        return Done("x")
+
+    session = client.start("writer", tenant=tenant, input={})
+    local().drain(session)
+    page = window.page(f"/cost?tenant={tenant}")
+    assert page.count("of it repairs") == 3
+    assert "waste $0.0100, $0.0100 of it for repairs" in page
+    assert f"tenant,{tenant},1,1,200,0,30000,10000,1,10000" in window.page(f"/cost?tenant={tenant}&csv=1")
+    told = window.page(f"/session/{tenant}/{session.id}")
+    assert "$0.0100 of it for repairs" in told
+    assert "model gpt-5, repair" in told
 
 
 def test_metrics_of_flower_and_of_the_fleet(window: Window) -> None:

@@ -10,12 +10,14 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.types.json import Jsonb
 
 from agentq.errors import FenceLost, NotReopened, UnknownSession
 from agentq.step import StepRef, new_id
+from agentq.store.budgets import Budgets, Wanted
 from agentq.store.recovery import By, Recovery, Reopened
 from agentq.store.workers import Registration
-from agentq.verdicts import Extras, Failure, Granted, NewApproval, NotGranted, Settlement
+from agentq.verdicts import Charge, Extras, Failure, Granted, NewApproval, NotGranted, Settlement
 from tests.support.hands import BROKEN, PIN, Hands, at_once, step
 
 BY = By("tester", "to see")
@@ -212,6 +214,107 @@ def test_a_killed_session_throws_away_what_still_runs(hands: Hands, recovery: Re
         hands.settle(claim, "end")
     assert hands.everything() == before
     assert recovery.kill(hands.tenant, claim.ref.session_id, BY) == ("cancelled", False, 0)
+
+
+def attempts(hands: Hands, ref: StepRef) -> list[tuple[Any, ...]]:
+    """How each attempt ended, by whom it was worked and what it cost, as its row says."""
+    query = "select * from agentq.trace where session_id = %s and kind = 'attempt' order by ended_at, step_id, fence"
+    rows = hands.rows(query, ref.session_id)
+    return [(row["name"], row["fence"], row["closing"], row["worker"], row["cost_micros"]) for row in rows]
+
+
+def reserve(hands: Hands, claim: Granted, ordinal: int = 1) -> Charge:
+    """Reserve a call; the charge that it will come to."""
+    name = f"{claim.ref.session_id}:{claim.ref.step_id}:{claim.fence}:{ordinal}"
+    Budgets(hands.store).reserve(claim, Wanted(name, "openai", "big", 50, 40, 900, "test"))
+    return Charge(name, "charged", 70, 7, 0, 3)
+
+
+def test_a_killed_attempt_leaves_its_row(hands: Hands, recovery: Recovery) -> None:
+    """
+    I11: who worked it, and that it was killed and why; once, and nothing that comes later adds another.
+    """
+    claim = hands.begin()
+    join, arms = hands.spawn(claim, 3)
+    claims = [hands.claim(arm) for arm in arms]
+    hands.settle(claims[0], "end")
+    assert recovery.kill(hands.tenant, claim.ref.session_id, BY) == ("cancelled", True, 2)
+    assert recovery.kill(hands.tenant, claim.ref.session_id, BY) == ("cancelled", False, 0)
+    with pytest.raises(FenceLost):
+        hands.settle(claims[1], "end")
+    found = attempts(hands, claim.ref)
+    assert found[:2] == [("first", 1, "next", hands.worker, 0), ("arm0", 1, "end", hands.worker, 0)]
+    assert sorted(found[2:]) == [(name, 1, "cancelled", hands.worker, 0) for name in ("arm1", "arm2")]
+    whys = hands.rows("select failure from agentq.trace where closing = 'cancelled'")
+    assert [row["failure"]["type"] for row in whys] == ["SessionKilled"] * 2
+    assert join.step_id not in {claim.ref.step_id for claim in claims}
+
+
+def test_a_kill_waits_for_a_settlement_that_is_under_way(hands: Hands, recovery: Recovery) -> None:
+    """
+    What was settled first keeps its row, and gets no second one.
+    """
+    claim = hands.begin()
+    with hands.store.transaction(hands.tenant) as connection:
+        settlement = Settlement("next", kind="full", state=b"{}", state_from=claim.ref.step_id, steps=(step("second"),))
+        hands.ledger.settle(claim, settlement, on=connection)
+        killing = waiting(lambda: recovery.kill(hands.tenant, claim.ref.session_id, BY))
+    killing.join(10)
+    assert attempts(hands, claim.ref) == [("first", 1, "next", hands.worker, 0)]
+    assert hands.session(claim.ref)["state"] == "cancelled"
+
+
+@pytest.mark.parametrize("first", ["charge", "kill"])
+def test_a_kill_and_a_charge_at_once_lose_no_money(hands: Hands, recovery: Recovery, first: str) -> None:
+    """
+    I6: a call is settled ahead of its step while the session is killed; whoever comes second sees the other.
+    """
+    claim = hands.begin()
+    charge = reserve(hands, claim)
+    budgets = Budgets(hands.store)
+    with hands.store.transaction(hands.tenant) as connection:
+        if first == "charge":
+            arguments = (hands.tenant, claim.ref.session_id, claim.ref.step_id, claim.fence, Jsonb([charge.as_json()]))
+            connection.execute("select agentq.settle_charges(%s, %s, %s, %s, %s, 'step')", arguments)
+            second = waiting(lambda: recovery.kill(hands.tenant, claim.ref.session_id, BY))
+        else:
+            failure = Jsonb({"kind": "cancelled", "type": "SessionKilled", "message": ""})
+            arguments = (hands.tenant, claim.ref.session_id, failure)  # type: ignore[assignment]
+            connection.execute("select agentq.kill_session(%s, %s, %s)", arguments)
+            second = waiting(lambda: budgets.settle(claim, (charge,)))
+    second.join(10)
+    assert attempts(hands, claim.ref) == [("first", 1, "cancelled", hands.worker, 70)]
+    assert budgets.check(hands.tenant) == []
+
+
+def test_a_replaced_attempt_leaves_its_row(hands: Hands, recovery: Recovery) -> None:
+    """
+    I6, I11: a replay takes the fence of what runs after its step, and of nothing else.
+    """
+    first, second = walk(hands, "b")
+    hands.ledger.charge_late(second, (reserve(hands, second),))
+    go_back(recovery, first.ref, second.ref)
+    assert attempts(hands, first.ref) == [
+        ("first", 1, "next", hands.worker, 0), ("b", 1, "cancelled", hands.worker, 70),
+    ]  # fmt: skip
+    hands.settle(claim_next(hands, first.ref), "end")
+    assert [row[2] for row in attempts(hands, first.ref)] == ["next", "cancelled", "end"]
+
+
+def test_a_disowned_attempt_leaves_a_row_when_it_called_something(hands: Hands) -> None:
+    """
+    I6: a claim that nobody has worked leaves none; one that had reserved a call does, and its charge goes there.
+    """
+    idle, busy = hands.begin(), hands.begin()
+    charge = reserve(hands, busy)
+    for claim in (idle, busy):
+        assert hands.ledger.disown(claim.ref, claim.token) is not None
+        assert hands.ledger.disown(claim.ref, claim.token) is None
+    assert attempts(hands, idle.ref) == []
+    assert attempts(hands, busy.ref) == [("first", 1, "release", hands.worker, 0)]
+    hands.ledger.charge_late(busy, (charge,))
+    assert attempts(hands, busy.ref) == [("first", 1, "release", hands.worker, 70)]
+    assert hands.claim(busy.ref).attempt == 1
 
 
 def test_unknown_sessions_are_said_to_be_unknown(hands: Hands, recovery: Recovery, other_tenant: str) -> None:

@@ -15,11 +15,12 @@ from psycopg.types.json import Jsonb
 from agentq.store.budgets import Budgets, Wanted
 from agentq.store.operators import Operators
 from agentq.store.pool import Store
+from agentq.store.recovery import By, Recovery
 from agentq.store.traces import Traces
 from agentq.testing import Clock
 from agentq.verdicts import Charge, Extras, Granted, Settlement, TraceEvent, Usage
 from tests.support.databases import Databases
-from tests.support.hands import BROKEN, Hands, at_once
+from tests.support.hands import BROKEN, Hands, at_once, step
 from tests.support.until import until
 
 BY = ("agent", "tenant", "day", "model", "tool")
@@ -110,11 +111,13 @@ def wanted(claim: Granted, ordinal: int = 1, model: str = "big") -> Wanted:
     return Wanted(name, "openai", model, 50, 40, 900, "test")
 
 
-def used(claim: Granted, *, told: bool = True, model: str = "big", tokens: int = 20) -> Extras:
-    """A call that was paid for; with `told`, an event of it."""
+def used(
+    claim: Granted, *, told: bool = True, model: str = "big", tokens: int = 20, repair: bool | None = None
+) -> Extras:
+    """A call that was paid for; with `told`, an event of it, which may be marked as a repair."""
     usage = Usage(tokens, tokens // 2, tokens * 10)
     charge = Charge(wanted(claim).reservation_id, "charged", usage.cost_micros, usage.tokens_in, 3, usage.tokens_out)
-    detail = {"model": model, "cached_tokens": 3}
+    detail = {"model": model, "cached_tokens": 3} | ({} if repair is None else {"repair": repair})
     events = (TraceEvent("model", model, 0.0, 0.5, usage, detail=detail),) if told else ()
     tools = (
         TraceEvent("tool", "look", 0.1, 0.25),
@@ -143,8 +146,11 @@ def month(archive: Archive) -> None:
         claim = spend(archive, closing="retry", tokens=20 + 2 * number)
         archive.hand().admit()
         archive.at(hours * HOUR - 300)
-        spend(archive, claim=archive.hand().claim(claim.ref), model="small")
+        spend(archive, claim=archive.hand().claim(claim.ref), model="small", repair=bool(number % 2))
         spend(archive, "b", told=False, tokens=40 + 2 * number)
+        claim = spend(archive, "b", closing="repair", told=bool(number % 3), tokens=60 + 2 * number)
+        archive.hand("b").admit()
+        spend(archive, "b", closing="retry", claim=archive.hand("b").claim(claim.ref), model="small", repair=True)
     archive.at(0)
 
 
@@ -215,6 +221,45 @@ def test_a_session_counts_where_it_first_spent(archive: Archive) -> None:
         assert [row.sessions for row in archive.traces.spend("model", seconds=30 * DAY)] == [1]
         assert [row.sessions for row in archive.traces.spend("agent", seconds=DAY)] == [0]
         archive.roll()
+
+
+@pytest.mark.parametrize(
+    ("closing", "told", "repair", "waste", "repairs"),
+    [("next", True, True, 200, 1), ("next", True, False, 0, 0), ("repair", True, None, 200, 1),
+     ("repair", False, None, 200, 1), ("retry", True, True, 200, 1), ("retry", True, None, 200, 0)],
+)  # fmt: skip
+def test_repairs_are_told_apart_within_the_waste(
+    archive: Archive, closing: str, told: bool, repair: bool | None, waste: int, repairs: int
+) -> None:
+    """
+    A call that is marked, and an attempt whose answer was to be repaired, also where no event tells its call: the
+    same before and after they are summed up, by each thing, and session by session too.
+    """
+    archive.at(2 * HOUR)
+    more = {"steps": (step("second"),)} if closing == "next" else {}
+    claim = archive.hand().begin()
+    archive.ledger.reserve(claim, wanted(claim))
+    failure = {} if closing == "next" else {"failure": BROKEN}
+    archive.hand().settle(claim, closing, extras=used(claim, told=told, repair=repair), **more, **failure)
+    archive.at(0)
+    expected = (200, waste, repairs, 200 * repairs)
+    for _ in range(2):
+        for by in (*BY[:-1], "session"):
+            [row] = archive.traces.spend(by, seconds=30 * HOUR)
+            assert (row.cost_micros, row.waste_micros, row.repairs, row.repair_micros) == expected, by
+        archive.roll()
+
+
+def test_an_attempt_cannot_have_cost_less_than_its_repairs(archive: Archive) -> None:
+    """
+    Whatever its calls say of themselves.
+    """
+    usage = Usage(1, 1, 5)
+    boast = TraceEvent("model", "big", 0.0, 0.5, Usage(9, 9, 900), detail={"repair": True})
+    claim = archive.hand().begin()
+    archive.hand().settle(claim, "end", extras=Extras(usage=usage, trace=(boast, boast)))
+    [row] = archive.traces.spend("tenant", seconds=DAY)
+    assert (row.cost_micros, row.waste_micros, row.repairs, row.repair_micros) == (5, 5, 2, 5)
 
 
 # ── closing an hour ──────────────────────────────────────────────────────────
@@ -373,6 +418,46 @@ def test_two_late_charges_of_one_session(archive: Archive) -> None:
         calls += [lambda claim=claim, charge=charge: archive.hand().ledger.charge_late(claim, (charge,))] * 3
     assert not [error for error in at_once(*calls) if error is not None]
     assert archive.sums() == archive.charged()
+
+
+@pytest.mark.parametrize("ago_s", [2 * HOUR, 100 * HOUR])
+def test_a_repair_that_is_charged_late_is_in_the_sums(archive: Archive, ago_s: float) -> None:
+    """
+    What its second call came to was not told with the answer that was wrong: in an hour, and in a day, that were
+    summed up before.
+    """
+    archive.at(ago_s)
+    claim = archive.hand().begin()
+    for ordinal in (1, 2):
+        archive.ledger.reserve(claim, wanted(claim, ordinal))
+    archive.hand().settle(claim, "repair", extras=used(claim), failure=BROKEN)
+    archive.at(0)
+    archive.roll()
+    assert [row.repair_micros for row in archive.traces.spend("tenant", seconds=7 * DAY)] == [200]
+    assert archive.budgets.settle_leaked(10) == 1
+    for seconds in (30 * HOUR, 40 * DAY) if ago_s < DAY else (40 * DAY,):
+        [row] = archive.traces.spend("tenant", seconds=seconds)
+        assert (row.cost_micros, row.waste_micros, row.repairs, row.repair_micros) == (1100, 1100, 1, 1100)
+
+
+def test_an_attempt_that_was_killed_is_in_the_sums(archive: Archive) -> None:
+    """
+    I6: killed between two calls, in an hour that was summed up before the second one's charge came.
+    """
+    archive.at(2 * HOUR)
+    hands = archive.hand()
+    claim = hands.begin()
+    for ordinal in (1, 2):
+        archive.ledger.reserve(claim, wanted(claim, ordinal))
+    archive.ledger.settle(claim, (Charge(wanted(claim, 1).reservation_id, "charged", 70, 7, 0, 3),))
+    assert Recovery(archive.past).kill("a", claim.ref.session_id, By("test", "a test"))[2] == 1
+    archive.at(0)
+    assert [row.cost_micros for row in archive.traces.spend("tenant", seconds=7 * DAY)] == [70]
+    archive.roll()
+    hands.ledger.charge_late(claim, (Charge(wanted(claim, 2).reservation_id, "charged", 110, 11, 0, 5),))
+    assert archive.sums() == archive.charged()
+    [model] = archive.traces.spend("model", seconds=7 * DAY)
+    assert (model.of, model.count, model.cost_micros, model.waste_micros) == ("big", 2, 180, 180)
 
 
 # ── what goes ────────────────────────────────────────────────────────────────

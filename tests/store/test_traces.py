@@ -312,6 +312,27 @@ def test_the_end_of_a_session_that_is_too_long_is_shown(hands: Hands) -> None:
     shown, beyond = traces.told(hands.tenant, session, since, limit=6)
     assert [row.name for row in shown] == ["first", "s0", "s1", "s6", "s7", "s8"]
     assert (beyond.attempts, beyond.cost_micros, beyond.tokens_in) == (4, 4 * 345, 400)
-    assert beyond.waste_micros == 0
+    assert (beyond.waste_micros, beyond.repairs, beyond.repair_micros) == (0, 0, 0)
     again, few = traces.told(hands.tenant, session, since, limit=10)
     assert (len(again), few.attempts, few.cost_micros) == (10, 0, 0)
+
+
+def test_the_waste_of_what_is_not_shown_is_summed_up(hands: Hands) -> None:
+    """
+    Retries, repairs within an attempt, and an attempt whose answer was repaired, all in the middle.
+    """
+    claim = hands.begin()
+    mended = Extras(usage=USED, trace=(TraceEvent("model", "big", 0.0, 0.1, Usage(1, 1, 45), detail={"repair": True}),))
+    ends: list[tuple[Any, Extras]] = [("retry", Extras(usage=USED)), ("repair", Extras(usage=USED)), ("next", mended)]
+    plain = [("next", Extras(usage=USED))] * 3
+    for closing, extras in [*plain, *ends, *plain]:
+        following = step("s")
+        more: dict[str, Any] = {"steps": (following,)} if closing == "next" else {"failure": BROKEN}
+        hands.settle(claim, closing, extras=extras, **more)
+        hands.admit()
+        claim = hands.claim(hands.ref(following, claim.ref.session_id) if closing == "next" else claim.ref)
+    since = hands.session(claim.ref)["created_at"]
+    shown, beyond = Traces(hands.store).told(hands.tenant, claim.ref.session_id, since, limit=6)
+    assert {row.closing for row in shown} == {"next"}
+    assert (beyond.attempts, beyond.cost_micros, beyond.waste_micros) == (3, 3 * 345, 345 + 345 + 45)
+    assert (beyond.repairs, beyond.repair_micros) == (2, 345 + 45)

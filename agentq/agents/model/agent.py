@@ -62,6 +62,11 @@ class ModelAgent(Agent[Conversation]):
     is; below it a person (`confidence_to`) decides before anything goes on. They may change arguments; a no is
     told to the model. A call that states nothing counts as 0; an answer in plain text states none and passes.
 
+    `explain` lets each call, and the final call of a typed output, state a `choice` beside its arguments: the reason,
+    what else was considered and how sure the model is. It stands in the decision log, redacted, and goes no further:
+    neither the tool nor the effect's key nor the breaker sees it, and a call that states nothing is as good. A tool
+    that has an argument of that name is not asked.
+
     `on_exhausted="ask"`: when repairs and fallbacks are used up a person is asked whether to try once more from
     the first model, instead of a dead letter.
 
@@ -96,6 +101,7 @@ class ModelAgent(Agent[Conversation]):
         fallback_on_outage: bool = True,
         confidence_min: float | None = None,
         confidence_to: str | Sequence[str] = (),
+        explain: bool = False,
         on_exhausted: Literal["dead", "ask"] = "dead",
         price: Price | None = None,
         result_max_chars: int = 16_000,
@@ -131,6 +137,7 @@ class ModelAgent(Agent[Conversation]):
         self.fallback_on_outage = fallback_on_outage
         self.confidence_min = confidence_min
         self.confidence_to = confidence_to
+        self.explain = explain
         self.on_exhausted = on_exhausted
         self.price = price
         self.result_max_chars = result_max_chars

@@ -45,9 +45,8 @@ def split(response: ModelResponse, schemas: Mapping[str, dict[str, Any]]) -> tup
     return replace(response, parts=parts), stated
 
 
-def without(part: ToolCallPart, schema: Mapping[str, Any]) -> dict[str, Any]:
+def without(arguments: dict[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a stored call as the tool takes them."""
-    arguments = part.args_as_dict()
     return {name: value for name, value in arguments.items() if name != FIELD} if _is_added(schema) else arguments
 
 

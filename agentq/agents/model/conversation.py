@@ -41,6 +41,7 @@ class Conversation(BaseModel):
     began: float = 0.0
     model: int = 0
     repairs: int = 0
+    repairing: bool = False  # nothing of the latest answer could be used: the next request mends it
     squeezes: int = 0
     compacted: int = 0
     grants: int = 0

@@ -18,9 +18,11 @@ from pydantic_ai.settings import ModelSettings
 from agentq.agents.context import AsyncContext
 from agentq.agents.listening import listen
 from agentq.agents.model import answer as answers
+from agentq.agents.model import choice as choices
 from agentq.agents.model import confidence
 from agentq.agents.model import history as histories
 from agentq.agents.model.answer import FINAL, Calls, Final, Flaw
+from agentq.agents.model.choice import Stated
 from agentq.agents.model.conversation import Call, Conversation
 from agentq.agents.model.history import WRITER, History, to_store
 from agentq.agents.model.request import ask, dependency, estimate, estimate_messages, name_of, resolve, tokens_by_kind
@@ -129,7 +131,8 @@ class Turn:
         options = entry.options if entry else None
         return Action(
             tool=call.tool_name,
-            arguments=confidence.without(call, self._schemas().get(call.tool_name, {})),
+            # Bare: a call that is made again for another reason is the same call.
+            arguments=self._bare(call),
             result=returned.model_response_str() if returned else None,
             ok=returned is not None and returned.outcome == "success",
             poll=options.poll if options else False,
@@ -141,6 +144,12 @@ class Turn:
         tools, finals = self.agent.toolbox.definitions(reader=bool(histories.stored_results(history))), output.tools
         if self.agent.confidence_min is not None:
             tools, finals = [*map(confidence.asked, tools)], [*map(confidence.asked, finals)]
+        if self.agent.explain:
+            apart = self.agent.confidence_min is not None
+            tools, finals = (
+                [choices.asked(definition, confidence=not apart) for definition in definitions]
+                for definitions in (tools, finals)
+            )
         return ModelRequestParameters(
             function_tools=tools,
             output_tools=finals,
@@ -221,6 +230,9 @@ class Turn:
             with self.ctx.trace(
                 "model", model.model_name, input=_parts(shown[-1]), provider=model.system, max_tokens=room.max_tokens
             ) as span:
+                if self.state.repairing:
+                    # Paid for only because the answer before was of no use.
+                    span.note(repair=True)
                 response = await self._spend(
                     model, tokens, room, lambda: ask(model, shown, parameters=parameters, settings=settings, sink=sink)
                 )
@@ -345,9 +357,11 @@ class Turn:
     # ── after the answer ─────────────────────────────────────────────────────
 
     async def _follow(self, response: ModelResponse, room: Room) -> Returned:
-        plain, stated = self._stated(response)
+        plain, said = self._explained(response)
+        plain, stated = self._stated(plain)
         found = answers.read(plain, self.agent.toolbox, self.agent.output)
         flawed = isinstance(found, Flaw) or (isinstance(found, Calls) and found.flaw is not None)
+        self.state.repairing = isinstance(found, Flaw)
         usage = response.usage
         self.state.window = session_breaker.note_answer(
             self.state.window, tokens=usage.input_tokens + usage.output_tokens, flawed=flawed
@@ -357,10 +371,11 @@ class Turn:
             return await self._reached(cut) or Next(self.agent.steps["model"], self.state)
         match found:
             case Final(value, note):
-                return self._finish(response, value, note, stated)
+                return self._finish(response, value, note, stated, said)
             case Calls():
-                return await self._call(response, found, stated)
+                return await self._call(response, found, stated, said)
             case Flaw(what, feedback):
+                self._choose(response, (), "none", what, said=said)
                 stop = self._repair(what)
                 self._store(response, feedback)
                 return stop or Next(self.agent.steps["model"], self.state)
@@ -368,17 +383,34 @@ class Turn:
     def _stated(self, response: ModelResponse) -> tuple[ModelResponse, dict[str, float]]:
         return (response, {}) if self.agent.confidence_min is None else confidence.split(response, self._schemas())
 
+    def _explained(self, response: ModelResponse) -> tuple[ModelResponse, dict[str, Stated]]:
+        return choices.split(response, self._schemas()) if self.agent.explain else (response, {})
+
+    def _bare(self, call: ToolCallPart) -> dict[str, Any]:
+        """The arguments of a stored call without what it states of itself."""
+        arguments, schema = call.args_as_dict(), self._schemas().get(call.tool_name)
+        if schema is None:
+            return arguments
+        if self.agent.explain:
+            arguments = choices.without(arguments, schema)
+        return arguments if self.agent.confidence_min is None else confidence.without(arguments, schema)
+
     def _schemas(self) -> dict[str, dict[str, Any]]:
-        """What each call may have for arguments, where calls state how sure they are."""
-        if self.agent.confidence_min is None:
-            return {name: {"properties": {confidence.FIELD: {}}} for name in (*self.agent.toolbox.names, FINAL)}
+        """What each call may have for arguments of its own."""
         definitions = [*self.agent.toolbox.definitions(reader=True), *self.agent.output.tools]
         return {definition.name: definition.parameters_json_schema for definition in definitions}
 
     def _finish(
-        self, response: ModelResponse, value: Any, note: ModelRequest | None, stated: dict[str, float]
+        self,
+        response: ModelResponse,
+        value: Any,
+        note: ModelRequest | None,
+        stated: dict[str, float],
+        said: dict[str, Stated],
     ) -> Returned:
         sure = _lowest(stated, [part.tool_call_id for part in response.tool_calls if part.tool_name == FINAL])
+        if said or any(part.tool_name != FINAL for part in response.tool_calls):
+            self._choose(response, (), "answer", response.text, sure, said=said)
         if self.agent.confidence_min is None or sure is None:
             self._store(response, note)
             return Done(value)
@@ -423,17 +455,20 @@ class Turn:
             raise Permanent("an approver may change what a tool is called with, not which tool is called")
         return self._go(calls)
 
-    async def _call(self, response: ModelResponse, found: Calls, stated: dict[str, float]) -> Returned:
+    async def _call(
+        self, response: ModelResponse, found: Calls, stated: dict[str, float], said: dict[str, Stated]
+    ) -> Returned:
         state, calls = self.state, found.calls
         picked = ", ".join(call.tool for call in calls)
         sure = _lowest(stated, [call.id for call in calls])
-        self.ctx.decide(self._considered(response, calls), picked, response.text or None, sure, limits=self._in_force())
+        self._choose(response, calls, picked, response.text, sure, said=said)
         while reached := before_tools(self.agent.limits, self._used(), calls=len(calls), grants=state.grants):
             if stop := await self._reached(reached):
                 return stop
         if found.flaw is None:
             state.repairs = 0
         elif stop := self._repair(found.flaw):
+            state.repairing = True
             self._store(response, found.feedback, *(answers.returned(call, _NOT_MADE) for call in calls))
             return stop
         self._store(response, found.feedback)
@@ -442,19 +477,43 @@ class Turn:
             return self._ask_people(f"May {picked} go ahead?", {"calls": dumped}, sure)
         return self._go(calls)
 
-    def _considered(self, response: ModelResponse, calls: Sequence[Call]) -> list[Any]:
+    def _choose(
+        self,
+        response: ModelResponse,
+        calls: Sequence[Call],
+        picked: str,
+        why: str | None,
+        sure: float | None = None,
+        *,
+        said: dict[str, Stated],
+    ) -> None:
+        """Note what was picked of an answer, with what the model states of it; of what was not picked too."""
+        chosen = {call.id for call in calls} or {part.tool_call_id for part in response.tool_calls}
+        stated = [one for id_, one in said.items() if id_ in chosen]
+        if sure is None:
+            sure = min((one.confidence for one in stated if one.confidence is not None), default=None)
+        words = dict.fromkeys(text for text in (why, choices.reasons(stated)) if text)
+        options = self._considered(response, calls, over=picked == "answer")
+        self.ctx.decide(
+            options, picked, "\n".join(words) or None, sure, limits=self._in_force(),
+            alternatives=choices.alternatives(stated),
+        )  # fmt: skip
+
+    def _considered(self, response: ModelResponse, calls: Sequence[Call], *, over: bool = False) -> list[Any]:
         """
-        What there was to choose from: each tool as it was described, how often it was called, what could not be.
+        What there was to choose from: each tool as it was described, how often it was called, what could not be;
+        `over`: what was not, because the answer came with it.
 
         With which arguments stands in the trace, as the request's answer: where no content is kept, not here either.
         """
         made = Counter(call.tool for call in calls)
-        refused = Counter(part.tool_name for part in response.tool_calls) - made
+        refused = Counter(part.tool_name for part in response.tool_calls if not over or part.tool_name != FINAL) - made
         named = dict.fromkeys([*self.agent.toolbox.names, *refused])
         options: list[Any] = []
         for name in named:
             entry = self.agent.toolbox.find(name)
-            facts = {"version": entry.version if entry else None, "calls": made[name], "refused": refused[name]}
+            facts = {"version": entry.version if entry else None, "calls": made[name]}
+            facts["passed_over" if over else "refused"] = refused[name]
             options.append({"tool": name} | {fact: value for fact, value in facts.items() if value})
         return [*options, "answer"]
 

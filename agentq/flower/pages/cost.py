@@ -10,9 +10,12 @@ from tornado.web import authenticated
 
 from agentq.errors import InvalidInput
 from agentq.flower.pages.tab import Route, Tab
-from agentq.seeing.story import dollars
+from agentq.seeing.story import dollars, waste_text
 from agentq.store.traces import Traces
 
+_COLUMNS = (
+    "count", "sessions", "tokens_in", "tokens_out", "cost_micros", "waste_micros", "repairs", "repair_micros",
+)  # fmt: skip
 _WINDOWS = {"24h": 86_400, "7d": 7 * 86_400, "30d": 30 * 86_400}
 
 
@@ -44,12 +47,11 @@ class Cost(Tab):
     def _send_csv(self, found: dict[str, Any]) -> None:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["by", "of", "count", "sessions", "tokens_in", "tokens_out", "cost_micros", "waste_micros"])
+        writer.writerow(["by", "of", *_COLUMNS])
         for by, rows in found.items():
             for row in rows:
                 name = f"'{row.of}" if row.of[:1] in "=+-@" else row.of
-                numbers = (row.count, row.sessions, row.tokens_in, row.tokens_out, row.cost_micros, row.waste_micros)
-                writer.writerow([by, name, *numbers])
+                writer.writerow([by, name, *(getattr(row, column) for column in _COLUMNS)])
         self.set_header("Content-Type", "text/csv; charset=utf-8")
         self.set_header("Content-Disposition", 'attachment; filename="agentq-cost.csv"')
         self.finish(text.getvalue())
@@ -71,7 +73,7 @@ def _bars(days: list[Any]) -> str:
     for number, row in enumerate(days):
         x, height = 10 + number * width, 140 * row.cost_micros / top
         waste, middle = 140 * row.waste_micros / top, 10 + number * width + bar / 2
-        title = f"{row.of}: {dollars(row.cost_micros)}, waste {dollars(row.waste_micros)}"
+        title = f"{row.of}: {dollars(row.cost_micros)}, waste {waste_text(row.waste_micros, row.repair_micros) or '$0'}"
         words = (
             f'<text x="{middle:.1f}" y="{166 - height:.1f}" text-anchor="middle">{dollars(row.cost_micros)}</text>'
             f'<text class="dim" x="{middle:.1f}" y="190" text-anchor="middle">{row.of[5:]}</text>'

@@ -34,6 +34,8 @@ def _sums() -> list[Column[Any]]:
         Column("took_us", BigInteger, nullable=False),
         Column("recalled", BigInteger, nullable=False),
         Column("sandbox_us", BigInteger, nullable=False),
+        Column("repairs", BigInteger, nullable=False, server_default="0"),
+        Column("repair_micros", BigInteger, nullable=False, server_default="0", comment="what of the waste they cost"),
     ]
 
 

@@ -13,12 +13,7 @@ select * from agentq.settle(%(tenant)s, %(session)s, %(step)s, %(fence)s::int, %
 select agentq.settle_charges(%(tenant)s, %(session)s, %(step)s, %(fence)s::int, %(charges)s, 'late');
 
 -- name: disown
--- The worker does not know whether it holds this claim; whoever does not know must not keep it.
-update agentq.ledger_entry
-   set state = 'queued', queued_at = agentq.now(), attempt = attempt - 1, worker = null, fence_token = null
- where tenant = %(tenant)s and session_id = %(session)s and step_id = %(step)s
-   and state = 'running' and fence_token = %(token)s::bigint
-returning agentq.wake(session_id, step_id, name, quarantine, fence);
+select * from agentq.disown(%(tenant)s, %(session)s, %(step)s, %(token)s::bigint);
 
 -- name: admit
 select agentq.admit(%(tenant)s, %(max)s::int);

@@ -28,7 +28,10 @@ select step_id, fence, ordinal, kind, name, agent, agent_version, seq, branch, a
 -- What all attempts of a session came to.
 select count(*), coalesce(sum(tokens_in), 0)::bigint, coalesce(sum(tokens_out), 0)::bigint,
        coalesce(sum(cost_micros), 0)::bigint,
-       coalesce(sum(cost_micros) filter (where closing not in ('next', 'end', 'fail')), 0)::bigint
+       coalesce(sum(case when closing not in ('next', 'end', 'fail') then cost_micros
+                         else (detail ->> 'repair_micros')::bigint end), 0)::bigint,
+       coalesce(sum(case closing when 'repair' then 1 else (detail ->> 'repairs')::bigint end), 0)::bigint,
+       coalesce(sum(case closing when 'repair' then cost_micros else (detail ->> 'repair_micros')::bigint end), 0)::bigint
   from agentq.trace
  where tenant = %(tenant)s and session_id = %(session)s and ended_at >= %(since)s and kind = 'attempt';
 
@@ -71,7 +74,8 @@ select step_id, fence, model, count(*), sum(used_input)::bigint, sum(used_output
 
 -- name: spend
 -- What was used, by several things at once and as of one moment: from the days and hours that are summed up, and from
--- the traces what is not yet, or is part of an hour. Waste: attempts came to nothing, and were paid for all the same.
+-- the traces what is not yet, or is part of an hour. Waste: attempts came to nothing, and were paid for all the same;
+-- and repairs.
 -- A window of more than two days begins with a whole one, so that it needs no hours that are forgotten by then.
 with span as materialized (
     select case when w.long then date_trunc('day', w.since, 'UTC') else w.since end as since, w.long,
@@ -114,7 +118,8 @@ with span as materialized (
            sum(l.uses) as uses, sum(l.sessions) as sessions,
            sum(l.tokens_in) as tokens_in, sum(l.tokens_out) as tokens_out, sum(l.cost_micros) as cost_micros,
            sum(l.waste_micros) as waste_micros, sum(l.tokens_cached) as tokens_cached, sum(l.took_us) as took_us,
-           sum(l.recalled) as recalled, sum(l.sandbox_us) as sandbox_us
+           sum(l.recalled) as recalled, sum(l.sandbox_us) as sandbox_us, sum(l.repairs) as repairs,
+           sum(l.repair_micros) as repair_micros
       from attempt l
      where l.kind = 'attempt' and (%(agent)s::text is null or l.agent = %(agent)s)
      group by grouping sets ((l.tenant), (l.agent), (date_trunc('day', l.starts_at, 'UTC')))
@@ -122,13 +127,15 @@ with span as materialized (
     select l.kind, l.name, sum(l.uses) as uses, sum(l.sessions) as sessions,
            sum(l.tokens_in) as tokens_in, sum(l.tokens_out) as tokens_out, sum(l.cost_micros) as cost_micros,
            sum(l.waste_micros) as waste_micros, sum(l.tokens_cached) as tokens_cached, sum(l.took_us) as took_us,
-           sum(l.recalled) as recalled, sum(l.sandbox_us) as sandbox_us
+           sum(l.recalled) as recalled, sum(l.sandbox_us) as sandbox_us, sum(l.repairs) as repairs,
+           sum(l.repair_micros) as repair_micros
       from part l
      where l.kind = any (%(parts)s::text[]) and (%(agent)s::text is null or l.agent = %(agent)s)
      group by l.kind, l.name
 )
 select by, of, uses::bigint, sessions::bigint, tokens_in::bigint, tokens_out::bigint, cost_micros::bigint, waste_micros::bigint,
-       tokens_cached::bigint, took_us::double precision / 1000000, recalled::bigint, sandbox_us::double precision / 1000000
+       tokens_cached::bigint, took_us::double precision / 1000000, recalled::bigint, sandbox_us::double precision / 1000000,
+       repairs::bigint, repair_micros::bigint
   from named
  where by = any (%(by)s)
    and (uses <> 0 or recalled <> 0 or tokens_in <> 0 or tokens_out <> 0 or cost_micros <> 0)
@@ -137,7 +144,10 @@ select by, of, uses::bigint, sessions::bigint, tokens_in::bigint, tokens_out::bi
 -- name: spend_by_session
 -- Session by session there is nothing summed up: read from the traces, so within the time that those are kept.
 select session_id::text, count(*), 1, sum(tokens_in)::bigint, sum(tokens_out)::bigint, sum(cost_micros)::bigint,
-       coalesce(sum(cost_micros) filter (where closing not in ('next', 'end', 'fail')), 0)::bigint
+       coalesce(sum(case when closing not in ('next', 'end', 'fail') then cost_micros
+                         else (detail ->> 'repair_micros')::bigint end), 0)::bigint, 0::bigint, 0::float8, 0::bigint, 0::float8,
+       coalesce(sum(case closing when 'repair' then 1 else (detail ->> 'repairs')::bigint end), 0)::bigint,
+       coalesce(sum(case closing when 'repair' then cost_micros else (detail ->> 'repair_micros')::bigint end), 0)::bigint
   from agentq.trace
  where kind = 'attempt' and (cost_micros > 0 or tokens_in > 0 or tokens_out > 0)
    and ended_at >= agentq.now() - make_interval(secs => %(seconds)s)

@@ -88,6 +88,31 @@ begin
 end $$;
 
 
+-- Give a claim back. The worker does not know whether it holds it; whoever does not know must not keep it. An attempt
+-- that has called something leaves its row, so that what it spent is in the traces too. No row: it was not held so.
+create or replace function agentq.disown(p_tenant text, p_session uuid, p_step uuid, p_token bigint)
+returns setof jsonb language plpgsql as $$
+declare v_now timestamptz := agentq.now(); v_worker uuid; e agentq.ledger_entry; s record;
+begin
+    perform set_config('agentq.tenant', p_tenant, true);
+    select worker into v_worker from agentq.ledger_entry
+     where tenant = p_tenant and session_id = p_session and step_id = p_step
+       and concat(state) = 'running' and fence_token = p_token for no key update;
+    if not found then return; end if;
+    update agentq.ledger_entry l
+       set state = 'queued', queued_at = v_now, attempt = l.attempt - 1, worker = null, fence_token = null
+     where l.tenant = p_tenant and l.session_id = p_session and l.step_id = p_step
+    returning l.* into e;
+    if exists (select from agentq.reservation
+                where tenant = p_tenant and session_id = p_session and step_id = p_step and fence = e.fence) then
+        select agent, agent_version into s from agentq.session where tenant = p_tenant and session_id = p_session;
+        perform agentq.trace_attempt(e, s.agent, s.agent_version, v_worker, 'release', v_now, null, null,
+                                     agentq.usage_of_lost(e));
+    end if;
+    return next agentq.wake(p_session, p_step, e.name, e.quarantine, e.fence);
+end $$;
+
+
 -- Why a claim was not granted; parks what must not come straight back.
 create or replace function agentq.why_not(
     p_tenant text, p_session uuid, p_step uuid, p_worker uuid, p_serves text[], p_quarantine boolean

@@ -49,6 +49,35 @@ begin
 end $$;
 
 
+-- Take the fence from what runs now of a session, or of these steps of it: whatever it returns is thrown away. Each
+-- attempt leaves its row here, because nobody else will write it, with what it is known to have used; what its calls
+-- come to later is added there. Returns how many there were.
+create or replace function agentq.fence_off(
+    p_tenant text, p_session uuid, p_steps uuid[], p_failure jsonb, p_now timestamptz
+) returns int language plpgsql as $$
+declare e agentq.ledger_entry; s record; v_fenced int := 0;
+begin
+    select agent, agent_version into s from agentq.session where tenant = p_tenant and session_id = p_session;
+    for e in
+        with runs as (
+            select * from agentq.ledger_entry
+             where tenant = p_tenant and session_id = p_session and state = 'running'
+               and (p_steps is null or step_id = any (p_steps))
+             order by step_id for no key update)
+        update agentq.ledger_entry l
+           set state = 'cancelled', settled_at = p_now, worker = null, fence_token = null
+          from runs
+         where l.tenant = p_tenant and l.session_id = p_session and l.step_id = runs.step_id
+        returning runs.*
+    loop
+        v_fenced := v_fenced + 1;
+        perform agentq.trace_attempt(e, s.agent, s.agent_version, e.worker, 'cancelled', p_now, p_failure, null,
+                                     agentq.usage_of_lost(e));
+    end loop;
+    return v_fenced;
+end $$;
+
+
 -- End a runaway now: the session is cancelled, and what runs has lost its fence, so that whatever it returns is
 -- thrown away. Of a session that had ended, the attempts that still run are fenced all the same.
 create or replace function agentq.kill_session(p_tenant text, p_session uuid, p_failure jsonb)
@@ -66,10 +95,7 @@ begin
         perform agentq.await_admission(p_tenant, v_wake);
         v_state := 'cancelled';
     end if;
-    update agentq.ledger_entry l
-       set state = 'cancelled', settled_at = v_now, worker = null, fence_token = null
-     where l.tenant = p_tenant and l.session_id = p_session and l.state = 'running';
-    get diagnostics fenced = row_count;
+    fenced := agentq.fence_off(p_tenant, p_session, null, p_failure, v_now);
     return query select v_state, changed, fenced;
 end $$;
 
@@ -80,7 +106,7 @@ end $$;
 -- rows and is marked as superseded; a copy of the step takes its place, under the same path, so that the effects
 -- that were recorded there are recalled. What the session's end had cancelled beside it is revived.
 --
---   a step that still runs      is fenced, as by a kill
+--   a step that still runs      is fenced off, as by a kill
 --   the joins around the step   wait again for its branch; one that had run is copied, with what its other branches
 --                               came to, and runs again
 --   children beneath            of a join that was superseded are ended by the relay; of one that waits again they
@@ -113,6 +139,9 @@ $$;
 create or replace function agentq.supersede(p_tenant text, p_session uuid, p_step uuid, p_by smallint, p_now timestamptz)
 returns void language plpgsql as $$
 begin
+    perform agentq.fence_off(p_tenant, p_session, array(select agentq.from_step_on(p_tenant, p_session, p_step)),
+        jsonb_build_object('kind', 'cancelled', 'type', 'StepReplaced',
+                           'message', 'the session was sent back, and goes on without this attempt'), p_now);
     update agentq.ledger_entry l
        set superseded = p_by, worker = null, fence_token = null, unserved = null,
            state = case when l.state in ('done', 'dead') then l.state else 'cancelled' end,

@@ -18,12 +18,15 @@
 --
 -- A session counts where it was first seen: the attempt that first used something, and the first use of a model or
 -- tool. So counts of any hours can be added up.
+--
+-- Waste is what attempts that came to nothing were paid for, and repairs: the calls of other attempts that are marked
+-- as one. Repairs are told apart within it: those calls, and whole attempts whose answer was to be repaired.
 create or replace function agentq.spend_lines(
     p_from timestamptz, p_to timestamptz, p_tenant text, p_sessions uuid[], p_tools boolean
 ) returns table (
     tenant text, starts_at timestamptz, kind text, agent text, name text, uses bigint, sessions bigint, tokens_in bigint,
     tokens_out bigint, cost_micros bigint, waste_micros bigint, tokens_cached bigint, took_us bigint, recalled bigint,
-    sandbox_us bigint
+    sandbox_us bigint, repairs bigint, repair_micros bigint
 ) language plpgsql stable set plan_cache_mode = force_custom_plan as $$
 #variable_conflict use_column
 begin
@@ -41,8 +44,10 @@ begin
         -- All of these sessions from their beginning, so that it is known what they had used before.
         select t.tenant, t.session_id, t.step_id, t.fence, t.ordinal, t.kind, t.agent, t.ended_at, t.tokens_in,
                t.tokens_out, t.cost_micros, coalesce(t.closing not in ('next', 'end', 'fail'), false) as wasted,
+               coalesce(t.closing = 'repair', false) as mended, coalesce((t.detail ->> 'repairs')::bigint, 0) as repairs,
+               coalesce((t.detail ->> 'repair_micros')::bigint, 0) as repair_micros,
                t.cost_micros > 0 or t.tokens_in > 0 or t.tokens_out > 0 as used, t.name,
-               coalesce(t.detail ->> 'model', t.name) as model, coalesce(t.detail ? 'repair', false) as repair,
+               coalesce(t.detail ->> 'model', t.name) as model, coalesce(t.detail -> 'repair' = 'true', false) as repair,
                case when jsonb_typeof(t.detail -> 'cached_tokens') = 'number'
                     then (t.detail -> 'cached_tokens')::numeric::bigint else 0 end as cached,
                coalesce(t.detail ->> 'outcome' = 'recalled', false) as recalled,
@@ -57,7 +62,7 @@ begin
     ), act as materialized (
         -- By windows and not by joins: nothing tells the planner how many rows these are.
         select t.*, max(t.ended_at) filter (where t.ordinal = 0) over attempt as settled_at,
-               bool_or(t.wasted) over attempt as came_to_nothing,
+               bool_or(t.wasted) over attempt as came_to_nothing, bool_or(t.mended) over attempt as was_mended,
                coalesce(bool_or(t.used) filter (where t.ordinal = 0) over attempt, false) as attempt_used,
                coalesce(sum(t.tokens_in) filter (where t.ordinal > 0) over attempt, 0) as told_in,
                coalesce(sum(t.tokens_out) filter (where t.ordinal > 0) over attempt, 0) as told_out,
@@ -69,7 +74,7 @@ begin
         -- Reserved calls that no event of their attempt tells of: steps that do not trace them, and attempts that
         -- were lost. Only where they fit into what the events leave of the attempt's usage, so that none counts twice.
         select a.tenant, a.session_id, a.step_id, a.fence, a.settled_at, a.agent, r.model, r.used_input, r.used_output,
-               r.used_cached, coalesce(r.charged_micros, 0) as micros, a.came_to_nothing,
+               r.used_cached, coalesce(r.charged_micros, 0) as micros, a.came_to_nothing, a.was_mended,
                a.tokens_in - a.told_in >= sum(r.used_input) over calls
                and a.tokens_out - a.told_out >= sum(r.used_output) over calls
                and a.cost_micros - a.told_micros >= sum(coalesce(r.charged_micros, 0)) over calls as fits
@@ -80,21 +85,25 @@ begin
         window calls as (partition by a.tenant, a.session_id, a.step_id, a.fence)
     ), line as (
         select tenant, session_id, step_id, fence, settled_at, 'attempt' as kind, agent, '' as name, 1 as uses, tokens_in,
-               tokens_out, cost_micros, case when wasted then cost_micros else 0 end as waste_micros, 0::bigint as cached,
-               0::bigint as took_us, 0 as recalled, 0::bigint as sandbox_us
+               tokens_out, cost_micros, case when wasted then cost_micros else repair_micros end as waste_micros,
+               0::bigint as cached, 0::bigint as took_us, 0 as recalled, 0::bigint as sandbox_us,
+               case when mended then 1 else repairs end as repairs,
+               case when mended then cost_micros else repair_micros end as repair_micros
           from act where ordinal = 0 and used
         union all
         select tenant, session_id, step_id, fence, settled_at, 'model', agent, model, 1, tokens_in, tokens_out, cost_micros,
-               case when came_to_nothing or repair then cost_micros else 0 end, cached, took_us, 0, 0
+               case when came_to_nothing or repair then cost_micros else 0 end, cached, took_us, 0, 0,
+               (was_mended or repair)::int, case when was_mended or repair then cost_micros else 0 end
           from act where ordinal > 0 and used and attempt_used
         union all
         select tenant, session_id, step_id, fence, settled_at, 'model', agent, model, 1, used_input, used_output, micros,
-               case when came_to_nothing then micros else 0 end, coalesce(used_cached, 0), 0, 0, 0
+               case when came_to_nothing then micros else 0 end, coalesce(used_cached, 0), 0, 0, 0,
+               was_mended::int, case when was_mended then micros else 0 end
           from untold where fits
         union all
         select tenant, session_id, step_id, fence, settled_at, 'tool', agent, name, (not recalled)::int, tokens_in,
                tokens_out, cost_micros, 0, 0, case when recalled then 0 else took_us end, recalled::int,
-               case when sandbox and not recalled then took_us else 0 end
+               case when sandbox and not recalled then took_us else 0 end, 0, 0
           from act where p_tools and kind = 'tool'
     ), counted as (
         select l.*, row_number() over (partition by l.tenant, l.session_id, l.kind, l.name
@@ -104,7 +113,7 @@ begin
     select c.tenant, date_trunc('hour', c.settled_at, 'UTC'), c.kind, c.agent, c.name, sum(c.uses)::bigint,
            count(*) filter (where c.nth = 1), sum(c.tokens_in)::bigint, sum(c.tokens_out)::bigint,
            sum(c.cost_micros)::bigint, sum(c.waste_micros)::bigint, sum(c.cached)::bigint, sum(c.took_us)::bigint,
-           sum(c.recalled)::bigint, sum(c.sandbox_us)::bigint
+           sum(c.recalled)::bigint, sum(c.sandbox_us)::bigint, sum(c.repairs)::bigint, sum(c.repair_micros)::bigint
       from counted c
      where c.settled_at >= p_from and c.settled_at < p_to
      group by 1, 2, 3, 4, 5;
@@ -127,7 +136,8 @@ begin
                p_sign * sum(l.tokens_in) as tokens_in, p_sign * sum(l.tokens_out) as tokens_out,
                p_sign * sum(l.cost_micros) as cost_micros, p_sign * sum(l.waste_micros) as waste_micros,
                p_sign * sum(l.tokens_cached) as tokens_cached, p_sign * sum(l.took_us) as took_us,
-               p_sign * sum(l.recalled) as recalled, p_sign * sum(l.sandbox_us) as sandbox_us
+               p_sign * sum(l.recalled) as recalled, p_sign * sum(l.sandbox_us) as sandbox_us,
+               p_sign * sum(l.repairs) as repairs, p_sign * sum(l.repair_micros) as repair_micros
           from lines l cross join lateral (values (l.tenant), ('*')) w (tenant)
          where w.tenant <> '*' or l.kind <> 'attempt'
          group by 1, 2, 3, 4, 5
@@ -135,14 +145,15 @@ begin
         insert into agentq.spend_day as d
         select s.tenant, date_trunc('day', s.starts_at, 'UTC'), s.kind, s.agent, s.name, sum(s.uses), sum(s.sessions),
                sum(s.tokens_in), sum(s.tokens_out), sum(s.cost_micros), sum(s.waste_micros), sum(s.tokens_cached),
-               sum(s.took_us), sum(s.recalled), sum(s.sandbox_us)
+               sum(s.took_us), sum(s.recalled), sum(s.sandbox_us), sum(s.repairs), sum(s.repair_micros)
           from shared s where s.starts_at < p_days_until group by 1, 2, 3, 4, 5 order by 1, 2, 3, 4, 5
         on conflict (tenant, starts_at, kind, agent, name) do update
            set uses = d.uses + excluded.uses, sessions = d.sessions + excluded.sessions,
                tokens_in = d.tokens_in + excluded.tokens_in, tokens_out = d.tokens_out + excluded.tokens_out,
                cost_micros = d.cost_micros + excluded.cost_micros, waste_micros = d.waste_micros + excluded.waste_micros,
                tokens_cached = d.tokens_cached + excluded.tokens_cached, took_us = d.took_us + excluded.took_us,
-               recalled = d.recalled + excluded.recalled, sandbox_us = d.sandbox_us + excluded.sandbox_us
+               recalled = d.recalled + excluded.recalled, sandbox_us = d.sandbox_us + excluded.sandbox_us,
+               repairs = d.repairs + excluded.repairs, repair_micros = d.repair_micros + excluded.repair_micros
     )
     insert into agentq.spend_hour as h
     select * from shared order by 1, 2, 3, 4, 5
@@ -151,7 +162,8 @@ begin
            tokens_in = h.tokens_in + excluded.tokens_in, tokens_out = h.tokens_out + excluded.tokens_out,
            cost_micros = h.cost_micros + excluded.cost_micros, waste_micros = h.waste_micros + excluded.waste_micros,
            tokens_cached = h.tokens_cached + excluded.tokens_cached, took_us = h.took_us + excluded.took_us,
-           recalled = h.recalled + excluded.recalled, sandbox_us = h.sandbox_us + excluded.sandbox_us;
+           recalled = h.recalled + excluded.recalled, sandbox_us = h.sandbox_us + excluded.sandbox_us,
+           repairs = h.repairs + excluded.repairs, repair_micros = h.repair_micros + excluded.repair_micros;
     get diagnostics v_rows = row_count;
     perform set_config('agentq.tenant', coalesce(v_whose, ''), true);
     return v_rows;
@@ -229,7 +241,7 @@ create or replace function agentq.sum_up_day(p_day timestamptz) returns void lan
     insert into agentq.spend_day as d
     select h.tenant, p_day, h.kind, h.agent, h.name, sum(h.uses), sum(h.sessions), sum(h.tokens_in), sum(h.tokens_out),
            sum(h.cost_micros), sum(h.waste_micros), sum(h.tokens_cached), sum(h.took_us), sum(h.recalled),
-           sum(h.sandbox_us)
+           sum(h.sandbox_us), sum(h.repairs), sum(h.repair_micros)
       from agentq.spend_hour h
      where h.kind in ('attempt', 'model', 'tool') and h.starts_at >= p_day and h.starts_at < p_day + interval '1 day'
      group by h.tenant, h.kind, h.agent, h.name
@@ -238,7 +250,8 @@ create or replace function agentq.sum_up_day(p_day timestamptz) returns void lan
            tokens_in = d.tokens_in + excluded.tokens_in, tokens_out = d.tokens_out + excluded.tokens_out,
            cost_micros = d.cost_micros + excluded.cost_micros, waste_micros = d.waste_micros + excluded.waste_micros,
            tokens_cached = d.tokens_cached + excluded.tokens_cached, took_us = d.took_us + excluded.took_us,
-           recalled = d.recalled + excluded.recalled, sandbox_us = d.sandbox_us + excluded.sandbox_us;
+           recalled = d.recalled + excluded.recalled, sandbox_us = d.sandbox_us + excluded.sandbox_us,
+           repairs = d.repairs + excluded.repairs, repair_micros = d.repair_micros + excluded.repair_micros;
     delete from agentq.spend_hour
      where kind in ('attempt', 'model', 'tool') and starts_at < p_day - interval '3 days';
 $$;

@@ -3,32 +3,36 @@
 
 -- Write an attempt's row, its events and decisions, in the transaction that ends it.
 -- `e` is the entry as the settlement found it; `p_plan` holds usage, `trace` and `decisions`.
+-- How much of its cost was for repairs stands in its own row, so that no report need add up its calls.
 create or replace function agentq.trace_attempt(
     e agentq.ledger_entry, p_agent text, p_version int, p_worker uuid, p_closing text, p_now timestamptz,
     p_failure jsonb, p_leads_to text, p_plan jsonb
 ) returns void language plpgsql as $$
+declare v_content boolean;
 begin
     insert into agentq.trace (
         tenant, session_id, step_id, fence, ordinal, ended_at, kind, name, agent, agent_version, seq, branch, attempt,
-        queued_at, started_at, closing, failure, worker, leads_to, tokens_in, tokens_out, cost_micros)
+        queued_at, started_at, closing, failure, worker, leads_to, tokens_in, tokens_out, cost_micros, detail)
     values (e.tenant, e.session_id, e.step_id, e.fence, 0, p_now, 'attempt', e.name, p_agent, p_version, e.seq, e.branch,
             case when p_closing in ('release', 'postpone', 'park', 'await', 'repair') then e.attempt + 1 else e.attempt end,
             case when p_closing <> 'release' then e.queued_at end, e.started_at, p_closing, p_failure, p_worker, p_leads_to,
             coalesce((p_plan -> 'usage' ->> 'tokens_in')::bigint, 0),
             coalesce((p_plan -> 'usage' ->> 'tokens_out')::bigint, 0),
-            coalesce((p_plan -> 'usage' ->> 'cost_micros')::bigint, 0));
+            coalesce((p_plan -> 'usage' ->> 'cost_micros')::bigint, 0),
+            case when p_plan -> 'trace' @? '$[*].detail.repair ? (@ == true)' then agentq.repairs_in(p_plan) end);
     if p_plan ? 'trace' then
         perform agentq.trace_events(e, p_agent, p_version, p_worker, p_plan -> 'trace');
     end if;
     if p_plan ? 'decisions' then
+        select trace_content is distinct from 'off' into v_content from agentq.tenant where name = e.tenant;
         insert into agentq.decision (tenant, session_id, step_id, fence, ordinal, decided_at, agent, step, options, picked,
                                      why, confidence, limits, approver)
         select e.tenant, e.session_id, e.step_id, e.fence, d.n, e.started_at + make_interval(secs => d.at_s), p_agent,
-               e.name, decode(d.options, 'base64'), d.picked,
-               case when (select trace_content is distinct from 'off' from agentq.tenant where name = e.tenant) then d.why end,
+               e.name, decode(case when v_content then d.options else coalesce(d.bare, d.options) end, 'base64'), d.picked,
+               case when v_content then d.why end,
                d.confidence, d.limits, d.approver
           from jsonb_to_recordset(p_plan -> 'decisions') as d (
-               n smallint, at_s double precision, options text, picked text, why text, confidence real, limits jsonb,
+               n smallint, at_s double precision, options text, bare text, picked text, why text, confidence real, limits jsonb,
                approver text);
     end if;
     if p_closing in ('retry', 'repair', 'postpone') and e.due_at > p_now or p_plan ? 'steps' then
@@ -41,6 +45,16 @@ begin
         perform agentq.tally(e, p_agent, p_version, p_closing, p_now, p_failure, p_plan);
     end if;
 end $$;
+
+
+-- The calls of an attempt that repaired what a model had written, and what they cost: no more than the attempt did.
+create or replace function agentq.repairs_in(p_plan jsonb) returns jsonb language sql immutable as $$
+    select jsonb_build_object(
+               'repairs', count(*),
+               'repair_micros', least(coalesce(sum((x ->> 'cost_micros')::bigint), 0)::bigint,
+                                      coalesce((p_plan -> 'usage' ->> 'cost_micros')::bigint, 0)))
+      from jsonb_array_elements(p_plan -> 'trace') x where x -> 'detail' -> 'repair' = 'true'
+$$;
 
 
 -- The waits that a settlement orders: until the next attempt, or until a timer of what follows.
@@ -88,7 +102,7 @@ create or replace function agentq.usage_of_lost(e agentq.ledger_entry) returns j
     with settled as (
         select charged_micros, used_input, used_output from agentq.reservation
          where tenant = e.tenant and session_id = e.session_id and step_id = e.step_id and fence = e.fence
-           for update)
+         order by reservation_id for update)  -- in the order in which `settle_charges` locks them
     select jsonb_build_object('usage', jsonb_build_object(
                'tokens_in', coalesce(sum(used_input), 0), 'tokens_out', coalesce(sum(used_output), 0),
                'cost_micros', coalesce(sum(charged_micros), 0)))
