@@ -4,6 +4,9 @@ The relay: sends what is committed and not yet sent, and takes back what a crash
 One runs in every worker process that has a consumer. They need no leader: each round takes rows
 that no other holds, and a round that is repeated finds nothing left to do.
 
+Between two rounds it rests, unless the kernel tells of a neighbour's end (`agentq.neighbours`): then the steps of that
+process are taken back at once.
+
 A chore that fails does not keep the others from theirs: what wakes lost steps must go on though,
 say, one dead letter cannot be announced.
 """
@@ -22,6 +25,7 @@ from agentq import engine
 from agentq.broker.publisher import Publisher
 from agentq.broker.queues import QUARANTINE, SUBMIT
 from agentq.errors import BrokerUnavailable, StoreUnavailable
+from agentq.neighbours import Neighbours
 from agentq.store.approvals import Approvals
 from agentq.store.budgets import Budgets
 from agentq.store.ledger import Ledger, TakenBack
@@ -87,6 +91,7 @@ class Relay:
         self._ledger = ledger
         self._budgets = Budgets(ledger.store)
         self._workers = workers
+        self._neighbours = Neighbours(workers, lease_s=lease_s)
         self._approvals = approvals
         self._publisher = publisher
         self._follow_tenants = follow_tenants
@@ -106,6 +111,7 @@ class Relay:
             Chore("shares of the tenants", self.share_slots, 0.0),
             Chore("admission", self.admit_due, 0.0),
             Chore("the tenants' queues", self.follow_tenants, _SLOW_S),
+            Chore("neighbours", self._neighbours.refresh, _SLOW_S),
             Chore("lost workers", self.take_back_lost, _SLOW_S),
             Chore("steps that are served again", self.offer_served, _SLOW_S),
             Chore("missing messages", self.find_missing, _SLOW_S),
@@ -123,6 +129,7 @@ class Relay:
             Chore("the queue of submissions", lambda: publisher.declare(SUBMIT), _SLOW_S),
             Chore("housekeeping", self.keep_house, _FORGET_S, due=time.monotonic() + _FORGET_S),
         )
+        self._ended = Chore("neighbours that ended", self.take_back_ended, 0.0)
         self.rounds = 0
         self._round_ended = time.monotonic()
 
@@ -132,7 +139,10 @@ class Relay:
     def stop(self) -> None:
         self._ending.set()
         if self._thread.is_alive():
+            self._neighbours.wake()
             self._thread.join(timeout=5.0)
+        else:
+            self._neighbours.close()
 
     def round_age_s(self) -> float:
         """How long ago the latest round ended, well or not."""
@@ -144,15 +154,8 @@ class Relay:
             if time.monotonic() < chore.due:
                 continue
             chore.due = time.monotonic() + chore.every_s
-            try:
-                chore.run()
-            except StoreUnavailable as error:
-                log.warning("the relay waits for Postgres: %s", error)
-                return  # the other chores need it too
-            except BrokerUnavailable as error:
-                log.warning("the relay waits for the broker (%s): %s", chore.name, error)
-            except Exception:
-                log.exception("a chore of the relay failed (%s); the others go on", chore.name)
+            if not self._do(chore):
+                return  # the other chores need Postgres too
 
     def admit_due(self) -> None:
         """Admit the due steps of every tenant that has room: new work, retries, timers."""
@@ -177,6 +180,23 @@ class Relay:
         """Find dead processes and give their steps to the living."""
         for worker_id in self._workers.look_for_dead(lease_s=self._lease_s, look_s=self._look_s):
             log.error("worker process %s is dead", worker_id)
+        self._take_back()
+
+    def take_back_ended(self) -> None:
+        """
+        The same for neighbours whose end the kernel told, and for the messages that they took and did not claim.
+
+        What was sent before their end and is in no queue may be in their hands. A living worker that has taken it and
+        not claimed it yet gets a repeat, which is dropped at the claim.
+        """
+        dead = self._neighbours.look()
+        for worker_id in dead:
+            log.error("worker process %s is dead: its end was seen here", worker_id)
+        if dead:
+            self._take_back()
+            self.find_missing(time.monotonic() - max(dead.values()))
+
+    def _take_back(self) -> None:
         while taken := self._ledger.take_back(self._batch):
             engine.probe("took_back")
             for step in taken:
@@ -187,20 +207,21 @@ class Relay:
             if len(taken) < self._batch:
                 return
 
-    def find_missing(self) -> None:
+    def find_missing(self, age_s: float | None = None) -> None:
         """
         Publish again what the ledger believes is in a queue and the queue no longer holds.
 
         Only as many as are missing: a queue that is merely slow gets no duplicates. Those that a
         worker has taken and not yet claimed look missing too; a repeat of them is dropped at the claim.
         """
-        for queue, tenants, expected, stale in self._ledger.broker_should_hold(self._stale_s):
+        age_s = self._stale_s if age_s is None else age_s
+        for queue, tenants, expected, stale in self._ledger.broker_should_hold(age_s):
             if not stale:
                 continue
             missing = min(stale, expected - self._publisher.depth(queue), self._batch)
             if missing <= 0:
                 continue
-            wakes = self._ledger.republish(*tenants, quarantine=queue == QUARANTINE, age_s=self._stale_s, limit=missing)
+            wakes = self._ledger.republish(*tenants, quarantine=queue == QUARANTINE, age_s=age_s, limit=missing)
             engine.probe("republished")
             if wakes:
                 log.info("%s messages were missing from %s and are sent again", len(wakes), queue)
@@ -260,10 +281,32 @@ class Relay:
         StoredRates(self._ledger.store).forget()
         self._housekeeping()
 
+    def _do(self, chore: Chore) -> bool:
+        """Do it now; False: Postgres is away."""
+        try:
+            chore.run()
+        except StoreUnavailable as error:
+            log.warning("the relay waits for Postgres: %s", error)
+            return False
+        except BrokerUnavailable as error:
+            log.warning("the relay waits for the broker (%s): %s", chore.name, error)
+        except Exception:
+            log.exception("a chore of the relay failed (%s); the others go on", chore.name)
+        return True
+
     def _run(self) -> None:
-        while not self._ending.is_set():
-            self.round()
-            self.rounds += 1
-            self._round_ended = time.monotonic()
-            # Jitter, so that the relays of a fleet spread over the interval.
-            self._ending.wait(self._interval_s * (0.75 + random.random() / 2))
+        try:
+            while not self._ending.is_set():
+                self.round()
+                self.rounds += 1
+                self._round_ended = time.monotonic()
+                # Jitter, so that the relays of a fleet spread over the interval.
+                self._rest(self._interval_s * (0.75 + random.random() / 2))
+        finally:
+            self._neighbours.close()
+
+    def _rest(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while not self._ending.is_set() and (left := until - time.monotonic()) > 0:
+            if self._neighbours.rest(left):
+                self._do(self._ended)

@@ -45,7 +45,7 @@ def test_a_worker_killed_at(arena: Arena, point: str, count: int) -> None:
     if point == "took_back":
         # Somebody must have died before anything is taken back; a third one lives to see it through.
         arena.crew(3, threads=THREADS)
-        arena.order("claimed", 12)
+        arena.order("claimed", 12, then=point)
     else:
         arena.order(point, count)
     if point == "admitted":
@@ -58,9 +58,6 @@ def test_a_worker_killed_at(arena: Arena, point: str, count: int) -> None:
     if point == "admitted":
         # And room for it that no settlement hands on: the relay finds it.
         arena.set_concurrency(12)
-    if point == "took_back":
-        arena.await_deaths(1, "claimed")
-        arena.order(point)
     if point == "republished":
         time.sleep(0.3)
         arena.stack.valkey.wipe()
