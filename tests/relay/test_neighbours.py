@@ -16,7 +16,7 @@ import psycopg
 import pytest
 
 from agentq.neighbours import Neighbours, place
-from agentq.relay.relay import Relay
+from agentq.relay.relay import Chore, Relay
 from agentq.settings import Settings
 from agentq.store.approvals import Approvals
 from agentq.store.placement import Placement
@@ -126,6 +126,15 @@ def found(neighbours: Neighbours, worker: uuid.UUID) -> Callable[[], bool]:
     return lambda: neighbours.rest(0.05) and worker in neighbours.look()
 
 
+def until_free(hands: Hands, worker: uuid.UUID) -> None:
+    """Wait until Postgres has seen that the process is gone."""
+    held = (
+        "select from pg_locks join agentq.worker on objid = (lock_key & 4294967295)::oid"
+        " where locktype = 'advisory' and worker_id = %s"
+    )
+    until(lambda: not hands.rows(held, worker), 5, "the lock is free")
+
+
 def watched() -> int:
     """How many ends this process watches, by what the kernel says of its descriptors."""
     links = []
@@ -163,10 +172,12 @@ def test_a_process_that_lives_is_left_alone_when_its_connection_is_cut(
     """
     _, worker = children.worker()
     neighbours.refresh()
-    [found] = hands.rows("select lock_key & 4294967295 as key from agentq.worker where worker_id = %s", worker)
-    held = "from pg_locks where locktype = 'advisory' and objid = %s::bigint::oid"
-    assert hands.rows(f"select pg_terminate_backend(pid) as cut {held}", found["key"]) == [{"cut": True}]
-    until(lambda: not hands.rows(f"select pid {held}", found["key"]), 5, "the lock is free")
+    cut = (
+        "select pg_terminate_backend(l.pid) as cut from pg_locks l join agentq.worker"
+        " on objid = (lock_key & 4294967295)::oid where locktype = 'advisory' and worker_id = %s"
+    )
+    assert hands.rows(cut, worker) == [{"cut": True}]
+    until_free(hands, worker)
 
     neighbours.refresh()
     assert not neighbours.rest(0.2)
@@ -381,6 +392,24 @@ def test_the_end_of_a_neighbour_ends_the_relays_rest(
     assert relay.rounds == 1
     assert hands.entry(running)["crashes"] == 1
     assert hands.claim(running).attempt == hands.claim(fetched).attempt == 1
+
+
+def test_the_end_of_a_neighbour_goes_before_the_next_chore(hands: Hands, children: Children, relay: Relay) -> None:
+    """
+    A round whose chores take long does not make the dead wait for its end.
+    """
+    process, worker = children.worker()
+    relay._neighbours.refresh()
+
+    def long() -> None:
+        process.kill()
+        process.wait()
+        until_free(hands, worker)
+
+    seen: list[str] = []
+    relay._chores = (Chore("long", long, 0.0), Chore("after it", lambda: seen.append(state(hands, worker)), 0.0))
+    relay.round()
+    assert seen == ["dead"]
 
 
 def test_only_as_many_as_the_queue_is_short_of_are_sent_after_an_end(
