@@ -15,6 +15,8 @@ from typing import Any
 import psycopg
 import pytest
 
+from agentq.engine import InFlight
+from agentq.heart import Heart
 from agentq.neighbours import Neighbours, place
 from agentq.relay.relay import Chore, Relay
 from agentq.settings import Settings
@@ -285,6 +287,25 @@ def test_a_pid_that_nobody_has_is_a_word_too(hands: Hands, children: Children, n
     process.wait()
     neighbours.refresh()
     until(found(neighbours, worker), 5, "it is found dead")
+
+
+def test_a_process_says_where_it_runs(hands: Hands) -> None:
+    """
+    Two processes of one machine say the same; it is what makes them neighbours.
+    """
+    heart = Heart(
+        hands.store, in_flight=InFlight(), group="default", role="steps", release="0", serves=[], heartbeat_s=60.0,
+        lease_s=3600.0,
+    )  # fmt: skip
+    heart.start(None)
+    try:
+        said = hands.rows("select place from agentq.worker where worker_id = %s", heart.worker_id)
+    finally:
+        heart.stop()
+    asked = [sys.executable, "-c", "from agentq.neighbours import place; print(place())"]
+    other = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    assert other
+    assert said == [{"place": other}]
 
 
 def test_nobody_watches_itself(children: Children, neighbours: Neighbours) -> None:
