@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from agentq.engine import Engine, InFlight
 from agentq.errors import StoreUnavailable
+from agentq.neighbours import place
 from agentq.store.pool import Store
 from agentq.store.workers import Registration, Role, Workers
 
@@ -111,6 +112,7 @@ class Heart:
             release=release,
             serves=serves,
             slots=self._slots,
+            place=place(),
         )
 
     def _run(self) -> None:

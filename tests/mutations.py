@@ -33,6 +33,7 @@ STORED = "tests/store/test_effects.py::test_"
 EFFECTS = "tests/agents/test_effects.py::test_"
 CARRY = "tests/engine/test_carry.py::test_"
 RELAY = "tests/relay/test_relay.py::test_"
+NEAR = "tests/relay/test_neighbours.py::test_"
 BUDGETS = "tests/store/test_budgets.py::test_"
 SPENDING = "tests/agents/test_spending.py::test_"
 JUDGE_FILE = "agentq/chaos/judge.py"
@@ -794,6 +795,117 @@ MUTATIONS = [
         "           and (true",
         WORKERS + "nobody_is_dead_while_postgres_has_just_started",
     ),
+    # neighbours: the kernel's word
+    sql(
+        "        if v_free then\n            perform pg_advisory_unlock(w.lock_key);\n            update",
+        "        if true then\n            perform pg_advisory_unlock(w.lock_key);\n            update",
+        WORKERS + "a_held_lock_outweighs_the_kernels_word",
+    ),
+    sql(
+        "           and live.seen_at <= v_now - make_interval(secs => told.told_s)\n",
+        "",
+        WORKERS + "a_heartbeat_since_outweighs_the_kernels_word",
+    ),
+    sql(
+        "           and (live.seen_at > pg_postmaster_start_time()",
+        "           and (true",
+        WORKERS + "a_word_does_not_hasten_what_postgres_made_unclear",
+    ),
+    sql(
+        "         where live.state in ('live', 'draining')\n           and live.seen_at",
+        "         where true\n           and live.seen_at",
+        WORKERS + "a_word_about_who_said_goodbye_changes_nothing",
+    ),
+    Mutation(
+        "agentq/store/sql/workers.sql",
+        "where place = %(place)s and state",
+        "where %(place)s <> '' and state",
+        NEAR + "a_pid_of_another_place_means_somebody_else",
+    ),
+    Mutation(
+        "agentq/store/sql/workers.sql",
+        "where place = %(place)s and state in ('live', 'draining')",
+        "where place = %(place)s",
+        NEAR + "who_is_gone_is_watched_no_more",
+    ),
+    Mutation(
+        "agentq/heart.py",
+        "            place=place(),\n",
+        "",
+        NEAR + "a_process_says_where_it_runs",
+    ),
+    Mutation(
+        "agentq/neighbours.py",
+        " if pid != os.getpid()}",
+        "}",
+        NEAR + "nobody_watches_itself",
+    ),
+    Mutation(
+        "agentq/neighbours.py",
+        "            except ProcessLookupError:\n                self._hear(worker)\n",
+        "            except ProcessLookupError:\n                pass\n",
+        NEAR + "a_pid_that_nobody_has_is_a_word_too",
+    ),
+    Mutation(
+        "agentq/neighbours.py",
+        "        self._look_at = now + self._pause_s if asked else math.inf\n",
+        "        self._look_at = math.inf\n",
+        NEAR + "a_lock_that_falls_late_is_waited_for",
+    ),
+    Mutation(
+        "agentq/neighbours.py",
+        "        self._pause_s = min(2 * self._pause_s, _PAUSE_MAX_S)\n",
+        "        self._pause_s = 0.0\n",
+        NEAR + "a_lock_that_falls_late_is_waited_for",
+    ),
+    Mutation(
+        "agentq/neighbours.py",
+        " if now - at <= self._patience_s}",
+        "}",
+        NEAR + "a_lock_that_does_not_fall_is_left_to_the_slower_way",
+    ),
+    Mutation(
+        "agentq/neighbours.py",
+        "os.register_at_fork(after_in_child=_close_in_child)",
+        "",
+        NEAR + "a_forked_child_keeps_nothing",
+    ),
+    Mutation(
+        "agentq/relay/relay.py",
+        "            if self._neighbours.rest(left):\n                self._do(self._ended)\n",
+        "            self._neighbours.rest(left)\n",
+        NEAR + "the_end_of_a_neighbour_ends_the_relays_rest",
+    ),
+    Mutation(
+        "agentq/relay/relay.py",
+        "            if self._neighbours.rest(0.0):\n",
+        "            if False:\n",
+        NEAR + "the_end_of_a_neighbour_goes_before_the_next_chore",
+    ),
+    Mutation(
+        "agentq/relay/relay.py",
+        "            self.find_missing(time.monotonic() - max(dead.values()))\n",
+        "",
+        NEAR + "the_end_of_a_neighbour_ends_the_relays_rest",
+    ),
+    Mutation(
+        "agentq/relay/relay.py",
+        "self.find_missing(time.monotonic() - max(dead.values()))",
+        "self.find_missing(0.0)",
+        NEAR + "what_was_sent_after_the_end_is_not_missed",
+    ),
+    Mutation(
+        "agentq/relay/relay.py",
+        "            self._neighbours.wake()\n",
+        "",
+        NEAR + "a_relay_stops_at_once_and_watches_nobody",
+    ),
+    Mutation(
+        "agentq/relay/relay.py",
+        "        finally:\n            self._neighbours.close()\n",
+        "        finally:\n            pass\n",
+        NEAR + "a_relay_stops_at_once_and_watches_nobody",
+    ),
     sql(
         "when e.crashes >= 1 then 'suspect'",
         "when e.crashes >= 9 then 'suspect'",
@@ -1267,8 +1379,8 @@ MUTATIONS = [
     # I4: a chore that fails
     Mutation(
         "agentq/relay/relay.py",
-        '                log.exception("a chore of',
-        '                raise\n                log.exception("a chore of',
+        '            log.exception("a chore of',
+        '            raise\n            log.exception("a chore of',
         RELAY + "a_chore_that_fails_keeps_no_other_from_its_work",
     ),
     # a broker that is away
@@ -1333,8 +1445,8 @@ MUTATIONS = [
     ),
     Mutation(
         "agentq/relay/relay.py",
-        'self._do(self._urgent if turning == "urgent" else self._patient)',
-        "self.round()",
+        "                self._do_all(self._urgent, between=self._hear_of_ends)\n                self._urgent_turned",
+        "                self.round()\n                self._urgent_turned",
         "tests/relay/test_relay.py::test_what_takes_long_keeps_no_step_waiting",
     ),
     Mutation(

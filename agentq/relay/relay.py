@@ -4,6 +4,9 @@ The relay: sends what is committed and not yet sent, and takes back what a crash
 One runs in every worker process that has a consumer. They need no leader: each round takes rows
 that no other holds, and a round that is repeated finds nothing left to do.
 
+Neither its rest between two rounds nor the chores of a round delay it when the kernel tells of a neighbour's end
+(`agentq.neighbours`): the steps of that process are taken back at once.
+
 A chore that fails does not keep the others from theirs: what wakes lost steps must go on though,
 say, one dead letter cannot be announced. Nor does one that takes long: what only watches, tells and tidies up has a
 thread of its own, because every tenth of a second counts for a step that waits.
@@ -23,6 +26,7 @@ from agentq import engine
 from agentq.broker.publisher import Publisher
 from agentq.broker.queues import QUARANTINE, SUBMIT
 from agentq.errors import BrokerUnavailable, StoreUnavailable
+from agentq.neighbours import Neighbours
 from agentq.store.approvals import Approvals
 from agentq.store.budgets import Budgets
 from agentq.store.ledger import Ledger, TakenBack
@@ -90,6 +94,7 @@ class Relay:
         self._ledger = ledger
         self._budgets = Budgets(ledger.store)
         self._workers = workers
+        self._neighbours = Neighbours(workers, lease_s=lease_s)
         self._approvals = approvals
         self._publisher = publisher
         self._follow_tenants = follow_tenants
@@ -109,6 +114,7 @@ class Relay:
             Chore("shares of the tenants", self.share_slots, 0.0),
             Chore("admission", self.admit_due, 0.0),
             Chore("the tenants' queues", self.follow_tenants, _SLOW_S),
+            Chore("neighbours", self._neighbours.refresh, _SLOW_S),
             Chore("lost workers", self.take_back_lost, _SLOW_S),
             Chore("steps that are served again", self.offer_served, _SLOW_S),
             Chore("missing messages", self.find_missing, _SLOW_S),
@@ -129,11 +135,12 @@ class Relay:
             Chore("word that it turns", turns, _TURNS_S),
             Chore("housekeeping", self.keep_house, _FORGET_S, due=time.monotonic() + _FORGET_S),
         )
+        self._ended = Chore("neighbours that ended", self.take_back_ended, 0.0)
         self._threads = [
-            threading.Thread(target=self._run, args=(turning,), name=f"agentq-relay-{turning}", daemon=True)
-            for turning in ("urgent", "patient")
+            threading.Thread(target=turning, name=f"agentq-relay-{name}", daemon=True)
+            for name, turning in (("urgent", self._turn_urgently), ("patient", self._turn_patiently))
         ]
-        self._turned = dict.fromkeys(("urgent", "patient"), time.monotonic())
+        self._urgent_turned = self._patient_turned = time.monotonic()
 
     def start(self) -> None:
         for thread in self._threads:
@@ -141,33 +148,30 @@ class Relay:
 
     def stop(self) -> None:
         self._ending.set()
+        self._neighbours.wake()
         for thread in self._threads:
             if thread.is_alive():
                 thread.join(timeout=5.0)
+        if self._threads[0].ident is None:
+            self._neighbours.close()
 
     def round_age_s(self) -> float:
         """How long ago the latest round ended, well or not; of the two threads, the one that is further behind."""
-        return time.monotonic() - min(self._turned.values())
+        return time.monotonic() - min(self._urgent_turned, self._patient_turned)
 
     def round(self) -> None:
         """Do every chore whose time has come."""
-        self._do(self._urgent)
-        self._do(self._patient)
+        self._do_all(self._urgent, between=self._hear_of_ends)
+        self._do_all(self._patient)
 
-    def _do(self, chores: Sequence[Chore]) -> None:
+    def _do_all(self, chores: Sequence[Chore], between: Callable[[], object] = lambda: None) -> None:
         for chore in chores:
+            between()
             if time.monotonic() < chore.due:
                 continue
             chore.due = time.monotonic() + chore.every_s
-            try:
-                chore.run()
-            except StoreUnavailable as error:
-                log.warning("the relay waits for Postgres: %s", error)
-                return  # the other chores need it too
-            except BrokerUnavailable as error:
-                log.warning("the relay waits for the broker (%s): %s", chore.name, error)
-            except Exception:
-                log.exception("a chore of the relay failed (%s); the others go on", chore.name)
+            if not self._do(chore):
+                return  # the other chores need Postgres too
 
     def admit_due(self) -> None:
         """Admit the due steps of every tenant that has room: new work, retries, timers."""
@@ -193,6 +197,23 @@ class Relay:
         """Find dead processes and give their steps to the living."""
         for worker_id in self._workers.look_for_dead(lease_s=self._lease_s, look_s=self._look_s):
             log.error("worker process %s is dead", worker_id)
+        self._take_back()
+
+    def take_back_ended(self) -> None:
+        """
+        The same for neighbours whose end the kernel told, and for the messages that they took and did not claim.
+
+        What was sent before their end and is in no queue may be in their hands. A living worker that has taken it and
+        not claimed it yet gets a repeat, which is dropped at the claim.
+        """
+        dead = self._neighbours.look()
+        for worker_id in dead:
+            log.error("worker process %s is dead: its end was seen here", worker_id)
+        if dead:
+            self._take_back()
+            self.find_missing(time.monotonic() - max(dead.values()))
+
+    def _take_back(self) -> None:
         while taken := self._ledger.take_back(self._batch):
             engine.probe("took_back")
             for step in taken:
@@ -203,20 +224,21 @@ class Relay:
             if len(taken) < self._batch:
                 return
 
-    def find_missing(self) -> None:
+    def find_missing(self, age_s: float | None = None) -> None:
         """
         Publish again what the ledger believes is in a queue and the queue no longer holds.
 
         Only as many as are missing: a queue that is merely slow gets no duplicates. Those that a
         worker has taken and not yet claimed look missing too; a repeat of them is dropped at the claim.
         """
-        for queue, tenants, expected, stale in self._ledger.broker_should_hold(self._stale_s):
+        age_s = self._stale_s if age_s is None else age_s
+        for queue, tenants, expected, stale in self._ledger.broker_should_hold(age_s):
             if not stale:
                 continue
             missing = min(stale, expected - self._publisher.depth(queue), self._batch)
             if missing <= 0:
                 continue
-            wakes = self._ledger.republish(*tenants, quarantine=queue == QUARANTINE, age_s=self._stale_s, limit=missing)
+            wakes = self._ledger.republish(*tenants, quarantine=queue == QUARANTINE, age_s=age_s, limit=missing)
             engine.probe("republished")
             if wakes:
                 log.info("%s messages were missing from %s and are sent again", len(wakes), queue)
@@ -276,9 +298,45 @@ class Relay:
         StoredRates(self._ledger.store).forget()
         self._housekeeping()
 
-    def _run(self, turning: str) -> None:
+    def _do(self, chore: Chore) -> bool:
+        """Do it now; False: Postgres is away."""
+        try:
+            chore.run()
+        except StoreUnavailable as error:
+            log.warning("the relay waits for Postgres: %s", error)
+            return False
+        except BrokerUnavailable as error:
+            log.warning("the relay waits for the broker (%s): %s", chore.name, error)
+        except Exception:
+            log.exception("a chore of the relay failed (%s); the others go on", chore.name)
+        return True
+
+    def _hear_of_ends(self) -> None:
+        # On a busy machine the chores of a round take long together.
+        if self._neighbours.rest(0.0):
+            self._do(self._ended)
+
+    def _turn_urgently(self) -> None:
+        try:
+            while not self._ending.is_set():
+                self._do_all(self._urgent, between=self._hear_of_ends)
+                self._urgent_turned = time.monotonic()
+                self._rest(self._pause_s())
+        finally:
+            self._neighbours.close()
+
+    def _turn_patiently(self) -> None:
         while not self._ending.is_set():
-            self._do(self._urgent if turning == "urgent" else self._patient)
-            self._turned[turning] = time.monotonic()
-            # Jitter, so that the relays of a fleet spread over the interval.
-            self._ending.wait(self._interval_s * (0.75 + random.random() / 2))
+            self._do_all(self._patient)
+            self._patient_turned = time.monotonic()
+            self._ending.wait(self._pause_s())
+
+    def _rest(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while not self._ending.is_set() and (left := until - time.monotonic()) > 0:
+            if self._neighbours.rest(left):
+                self._do(self._ended)
+
+    def _pause_s(self) -> float:
+        """With jitter, so that the relays of a fleet spread over the interval."""
+        return self._interval_s * (0.75 + random.random() / 2)

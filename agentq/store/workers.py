@@ -70,6 +70,19 @@ class Workers:
         rows = self.store.query(SQL["look_for_dead"], {"lease_s": lease_s, "look_s": look_s})
         return [row[0] for row in rows]
 
+    def of_place(self, place: str) -> dict[uuid.UUID, int]:
+        """The present workers of a place, as `agentq.neighbours` tells places apart, each with its pid."""
+        return {row[0]: row[1] for row in self.store.query(SQL["of_place"], {"place": place})}
+
+    def look_at_ended(self, told_s: dict[uuid.UUID, float], *, lease_s: float) -> list[uuid.UUID]:
+        """
+        Which of these are dead at this one look: processes whose end the kernel told, and how long ago.
+
+        The others may only hold their lock still: Postgres needs a moment to see that a socket is closed.
+        """
+        facts = {"workers": list(told_s), "told_s": list(told_s.values()), "lease_s": lease_s}
+        return [row[0] for row in self.store.query(SQL["look_at_ended"], facts)]
+
     def forget(self) -> None:
         """Remove rows of processes that ended a day ago."""
         self.store.query_as(ALL_TENANTS, SQL["forget"], {})
@@ -131,6 +144,7 @@ class Registration:
         release: str,
         serves: list[str],
         slots: int = 0,
+        place: str | None = None,
     ) -> None:
         self.worker_id = uuid.uuid4()
         self._store = store
@@ -139,6 +153,7 @@ class Registration:
             "lock_key": secrets.randbits(63),
             "host": host,
             "pid": pid,
+            "place": place,
             "group": group,
             "role": role,
             "release": release,

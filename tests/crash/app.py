@@ -2,11 +2,13 @@
 A test build of the worker: the real app, with an engine that kills its own process where it is told.
 
 `celery -A tests.crash.app worker`. An order is a file with a point and a count; the process that passes
-the point for the count-th time takes the file and dies, so that one order kills one process.
+the point for the count-th time takes the file and dies, so that one order kills one process. Where there
+is a next order, it puts that in the place of its own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -51,6 +53,8 @@ def probe(point: str) -> None:
         order.rename(ORDERS / "taken")  # one process wins
     except FileNotFoundError:
         return
+    with contextlib.suppress(FileNotFoundError):
+        (ORDERS / "next").rename(order)
     note = {"point": point, "pid": os.getpid(), "at": time.time(), "in_flight": _in_flight()}
     (ORDERS / "died.new").write_text(json.dumps(note))
     (ORDERS / "died.new").rename(ORDERS / f"died-{time.time_ns()}")

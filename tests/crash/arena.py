@@ -224,8 +224,14 @@ class Arena:
         with self.admin() as connection:
             connection.execute("delete from agentq.worker")
 
-    def order(self, point: str, count: int = 1) -> None:
-        """The next process that passes this point for the count-th time dies there."""
+    def order(self, point: str, count: int = 1, *, then: str = "") -> None:
+        """
+        The next process that passes this point for the count-th time dies there.
+
+        With `then`, its death leaves the order for another: its neighbours notice it too soon for one from here.
+        """
+        if then:
+            (self.orders / "next").write_text(f"{then}:1")
         (self.orders / "order.new").write_text(f"{point}:{count}")
         (self.orders / "order.new").rename(self.orders / "order")
 

@@ -20,8 +20,12 @@ def _percentile(values: list[float], share: float) -> float:
     return sorted(values)[min(int(len(values) * share), len(values) - 1)]
 
 
-def test_steps_of_a_killed_worker_run_again_within_five_seconds(lonely: Arena) -> None:
-    """From SIGKILL to the next run of each of its steps, on three workers of which one is killed: p99 <= 5 s."""
+def test_steps_of_a_killed_worker_run_again_at_once(lonely: Arena) -> None:
+    """
+    From SIGKILL to the next run of each of its steps, on three workers of which one is killed.
+
+    p50 <= 1 s, which two looks a second apart do not reach: its neighbours heard of its end. p99 <= 2 s.
+    """
     seed = int(os.environ.get("AGENTQ_TEST_SEED", "0")) or random.SystemRandom().randrange(1, 2**31)
     draw = random.Random(seed)
     delays: list[float] = []
@@ -48,7 +52,7 @@ def test_steps_of_a_killed_worker_run_again_within_five_seconds(lonely: Arena) -
         f"\nrecovery at default settings (seed {seed}): {KILLS} kills, {len(delays)} victim steps, "
         f"p50 {p50:.2f} s, p99 {p99:.2f} s, max {max(delays):.2f} s"
     )
-    assert p99 <= 5.0, f"{sorted(round(d, 1) for d in delays)}\n{lonely.describe()}"
+    assert (p50 <= 1.0, p99 <= 2.0) == (True, True), f"{sorted(round(d, 1) for d in delays)}\n{lonely.describe()}"
 
 
 @thorough

@@ -15,7 +15,7 @@ from agentq.store.ledger import Ledger
 from agentq.store.pool import Store
 from agentq.store.workers import Registration, Workers
 from agentq.testing import Clock
-from tests.support.hands import PIN, Hands
+from tests.support.hands import PIN, Hands, at_once
 from tests.support.until import until
 
 
@@ -265,6 +265,99 @@ def test_rows_of_yesterday_are_forgotten_unless_they_own_something(
     left = {found["worker_id"] for found in hands.rows("select worker_id from agentq.worker")}
     assert gone not in left
     assert owner in left
+
+
+# ── whose end the kernel told ────────────────────────────────────────────────
+
+
+def look_at(workers: Workers, *registrations: Registration, told_s: float = 0.0) -> list[uuid.UUID]:
+    """One look at those of whose end word came so long ago."""
+    return workers.look_at_ended({one.worker_id: told_s for one in registrations}, lease_s=1.0)
+
+
+def until_let_go(hands: Hands, registration: Registration) -> None:
+    """Wait until Postgres has seen that the socket is closed."""
+    query = "select from pg_locks where locktype = 'advisory' and objid = %s::bigint::oid"
+    key = registration._facts["lock_key"]
+    until(lambda: not hands.rows(query, key & 0xFFFFFFFF), 5, "the lock is free")
+
+
+def test_the_kernels_word_makes_one_look_enough(hands: Hands, workers: Workers) -> None:
+    """
+    Who is told to have ended and holds no lock is dead at the first look; who is not told, at the second as before.
+    """
+    told, untold = hands.registration(lease_s=3600), hands.registration(lease_s=3600)
+    for registration in (told, untold):
+        die(registration)
+        until_let_go(hands, registration)
+
+    assert look_at(workers, told) == [told.worker_id]
+    found = row(hands, told.worker_id)
+    assert (found["state"], found["stopped_at"] is None) == ("dead", False)
+    assert row(hands, untold.worker_id)["state"] == "live"
+    assert untold.worker_id not in look(workers)
+
+
+def test_a_held_lock_outweighs_the_kernels_word(hands: Hands, workers: Workers) -> None:
+    """
+    However often it is looked at: whose connection lives is not dead, whatever ended.
+    """
+    registration = hands.registration(lease_s=3600)
+    for _ in range(3):
+        assert look_at(workers, registration) == []
+    assert row(hands, registration.worker_id)["state"] == "live"
+    assert registration.beat(3600) == "live"
+    assert registration.holds_lock()
+
+
+def test_a_heartbeat_since_outweighs_the_kernels_word(hands: Hands, workers: Workers) -> None:
+    """
+    A process that was heard after its end was told has not ended, though its connection was cut this moment.
+    """
+    registration = hands.registration(lease_s=3600)
+    die(registration)
+    until_let_go(hands, registration)
+    assert look_at(workers, registration, told_s=60.0) == []
+    assert look_at(workers, registration) == [registration.worker_id]
+
+
+def test_a_word_does_not_hasten_what_postgres_made_unclear(
+    hands: Hands, workers: Workers, admin: psycopg.Connection[Any]
+) -> None:
+    """
+    A restart of Postgres freed every lock: who was not heard since is left to the lease, as without a word.
+    """
+    registration = hands.registration(lease_s=3600)
+    worker = registration.worker_id
+    die(registration)
+    until_let_go(hands, registration)
+    moved = "update agentq.worker set seen_at = pg_postmaster_start_time() + %s::interval where worker_id = %s"
+    admin.execute(moved, ("-1 s", worker))
+    assert workers.look_at_ended({worker: 0.0}, lease_s=10_000_000.0) == []
+    admin.execute(moved, ("1 ms", worker))
+    assert workers.look_at_ended({worker: 0.0}, lease_s=10_000_000.0) == [worker]
+
+
+def test_a_word_about_who_said_goodbye_changes_nothing(hands: Hands, workers: Workers) -> None:
+    """
+    A process that ends on purpose ends too; its row says more.
+    """
+    registration = hands.registration()
+    registration.stop()
+    until_let_go(hands, registration)
+    assert look_at(workers, registration) == []
+    assert row(hands, registration.worker_id)["state"] == "stopped"
+
+
+def test_of_many_who_heard_it_one_finds_the_dead(hands: Hands, workers: Workers) -> None:
+    """
+    All relays of a machine are told at the same moment; none waits for another, and one tells of the death.
+    """
+    registration = hands.registration(lease_s=3600)
+    die(registration)
+    until_let_go(hands, registration)
+    found = at_once(*[lambda: look_at(workers, registration)] * 6)
+    assert sorted(found, key=len) == [[]] * 5 + [[registration.worker_id]]
 
 
 # ── steps of the dead ────────────────────────────────────────────────────────

@@ -40,6 +40,7 @@ worker = Table(
     Column("watchdog_restarts", Integer, nullable=False, server_default="0", comment="of its consumer, by itself"),
     time("restarted_at"),
     time("stopped_at"),
+    Column("place", Text, comment="where its pid means this process: boot and pid namespace; null: nobody can tell"),
     CheckConstraint(one_of("state", ("live", "draining", "dead", "stopped")), name="state"),
     CheckConstraint(one_of("role", ("steps", "relay")), name="role"),
     CheckConstraint("(state in ('dead', 'stopped')) = (stopped_at is not null)", name="stopped"),

@@ -1,8 +1,8 @@
 -- Worker processes: one row each, renewed for all of its steps at once.
 
 -- name: register
-insert into agentq.worker (worker_id, lock_key, host, pid, worker_group, role, release, serves, slots, lease_until)
-values (%(worker)s, %(lock_key)s, %(host)s, %(pid)s, %(group)s, %(role)s, %(release)s, %(serves)s, %(slots)s,
+insert into agentq.worker (worker_id, lock_key, host, pid, place, worker_group, role, release, serves, slots, lease_until)
+values (%(worker)s, %(lock_key)s, %(host)s, %(pid)s, %(place)s, %(group)s, %(role)s, %(release)s, %(serves)s, %(slots)s,
         agentq.now() + make_interval(secs => %(lease_s)s))
 on conflict (worker_id) do nothing;  -- the answer to an earlier try was lost
 
@@ -52,6 +52,13 @@ update agentq.worker set state = 'stopped', stopped_at = agentq.now()
 
 -- name: look_for_dead
 select agentq.look_for_dead(%(lease_s)s::double precision, %(look_s)s::double precision);
+
+-- name: of_place
+-- The worker rows of all processes whose pids mean the same as one's own.
+select worker_id, pid from agentq.worker where place = %(place)s and state in ('live', 'draining');
+
+-- name: look_at_ended
+select agentq.look_at_ended(%(workers)s::uuid[], %(told_s)s::double precision[], %(lease_s)s::double precision);
 
 -- name: forget
 -- Rows of processes that ended a day ago and own nothing.

@@ -34,6 +34,35 @@ begin
 end $$;
 
 
+-- Processes whose end the kernel has told one on the same machine, so many seconds ago: one look suffices. The word alone
+-- kills nobody. A lock that is held outweighs it, and so does a heartbeat that came after it; and as for the search above,
+-- a lock that is free because Postgres has just started says nothing. Who is not found dead is looked at again.
+create or replace function agentq.look_at_ended(p_workers uuid[], p_told_s double precision[], p_lease_s double precision)
+returns setof uuid language plpgsql as $$
+declare
+    v_now timestamptz := agentq.now();
+    w record; v_free boolean;
+begin
+    for w in
+        select live.worker_id, live.lock_key
+          from unnest(p_workers, p_told_s) as told (worker_id, told_s)
+          join agentq.worker live on live.worker_id = told.worker_id
+         where live.state in ('live', 'draining')
+           and live.seen_at <= v_now - make_interval(secs => told.told_s)
+           and (live.seen_at > pg_postmaster_start_time()
+                or clock_timestamp() > pg_postmaster_start_time() + make_interval(secs => p_lease_s))
+         order by live.worker_id for update of live skip locked
+    loop
+        v_free := pg_try_advisory_lock(w.lock_key);
+        if v_free then
+            perform pg_advisory_unlock(w.lock_key);
+            update agentq.worker set state = 'dead', stopped_at = v_now where worker_id = w.worker_id;
+            return next w.worker_id;
+        end if;
+    end loop;
+end $$;
+
+
 -- Take back the steps of dead workers. The first death returns a step to the ordinary pool, the
 -- second makes it a suspect for quarantine, and only one that kills its worker there is buried.
 create or replace function agentq.take_back(p_max int)
