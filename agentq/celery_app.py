@@ -19,6 +19,7 @@ from celery.signals import setup_logging
 
 from agentq.broker.connection import transport_options
 from agentq.broker.envelope import STEP_TASK, SUBMIT_TASK
+from agentq.broker.listener import Listener
 from agentq.broker.queues import QUARANTINE, SUBMIT, UNROUTED, declared
 from agentq.broker.transport import BrokerConnection
 from agentq.errors import InvalidInput
@@ -112,6 +113,7 @@ class AMQP(CeleryAMQP):  # type: ignore[misc]
     """Celery's messaging on our connection."""
 
     Connection = BrokerConnection
+    Consumer = Listener
 
     def Queues(self, *args: Any, **kwargs: Any) -> Any:
         """

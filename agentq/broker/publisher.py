@@ -16,8 +16,9 @@ from typing import Any
 
 from kombu import Connection
 
+from agentq.broker.connection import explain
 from agentq.broker.envelope import step_message
-from agentq.broker.line import Line
+from agentq.broker.line import GONE_S, Line
 from agentq.broker.queues import QUARANTINE, declared
 from agentq.broker.routes import Look, Routes
 from agentq.errors import BrokerUnavailable
@@ -119,6 +120,9 @@ class Publisher:
         Raises:
             BrokerUnavailable: it did not answer, or has a queue of that name and of another kind.
         """
+        # Redis has no listeners to be told of a queue's end, and is not asked.
+        if self._ask(lambda channel: not self._others.confirms or channel.queue_declare(name, passive=True)) is None:
+            time.sleep(GONE_S)
         self._ask(lambda channel: declared(name).bind(channel).declare())
 
     def publish(self, name: str, messages: Sequence[Message]) -> None:
@@ -225,4 +229,4 @@ class Publisher:
     def _complain(self, count: int, error: BaseException) -> None:
         if time.monotonic() - self._complained_at > _QUIET_S:
             self._complained_at = time.monotonic()
-            log.warning("%s steps wait for the broker, the relay will send them: %s", count, error)
+            log.warning("%s steps wait for the broker, the relay will send them: %s", count, explain(error))
