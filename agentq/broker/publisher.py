@@ -47,6 +47,7 @@ class Publisher:
         self._waiting: queue.SimpleQueue[Wake | threading.Event | None] = queue.SimpleQueue()
         self._wakes = Line(connect)
         self._others = Line(connect)
+        self._seen: set[str] = set()
         self._complained_at = float("-inf")
         self._busy = False
         self._thread = threading.Thread(target=self._run, name="agentq-publisher", daemon=True)
@@ -120,10 +121,27 @@ class Publisher:
         Raises:
             BrokerUnavailable: it did not answer, or has a queue of that name and of another kind.
         """
-        # Redis has no listeners to be told of a queue's end, and is not asked.
-        if self._ask(lambda channel: not self._others.confirms or channel.queue_declare(name, passive=True)) is None:
+        if self._ask(lambda channel: self._bind(channel, name)) is None:
             time.sleep(GONE_S)
-        self._ask(lambda channel: declared(name).bind(channel).declare())
+            self._ask(lambda channel: declared(name).bind(channel).declare())
+        self._seen.add(name)
+
+    def _bind(self, channel: Any, name: str) -> bool:
+        """
+        The queue is there, of our kind, and bound. On RabbitMQ one that was there before is not made here again.
+
+        Whoever deletes it does so between any two commands, and whoever listens is to hear of it (see `GONE_S`).
+        """
+        queue = declared(name).bind(channel)
+        if self._others.confirms is None:
+            queue.declare()
+            return True
+        channel.queue_declare(queue=name, passive=True)
+        if name not in self._seen:
+            queue.queue_declare()  # its kind is compared once
+        queue.exchange.declare()
+        queue.queue_bind()
+        return True
 
     def publish(self, name: str, messages: Sequence[Message]) -> None:
         """

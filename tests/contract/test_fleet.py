@@ -230,10 +230,11 @@ def test_a_queue_that_is_deleted_while_its_listener_starts_comes_back(
     if not isinstance(broker, RabbitBroker):
         pytest.skip("Valkey's queues are there when a message is")
     until(lambda: broker.listeners(SUBMIT) == 1, 20, "the worker of the module")
+    said = f"listening to {SUBMIT}, which was deleted"
     with Fleet(settings_there, tmp_path) as two:
-        worker = two.worker(agents="tests.support.deleting", DELETED_QUEUE=SUBMIT)
+        workers = [two.worker(agents="tests.support.deleting", DELETED_QUEUE=SUBMIT), *fleet_there.workers]
+        until(lambda: all(said in worker.log for worker in workers), 20, "both are told")
         until(lambda: broker.listeners(SUBMIT) == 2, 20, "both listen again")
-        assert f"listening to {SUBMIT}, which was deleted" in worker.log
 
 
 def test_a_long_step_holds_no_message(
