@@ -72,6 +72,8 @@ STATES = "tests/client/test_tenant_states.py::test_"
 RETENTION = "tests/store/test_retention.py::test_"
 SEAM = "tests/contract/test_seam.py::test_"
 ON_RABBIT = "tests/contract/test_fleet.py::test_"
+ERASING = "tests/contract/test_erasing.py::test_"
+OVER_TLS = "tests/contract/test_tls.py::test_"
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,66 @@ HELD_BY_FENCE = (
 )
 
 MUTATIONS = [
+    Mutation(
+        "agentq/broker/line.py",
+        "        time.sleep(GONE_S)  # nobody has used it yet, or somebody has deleted it just now\n",
+        "",
+        SEAM + "who_listens_hears_of_the_end_of_a_queue_that_comes_back_at_once",
+    ),
+    Mutation(
+        "agentq/broker/publisher.py",
+        "            time.sleep(GONE_S)\n            self._ask(",
+        "            self._ask(",
+        SEAM + "who_listens_hears_of_the_end_of_a_queue_that_comes_back_at_once",
+    ),
+    Mutation(
+        "agentq/broker/listener.py",
+        ", on_cancel=self._on_cancel)",
+        ")",
+        ON_RABBIT + "a_queue_that_is_deleted_while_its_listener_starts_comes_back",
+    ),
+    Mutation(
+        "agentq/broker/connection.py",
+        'return facts | {"server_hostname": urlsplit(settings.broker_url).hostname}',
+        "return facts",
+        OVER_TLS + "a_broker_of_another_name_is_refused",
+    ),
+    Mutation(
+        "agentq/broker/connection.py",
+        '"ssl_check_hostname": True',
+        '"ssl_check_hostname": False',
+        OVER_TLS + "a_broker_of_another_name_is_refused",
+    ),
+    Mutation(
+        "agentq/store/sql/operators.sql",
+        "unnest(former_queues || array[own.queue, own.queue || '.dead'])",
+        "unnest(former_queues)",
+        ERASING + "a_broker_that_is_away_does_not_stop_an_erasure",
+    ),
+    Mutation(
+        "agentq/client/tenants.py",
+        "                self._publisher.remove(queue)\n",
+        "",
+        ERASING + "an_erased_tenants_queues_go_with_it",
+    ),
+    Mutation(
+        "agentq/store/sql/placement.sql",
+        "and not (t.state = 'paused' and t.agents is not distinct from '{}')",
+        "",
+        ERASING + "an_erased_tenants_queues_go_with_it",
+    ),
+    Mutation(
+        "agentq/relay/relay.py",
+        "                self._letters.announce_again(tenant)\n",
+        "",
+        ERASING + "who_is_let_in_again_keeps_its_queues",
+    ),
+    Mutation(
+        "agentq/store/dead_letters.py",
+        'self.cause_text.partition(": ")[0]',
+        "self.cause_text",
+        ERASING + "a_notice_of_a_dead_letter_quotes_nothing",
+    ),
     # An approval that cannot be read leaves the others to those who decide
     Mutation(
         "agentq/store/approvals.py",
