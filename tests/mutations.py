@@ -460,8 +460,8 @@ MUTATIONS = [
     ),
     Mutation(
         "agentq/store/operators.py",
-        '            run(connection, SQL["close_tenant"], {"name": name})\n',
-        "",
+        '            return list(run(connection, SQL["close_tenant"], {"name": name})[0])\n',
+        "            return []\n",
         RETENTION + "an_erased_tenant_takes_nothing_new_until_somebody_says_what",
     ),
     Mutation(
