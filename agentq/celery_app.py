@@ -17,8 +17,9 @@ from celery import Celery, Task, current_task
 from celery.app.amqp import AMQP as CeleryAMQP
 from celery.signals import setup_logging
 
-from agentq.broker.connection import transport_options
+from agentq.broker.connection import tls, transport_options
 from agentq.broker.envelope import STEP_TASK, SUBMIT_TASK
+from agentq.broker.listener import Listener
 from agentq.broker.queues import QUARANTINE, SUBMIT, UNROUTED, declared
 from agentq.broker.transport import BrokerConnection
 from agentq.errors import InvalidInput
@@ -83,6 +84,7 @@ def _workers(settings: Settings) -> dict[str, Any]:
 def _broker(settings: Settings) -> dict[str, Any]:
     return {
         "broker_transport_options": transport_options(settings),
+        "broker_use_ssl": tls(settings) or False,
         # RabbitMQ only: a connection that is half open is noticed within a minute. Celery's default is four.
         "broker_heartbeat": 20,
         # The default gives up after 100 tries and leaves a worker that looks alive.
@@ -112,6 +114,7 @@ class AMQP(CeleryAMQP):  # type: ignore[misc]
     """Celery's messaging on our connection."""
 
     Connection = BrokerConnection
+    Consumer = Listener
 
     def Queues(self, *args: Any, **kwargs: Any) -> Any:
         """

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from agentq.errors import ConfigError
 
@@ -39,6 +39,9 @@ SECRET_KEYS = frozenset(
 )
 # What the broker speaks: Redis and Valkey, or RabbitMQ.
 BROKER_SCHEMES = ("redis", "rediss", "redis+socket", "valkey", "valkeys", "amqp", "amqps", "pyamqp")
+TLS_SCHEMES = ("rediss", "amqps")
+# Neither kombu nor redis-py knows these names.
+_ALIASES = {"valkey": "redis", "valkeys": "rediss"}
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 
 
@@ -65,6 +68,11 @@ class Settings(BaseModel):
     database_url: str = Field("", description="Postgres as the fleet's role: postgresql://…")
     admin_database_url: str = Field("", description="Postgres as the owner, for migrations; database_url if empty")
     broker_url: str = Field("", description="Redis or Valkey: redis://…; RabbitMQ: amqp://…")
+    broker_ca_file: str = Field(
+        "", description="certificates of the authority that signed the broker's, for rediss:// and amqps://"
+    )
+    broker_cert_file: str = Field("", description="certificate that this side shows to a broker that asks for one")
+    broker_key_file: str = Field("", description="its key, where that is not in the same file")
     agents: tuple[str, ...] = Field((), description="modules that define agents, imported in order")
     data_dir: Path = Field(Path(".agentq"), description="data and addresses of the embedded servers")
     key_prefix: str = Field("agentq:", description="put before every key in Redis or Valkey")
@@ -225,6 +233,12 @@ class Settings(BaseModel):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     sentry_dsn: str = Field("", description="reports to Sentry when set")
 
+    @field_validator("broker_url")
+    @classmethod
+    def _name_the_protocol(cls, url: str) -> str:
+        scheme, separator, rest = url.partition("://")
+        return f"{_ALIASES.get(scheme, scheme)}{separator}{rest}"
+
     @model_validator(mode="after")
     def _check_relations(self) -> Self:
         if not 3 * self.heartbeat_s <= self.lease_s:
@@ -235,6 +249,7 @@ class Settings(BaseModel):
             raise ValueError("want step_timeout_s < visibility_timeout_s, or long steps are delivered twice")
         if self.broker_url and self.broker_url.partition(":")[0] not in BROKER_SCHEMES:
             raise ValueError(f"want a broker_url that begins with one of {', '.join(BROKER_SCHEMES)}, then ://")
+        self._check_tls()
         if not self.dependency_pause_s <= self.dependency_pause_max_s:
             raise ValueError("want dependency_pause_s <= dependency_pause_max_s")
         if not self.backoff_base_s <= self.backoff_max_s:
@@ -251,6 +266,15 @@ class Settings(BaseModel):
             if not name.strip():
                 raise ValueError("an approver needs a name")
         return self
+
+    def _check_tls(self) -> None:
+        scheme, _, rest = self.broker_url.partition("://")
+        if scheme and scheme not in TLS_SCHEMES and (self.broker_ca_file or self.broker_cert_file):
+            raise ValueError(f"want rediss:// or amqps:// in broker_url beside broker_ca_file: {scheme}:// is plain")
+        if self.broker_key_file and not self.broker_cert_file:
+            raise ValueError("want broker_cert_file beside broker_key_file")
+        if scheme == "amqps" and "?" in rest.rpartition("@")[2]:
+            raise ValueError("want broker_ca_file and its like instead of options in an amqps:// URL")
 
     def require_servers(self) -> Self:
         """

@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from celery import Celery, bootsteps
@@ -23,6 +24,7 @@ from celery.worker.consumer import Consumer as CeleryConsumer
 from agentq.broker import transport
 from agentq.broker.connection import is_amqp
 from agentq.broker.envelope import STEP_TASK, SUBMIT_TASK
+from agentq.broker.line import GONE_S
 from agentq.broker.queues import (
     DELIVERIES_HEADER,
     DELIVERIES_MAX,
@@ -111,7 +113,7 @@ class FollowTenants(bootsteps.StartStopStep):  # type: ignore[misc]
     Keeps the consumer's queues equal to the tenant table.
 
     The relay tells the wanted queues each second, so a tenant added while this worker was starting or
-    reconnecting is not missed, as a broadcast would be.
+    reconnecting is not missed, as a broadcast would be. A queue that is deleted under it is made again alone.
     """
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
@@ -122,6 +124,8 @@ class FollowTenants(bootsteps.StartStopStep):  # type: ignore[misc]
         if group_of(consumer.app) not in ("default", QUARANTINE_GROUP) and consumer.task_consumer is not None:
             # Submissions are of every tenant: workers of a group are not to see those of others.
             consumer.cancel_task_queue(SUBMIT)
+        if consumer.task_consumer is not None:
+            consumer.task_consumer.on_lost = partial(self._lost, consumer)
         if group_of(consumer.app) != QUARANTINE_GROUP:
             runtime().on_tenants = lambda queues: consumer.call_soon(self._reconcile, consumer, queues)
 
@@ -141,6 +145,22 @@ class FollowTenants(bootsteps.StartStopStep):  # type: ignore[misc]
             consumer.add_task_queue(queue)
         for queue in sorted(listening - wanted):
             consumer.cancel_task_queue(queue)
+
+    @classmethod
+    def _lost(cls, consumer: Any, queue: str) -> None:
+        log.warning("the broker ended listening to %s, which was deleted: it is declared and listened to anew", queue)
+        # Not at once: other workers may not have been told yet (see GONE_S). And not in the timer: it would swallow
+        # what RabbitMQ objects to.
+        again = partial(consumer.call_soon, cls._listen_again, consumer, queue)
+        if consumer.hub is not None:
+            consumer.hub.call_soon(consumer.hub.call_later, GONE_S, again)
+        else:
+            again()
+
+    @staticmethod
+    def _listen_again(consumer: Any, queue: str) -> None:
+        if consumer.task_consumer is not None and queue in consumer.app.amqp.queues.consume_from:
+            consumer.add_task_queue(queue)
 
 
 class WatchDeliveries(bootsteps.StartStopStep):  # type: ignore[misc]

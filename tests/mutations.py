@@ -77,6 +77,8 @@ ON_RABBIT = "tests/contract/test_fleet.py::test_"
 SUMMED = "tests/store/test_spend.py::test_"
 WASTED = "tests/seeing/test_waste.py::test_"
 CHOSEN = "tests/agents/test_choices.py::test_"
+ERASING = "tests/contract/test_erasing.py::test_"
+OVER_TLS = "tests/contract/test_tls.py::test_"
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,66 @@ MUTATIONS = [
         'sorted({valid_name("agent", name) for name in agents})',
         "sorted(set(agents))",
         "tests/cli/test_audit.py::test_bad_restrictions_are_refused",
+    ),
+    Mutation(
+        "agentq/broker/line.py",
+        "        time.sleep(GONE_S)  # nobody has used it yet, or somebody has deleted it just now\n",
+        "",
+        SEAM + "who_listens_hears_of_the_end_of_a_queue_that_comes_back_at_once",
+    ),
+    Mutation(
+        "agentq/broker/publisher.py",
+        "            time.sleep(GONE_S)\n            self._ask(",
+        "            self._ask(",
+        SEAM + "who_listens_hears_of_the_end_of_a_queue_that_comes_back_at_once",
+    ),
+    Mutation(
+        "agentq/broker/listener.py",
+        ", on_cancel=self._on_cancel)",
+        ")",
+        ON_RABBIT + "a_queue_that_is_deleted_while_its_listener_starts_comes_back",
+    ),
+    Mutation(
+        "agentq/broker/connection.py",
+        'return facts | {"server_hostname": urlsplit(settings.broker_url).hostname}',
+        "return facts",
+        OVER_TLS + "a_broker_of_another_name_is_refused",
+    ),
+    Mutation(
+        "agentq/broker/connection.py",
+        '"ssl_check_hostname": True',
+        '"ssl_check_hostname": False',
+        OVER_TLS + "a_broker_of_another_name_is_refused",
+    ),
+    Mutation(
+        "agentq/store/sql/operators.sql",
+        "unnest(former_queues || array[own.queue, own.queue || '.dead'])",
+        "unnest(former_queues)",
+        ERASING + "a_broker_that_is_away_does_not_stop_an_erasure",
+    ),
+    Mutation(
+        "agentq/client/tenants.py",
+        "                self._publisher.remove(queue)\n",
+        "",
+        ERASING + "an_erased_tenants_queues_go_with_it",
+    ),
+    Mutation(
+        "agentq/store/sql/placement.sql",
+        "and not (t.state = 'paused' and t.agents is not distinct from '{}')",
+        "",
+        ERASING + "an_erased_tenants_queues_go_with_it",
+    ),
+    Mutation(
+        "agentq/relay/relay.py",
+        "                self._letters.announce_again(tenant)\n",
+        "",
+        ERASING + "who_is_let_in_again_keeps_its_queues",
+    ),
+    Mutation(
+        "agentq/store/dead_letters.py",
+        'self.cause_text.partition(": ")[0]',
+        "self.cause_text",
+        ERASING + "a_notice_of_a_dead_letter_quotes_nothing",
     ),
     # An approval that cannot be read leaves the others to those who decide
     Mutation(
@@ -443,8 +505,8 @@ MUTATIONS = [
     ),
     Mutation(
         "agentq/store/operators.py",
-        '            run(connection, SQL["close_tenant"], {"name": name})\n',
-        "",
+        '            return list(run(connection, SQL["close_tenant"], {"name": name})[0])\n',
+        "            return []\n",
         RETENTION + "an_erased_tenant_takes_nothing_new_until_somebody_says_what",
     ),
     Mutation(
@@ -697,8 +759,8 @@ MUTATIONS = [
         ADMISSION + "the_cap_is_exact",
     ),
     sql(
-        "state <> 'paused' and not shedding) then",
-        "state <> 'paused') then",
+        "select state <> 'paused' and not shedding as flowing",
+        "select state <> 'paused' as flowing",
         ADMISSION + "a_lowered_cap_sheds_and_recovers",
     ),
     sql(
@@ -878,8 +940,8 @@ MUTATIONS = [
     ),
     Mutation(
         "agentq/relay/relay.py",
-        "            if self._neighbours.rest(0.0):\n",
-        "            if False:\n",
+        "        if self._neighbours.rest(0.0):\n",
+        "        if False:\n",
         NEAR + "the_end_of_a_neighbour_goes_before_the_next_chore",
     ),
     Mutation(
@@ -896,7 +958,7 @@ MUTATIONS = [
     ),
     Mutation(
         "agentq/relay/relay.py",
-        "            self._neighbours.wake()\n",
+        "        self._neighbours.wake()\n",
         "",
         NEAR + "a_relay_stops_at_once_and_watches_nobody",
     ),
@@ -1521,7 +1583,8 @@ MUTATIONS = [
         "    if false then\n",
         "tests/crash/test_cost_sums.py::test_cost_sums_are_equal_on_every_surface",
     ),
-    sql(
+    Mutation(
+        f"{FUNCTIONS}/workers.sql",
         "agentq.usage_of_lost(e));",
         "null);",
         "tests/crash/test_cost_sums.py::test_cost_sums_are_equal_on_every_surface",

@@ -29,6 +29,10 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ({"step_timeout_s": 21600}, "step_timeout_s < visibility_timeout_s"),
         ({"backoff_base_s": 10, "backoff_max_s": 5}, "backoff_base_s <= backoff_max_s"),
         ({"new_tenant_like": "standard"}, "unknown_tenant = create"),
+        ({"broker_url": "redis://h", "broker_ca_file": "ca.pem"}, "rediss:// or amqps://"),
+        ({"broker_url": "amqp://h", "broker_cert_file": "c.pem"}, "rediss:// or amqps://"),
+        ({"broker_key_file": "key.pem"}, "broker_cert_file beside broker_key_file"),
+        ({"broker_url": "amqps://h/v?ssl_ca_certs=ca.pem"}, "broker_ca_file and its like"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(values: dict[str, Any], words: str) -> None:

@@ -27,6 +27,9 @@ log = logging.getLogger("agentq.broker")
 _CONFIRM_S = 5.0
 # A RabbitMQ that is short of memory or disk stops reading from those who publish, without a word.
 _ANSWER_S = 10.0
+# Between a queue's end and a new one of its name. RabbitMQ tells each channel that listens to a queue of its end; one
+# that finds a queue of that name by then takes the two for one, and hears nothing of either any more (3.10).
+GONE_S = 0.25
 # A queue that took nothing so often, within so long, while others do, has lost its leader for good.
 _STRIKES = 2
 _STRIKES_S = 120.0
@@ -129,6 +132,7 @@ class Line:
         if not (returned := confirms.wait(_CONFIRM_S)):
             return
         assert self._connection is not None
+        time.sleep(GONE_S)  # nobody has used it yet, or somebody has deleted it just now
         with self._connection.channel() as channel:
             for name in {queue for queue, _ in returned}:
                 declared(name).bind(channel).declare()
@@ -163,4 +167,5 @@ class Line:
             log.error("queue %s takes no messages any more, although the broker does: it is made anew", name)
             with producer.connection.channel() as channel:
                 channel.queue_delete(queue=name)
+                time.sleep(GONE_S)
                 declared(name).bind(channel).declare()

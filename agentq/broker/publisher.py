@@ -16,8 +16,9 @@ from typing import Any
 
 from kombu import Connection
 
+from agentq.broker.connection import explain
 from agentq.broker.envelope import step_message
-from agentq.broker.line import Line
+from agentq.broker.line import GONE_S, Line
 from agentq.broker.queues import QUARANTINE, declared
 from agentq.broker.routes import Look, Routes
 from agentq.errors import BrokerUnavailable
@@ -46,6 +47,7 @@ class Publisher:
         self._waiting: queue.SimpleQueue[Wake | threading.Event | None] = queue.SimpleQueue()
         self._wakes = Line(connect)
         self._others = Line(connect)
+        self._seen: set[str] = set()
         self._complained_at = float("-inf")
         self._busy = False
         self._thread = threading.Thread(target=self._run, name="agentq-publisher", daemon=True)
@@ -119,7 +121,27 @@ class Publisher:
         Raises:
             BrokerUnavailable: it did not answer, or has a queue of that name and of another kind.
         """
-        self._ask(lambda channel: declared(name).bind(channel).declare())
+        if self._ask(lambda channel: self._bind(channel, name)) is None:
+            time.sleep(GONE_S)
+            self._ask(lambda channel: declared(name).bind(channel).declare())
+        self._seen.add(name)
+
+    def _bind(self, channel: Any, name: str) -> bool:
+        """
+        The queue is there, of our kind, and bound. On RabbitMQ one that was there before is not made here again.
+
+        Whoever deletes it does so between any two commands, and whoever listens is to hear of it (see `GONE_S`).
+        """
+        queue = declared(name).bind(channel)
+        if self._others.confirms is None:
+            queue.declare()
+            return True
+        channel.queue_declare(queue=name, passive=True)
+        if name not in self._seen:
+            queue.queue_declare()  # its kind is compared once
+        queue.exchange.declare()
+        queue.queue_bind()
+        return True
 
     def publish(self, name: str, messages: Sequence[Message]) -> None:
         """
@@ -225,4 +247,4 @@ class Publisher:
     def _complain(self, count: int, error: BaseException) -> None:
         if time.monotonic() - self._complained_at > _QUIET_S:
             self._complained_at = time.monotonic()
-            log.warning("%s steps wait for the broker, the relay will send them: %s", count, error)
+            log.warning("%s steps wait for the broker, the relay will send them: %s", count, explain(error))

@@ -7,7 +7,7 @@ from typing import Any
 
 import redis
 
-from agentq.broker.connection import is_redis
+from agentq.broker.connection import is_redis, redis_options
 from agentq.errors import BrokerUnavailable
 from agentq.settings import Settings
 from agentq.store.rates import Take, Taken, taken_of
@@ -20,7 +20,10 @@ class RedisRates:
 
     def __init__(self, settings: Settings) -> None:
         self._client = redis.Redis.from_url(
-            settings.broker_url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S
+            settings.broker_url,
+            socket_timeout=_TIMEOUT_S,
+            socket_connect_timeout=_TIMEOUT_S,
+            **redis_options(settings),
         )
         self._prefix = f"{settings.key_prefix}rate:"
         lua = files("agentq.broker").joinpath

@@ -273,19 +273,20 @@ def _dependencies(store: Store) -> Iterator[Finding]:
 
 
 def _broker(settings: Settings) -> Iterator[Finding]:
-    from agentq.broker.connection import is_redis
+    from agentq.broker.connection import explain, is_redis, redis_options
 
     if not is_redis(settings.broker_url):
         yield from _rabbitmq(settings)
         return
     import redis
 
-    with redis.Redis.from_url(settings.broker_url, socket_timeout=5, socket_connect_timeout=5) as server:
+    address = settings.broker_url
+    with redis.Redis.from_url(address, socket_timeout=5, socket_connect_timeout=5, **redis_options(settings)) as server:
         try:
             facts: dict[str, Any] = dict(server.info())
         except redis.RedisError as error:
-            raise StoreUnavailable(f"the broker at {where(settings.broker_url)} does not answer: {error}") from None
-        yield Finding("broker", True, f"{_product(facts)} at {where(settings.broker_url)}")
+            raise StoreUnavailable(f"{where(address)}: {explain(error)}") from None
+        yield Finding("broker", True, f"{_product(facts)} at {where(address)}")
         yield from _redis_policy(facts)
 
 

@@ -23,7 +23,7 @@ _dry_run = click.option("--dry-run", is_flag=True, help="Say what would change, 
 # Where nothing stands in the table, all is allowed, or kept for ever.
 _NONE_IS_ALL = frozenset({"agents", "tools", "retention_days"})
 # What an erasure says of itself, beside what is left.
-_OF_ERASURE = frozenset({"removed", "memories_removed", "keys_destroyed"})
+_OF_ERASURE = frozenset({"removed", "memories_removed", "keys_destroyed", "queues_removed", "queues_left"})
 
 
 @click.group()
@@ -204,7 +204,10 @@ def set_(
 @_dry_run
 @json_option
 def erase(*, name: str, reason: str, yes: bool, dry_run: bool, as_json: bool) -> None:
-    """Remove every session of a paused tenant, all they left, and its memories, for good. Its charges are kept."""
+    """Remove every session of a paused tenant, all they left, its memories and its queues, for good.
+
+    Its charges are kept.
+    """
     if not reason.strip():
         raise click.UsageError("--reason must say something")
     yes = yes and not dry_run
@@ -223,6 +226,11 @@ def erase(*, name: str, reason: str, yes: bool, dry_run: bool, as_json: bool) ->
         keys = f", {found['keys_destroyed']} data keys destroyed" if found["keys_destroyed"] else ""
         kept = f"kept: {left.pop('reservations')} charges"
         click.echo(f"{gone} of tenant {name} are removed{keys}; {kept}; left: {_counts(left)}")
+        if found["queues_left"]:
+            note(
+                f"the broker did not answer: the queues of tenant {name} are still there. A worker removes them once "
+                "it is back; until then they hold ids, and which kind of failure each dead letter was (agentq doctor)"
+            )
 
 
 def _counts(left: dict[str, int]) -> str:

@@ -164,7 +164,7 @@ class Client:
         self.ledger = Ledger(self._store)
         self.sessions = Sessions(self._store)
         self.operators = Operators(self._store)
-        self.tenants = Tenants(self.operators, settings, placement)
+        self.tenants = Tenants(self.operators, settings, placement, self._publisher)
         self.recovery = Recoveries(Recovery(self._store), self.sessions, self.registry, self._admit)
         self.approvals = Approvals(StoredApprovals(self._store), settings, self._admit)
         self.effects = ClientEffects(self._store)

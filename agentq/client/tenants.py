@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import getpass
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-from agentq.errors import InvalidInput
+from agentq.broker.publisher import Publisher
+from agentq.errors import BrokerUnavailable, InvalidInput
 from agentq.settings import Settings
 from agentq.step import valid_name
 from agentq.store.budgets import Budgets, WindowRow
 from agentq.store.ledger import DepthPlace, Ledger, QueueDepth
 from agentq.store.operators import Operators, TenantRow
 from agentq.store.placement import Placement
+
+log = logging.getLogger("agentq.client")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +34,13 @@ class TenantPage:
 class Tenants:
     """The tenant table, editable while the fleet runs."""
 
-    def __init__(self, operators: Operators, settings: Settings, placement: Placement) -> None:
+    def __init__(self, operators: Operators, settings: Settings, placement: Placement, publisher: Publisher) -> None:
         self._operators = operators
         self._ledger = Ledger(operators.store)
         self._budgets = Budgets(operators.store)
         self._settings = settings
         self._placement = placement
+        self._publisher = publisher
 
     def add(
         self,
@@ -145,12 +150,29 @@ class Tenants:
         """
         Remove all sessions of a paused tenant, what they left, and its memories; what is left, by table, as proof.
 
-        Kept: its record, its budgets, and what it was charged.
+        Kept: its record, its budgets, and what it was charged. Its queues are emptied and removed; of those that
+        the broker keeps because it is away (`queues_left`) a worker's relay does so once it is back.
 
         Raises:
             UnknownTenant, InvalidInput: there is none, or it is not paused.
         """
-        return self._operators.erase_tenant(valid_name("tenant", name), operator=operator_name(), reason=reason)
+        return self._operators.erase_tenant(
+            valid_name("tenant", name),
+            operator=operator_name(),
+            reason=reason,
+            remove_queues=self._remove_queues,
+        )
+
+    def _remove_queues(self, queues: list[str]) -> dict[str, int]:
+        removed = 0
+        try:
+            for queue in queues:
+                self._publisher.purge(queue)
+                self._publisher.remove(queue)
+                removed += 1
+        except BrokerUnavailable as error:
+            log.warning("%s are left in the broker, and a relay removes them later: %s", queues[removed:], error)
+        return {"queues_removed": removed, "queues_left": len(queues) - removed}
 
     def ls(
         self, *, match: str | None = None, state: str | None = None, after: str = "", limit: int | None = None

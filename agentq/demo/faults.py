@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import redis
 
-from agentq.broker.connection import connect, is_redis
+from agentq.broker.connection import connect, is_redis, redis_options
 from agentq.broker.publisher import Publisher
 from agentq.demo.observe import Observer, Steps
 from agentq.settings import Settings
@@ -76,7 +76,7 @@ def empty_broker(
 def _depth(settings: Settings, queues: list[str]) -> int:
     """How many messages the broker itself says it has."""
     if is_redis(settings.broker_url):
-        with redis.Redis.from_url(settings.broker_url) as broker:
+        with redis.Redis.from_url(settings.broker_url, **redis_options(settings)) as broker:
             return sum(int(broker.llen(f"{settings.key_prefix}{queue}")) for queue in queues)
     publisher = Publisher(lambda: connect(settings))
     try:
@@ -94,7 +94,7 @@ def _empty(settings: Settings, queues: list[str], *, embedded: bool) -> str:
         finally:
             publisher.close()
         return f"{len(queues)} queues purged"
-    with redis.Redis.from_url(settings.broker_url) as broker:
+    with redis.Redis.from_url(settings.broker_url, **redis_options(settings)) as broker:
         if embedded:
             broker.flushall()
             return "FLUSHALL"

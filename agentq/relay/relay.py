@@ -24,11 +24,12 @@ from dataclasses import dataclass
 
 from agentq import engine
 from agentq.broker.publisher import Publisher
-from agentq.broker.queues import QUARANTINE, SUBMIT
+from agentq.broker.queues import QUARANTINE, SUBMIT, dead_queue
 from agentq.errors import BrokerUnavailable, StoreUnavailable
 from agentq.neighbours import Neighbours
 from agentq.store.approvals import Approvals
 from agentq.store.budgets import Budgets
+from agentq.store.dead_letters import DeadLetterStore
 from agentq.store.ledger import Ledger, TakenBack
 from agentq.store.memory import Memories
 from agentq.store.operators import Operators
@@ -93,6 +94,7 @@ class Relay:
         self._backlogged = True
         self._ledger = ledger
         self._budgets = Budgets(ledger.store)
+        self._letters = DeadLetterStore(ledger.store)
         self._workers = workers
         self._neighbours = Neighbours(workers, lease_s=lease_s)
         self._approvals = approvals
@@ -286,9 +288,18 @@ class Relay:
         self._follow_tenants(self._placement.followed(self._group))
 
     def remove_left(self) -> None:
-        """Remove the queues that tenants have left; nothing but wake-ups was in them."""
+        """
+        Remove the queues that tenants have left, by a move or by being erased; all that was in them are copies.
+
+        A broker that is away is asked again in the next round.
+        """
         for tenant, queue, in_use in self._placement.left_behind():
+            if queue == dead_queue(tenant):
+                # It is of before an erasure. Whoever was let in again since has its open letters announced anew.
+                self._publisher.purge(queue)
+                self._letters.announce_again(tenant)
             if not in_use:
+                self._publisher.purge(queue)  # where somebody listens it stays, and is empty
                 self._publisher.remove(queue)
             self._placement.forget(tenant, queue)
 

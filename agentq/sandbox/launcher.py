@@ -47,12 +47,14 @@ def bubblewrap(spec: dict[str, Any]) -> None:
     os.set_inheritable(reading, True)
     arguments = ["bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv"]
     arguments += ["--hostname", "sandbox", "--seccomp", str(reading)]
+    # Before what is shown, which may lie below a folder of that name.
+    arguments += ["--size", str(spec["disk_bytes"]), "--tmpfs", "/work"]
     for source, target in shown:
         arguments += ["--ro-bind", source, target]
     for target, source in spec["links"]:
         arguments += ["--symlink", target, source]
     arguments += ["--proc", "/proc", "--dev", "/dev", "--size", str(spec["shm_bytes"]), "--tmpfs", "/dev/shm"]
-    arguments += ["--remount-ro", "/dev", "--size", str(spec["disk_bytes"]), "--tmpfs", "/work"]
+    arguments += ["--remount-ro", "/dev"]
     if not any(target.startswith("/tmp/") for _, target in shown):
         arguments += ["--symlink", "work", "/tmp"]
     arguments += ["--remount-ro", "/", "--chdir", "/work"]

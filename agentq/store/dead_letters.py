@@ -230,6 +230,7 @@ class Notice:
     died_at: datetime
 
     def as_message(self) -> dict[str, Any]:
+        """What the broker gets to know: ids, and where which type of failure was; never what its message quotes."""
         return {
             "letter": str(self.letter_id),
             "tenant": self.tenant,
@@ -239,7 +240,7 @@ class Notice:
             "step": self.step,
             "class": self.kind,
             "cause": self.cause,
-            "about": self.cause_text,
+            "about": self.cause_text.partition(": ")[0],
             "generation": self.generation,
             "died_at": self.died_at.isoformat(),
         }

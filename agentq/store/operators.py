@@ -164,7 +164,14 @@ class Operators:
         turn = turn or Turn()
         return turn.take(self.store.query(SQL["remove_expired"], turn.parameters(limit)), limit)
 
-    def erase_tenant(self, name: str, *, operator: str, reason: str) -> dict[str, int]:
+    def erase_tenant(
+        self,
+        name: str,
+        *,
+        operator: str,
+        reason: str,
+        remove_queues: Callable[[list[str]], dict[str, int]] = lambda _: {},
+    ) -> dict[str, int]:
         """
         Remove every session of a tenant, live or ended, all they left, and its memories; what is left, by table.
 
@@ -173,11 +180,14 @@ class Operators:
         provider's key. Its own row, its budgets and what it was charged are kept. In batches, so a crash in the
         middle is mended by calling it again.
 
+        `remove_queues` removes its queues from the broker, as far as that answers, and says how far it came. The relay
+        does so too, later: whoever was just announcing a dead letter has done so by then.
+
         Raises:
             UnknownTenant: there is none.
             InvalidInput: it is not paused, or steps of it still run.
         """
-        self._close_tenant(name)
+        queues = self._close_tenant(name)
         with self.store.transaction(name) as connection:
             destroyed = len(run(connection, KEYS["destroy"], {"tenant": name}))
         self.store.query_as(ALL_TENANTS, TOKENS["revoke_of_tenant"], {"tenant": name})
@@ -191,14 +201,15 @@ class Operators:
         self.store.query_as(name, SQL["forget_refused"], {"tenant": name})
         [counts] = self.store.query_as(name, SQL["left"], {"tenant": name})
         left = dict(zip(_ERASED, counts, strict=True))
-        gone = {"memories_removed": memories, "keys_destroyed": destroyed}
+        gone = {"memories_removed": memories, "keys_destroyed": destroyed} | remove_queues(queues)
         detail = {"sessions_removed": removed, "left": left} | gone
         self.record_action(
             operator=operator, tenant=name, action="tenant erase", target=name, reason=reason, detail=detail
         )
         return {"removed": removed} | gone | left
 
-    def _close_tenant(self, name: str) -> None:
+    def _close_tenant(self, name: str) -> list[str]:
+        """Let nothing in any more, and note that its queues are to go; which those are."""
         with self.store.transaction(ALL_TENANTS) as connection:
             found = run(connection, SQL["to_erase"], {"name": name})
             if not found:
@@ -210,7 +221,7 @@ class Operators:
                 raise InvalidInput(
                     f"{running} steps of tenant {name!r} still run: let them end, or kill their sessions"
                 )
-            run(connection, SQL["close_tenant"], {"name": name})
+            return list(run(connection, SQL["close_tenant"], {"name": name})[0])
 
     def _remove_all(self, name: str) -> int:
         removed = 0

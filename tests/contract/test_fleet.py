@@ -7,6 +7,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -202,13 +203,38 @@ def test_a_queue_that_is_deleted_under_its_listeners_comes_back(
     fleet_there: Fleet, producer: Client, broker: Broker, tenant: str
 ) -> None:
     """
-    RabbitMQ ends the consumer of such a queue; the worker connects anew and declares it.
+    RabbitMQ ends the consumer of such a queue; the worker declares it and listens again, to this one alone.
     """
     if not isinstance(broker, RabbitBroker):
         pytest.skip("Valkey's queues are there when a message is")
-    broker.delete(tenant_queue(tenant))
+    [worker] = fleet_there.workers
+    queue = tenant_queue(tenant)
+    until(lambda: broker.listeners(queue), 20, "it listens")
+    before = len(worker.log)
+    broker.delete(queue)
     assert producer.start("count", tenant=tenant, input={}).wait(timeout=30).result == 3
-    until(lambda: broker.has(tenant_queue(tenant)), 10)
+    until(lambda: broker.listeners(queue), 10, "it listens again")
+    said = worker.log[before:]
+    assert f"listening to {queue}, which was deleted" in said
+    assert "Connected to" not in said, "however many queues it has, one of them is no reason to connect anew"
+
+
+def test_a_queue_that_is_deleted_while_its_listener_starts_comes_back(
+    fleet_there: Fleet, settings_there: Settings, broker: Broker, tmp_path: Path
+) -> None:
+    """
+    Celery passes over what it reads right after it has connected: that a queue was deleted too.
+
+    Submissions would wait for ever for a worker that does not listen and looks well.
+    """
+    if not isinstance(broker, RabbitBroker):
+        pytest.skip("Valkey's queues are there when a message is")
+    until(lambda: broker.listeners(SUBMIT) == 1, 20, "the worker of the module")
+    said = f"listening to {SUBMIT}, which was deleted"
+    with Fleet(settings_there, tmp_path) as two:
+        workers = [two.worker(agents="tests.support.deleting", DELETED_QUEUE=SUBMIT), *fleet_there.workers]
+        until(lambda: all(said in worker.log for worker in workers), 20, "both are told")
+        until(lambda: broker.listeners(SUBMIT) == 2, 20, "both listen again")
 
 
 def test_a_long_step_holds_no_message(

@@ -122,6 +122,34 @@ def test_a_queue_that_was_removed_comes_back_with_the_next_message(
     assert publisher.depth(tenant_queue(other)) == 3
 
 
+@pytest.mark.parametrize("made_by", ["a wake-up", "a message of another kind", "its declaration"])
+def test_who_listens_hears_of_the_end_of_a_queue_that_comes_back_at_once(
+    rabbit: RabbitBroker, publisher: Publisher, tenant: str, made_by: str
+) -> None:
+    """
+    RabbitMQ forgets the listener of a queue whose name is taken again before it has told of the end: the new queue
+    gives messages to a listener that never gets them. So whoever makes a queue waits a moment.
+    """
+    queue, other = tenant_queue(tenant), tenant_queue(f"{tenant}-x")
+    publisher.send([wake(tenant), wake(f"{tenant}-x")])
+    publisher.flush()
+    publisher.declare(other)  # every line is open: what follows takes no longer than it must
+    ended: list[str] = []
+    with rabbit.listen(queue, ended.append) as listening:
+        rabbit.delete(queue)
+        match made_by:
+            case "a wake-up":
+                publisher.send([wake(tenant)])
+                publisher.flush()
+            case "a message of another kind":
+                publisher.publish(queue, [({}, {})])
+            case _:
+                publisher.declare(queue)
+        until(lambda: ended or rabbit.heard(listening), 10, "the listener is told")
+    assert rabbit.has(queue)
+    assert rabbit.listeners(queue) == 0, "nobody whom RabbitMQ believes to listen"
+
+
 def test_a_question_about_a_queue_that_is_not_there_disturbs_nothing(
     publisher: Publisher, broker: Broker, tenant: str
 ) -> None:

@@ -40,6 +40,11 @@ class Broker:
     def declare(self, name: str) -> None:
         """There is nothing to declare here."""
 
+    def purge(self, name: str) -> None:
+        self.queues.pop(name, None)
+
+    remove = purge
+
     @property
     def mine(self) -> list[Wake]:
         return self.queues.setdefault(f"agentq.t.{self.tenant}", [])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +182,15 @@ class RabbitBroker(Broker):
                 return False
             return True
 
+    def listeners(self, queue: str) -> int:
+        """How many listen to it, as RabbitMQ counts them; 0 also where there is no such queue."""
+        with self._connection() as connection:
+            channel = connection.channel()
+            try:
+                return int(channel.queue_declare(queue=queue, passive=True).consumer_count)
+            except connection.channel_errors:
+                return 0
+
     def declare(self, queue: str, **arguments: Any) -> None:
         """A queue as somebody else made it."""
         with self._connection() as connection:
@@ -189,6 +200,18 @@ class RabbitBroker(Broker):
         """Delete it under whoever listens."""
         with self._connection() as connection:
             connection.channel().queue_delete(queue=queue)
+
+    def listen(self, queue: str, on_end: Callable[[str], object]) -> kombu.Connection:
+        """A stranger who wants to be told when the queue ends; what it gets is not read but by `heard`."""
+        connection = self._connection()
+        connection.channel().basic_consume(queue=queue, callback=lambda _: None, on_cancel=on_end)
+        return connection
+
+    @staticmethod
+    def heard(connection: kombu.Connection) -> None:
+        """Read what RabbitMQ has said since."""
+        with contextlib.suppress(TimeoutError):
+            connection.drain_events(timeout=0.1)
 
     def consume(self, queue: str) -> kombu.Connection:
         """A stranger who listens, until the connection is closed."""

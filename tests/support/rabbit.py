@@ -34,6 +34,16 @@ log.console = false
 disk_free_limit.absolute = 10MB
 """
 
+# Both sides show who they are.
+_TLS = """\
+listeners.ssl.1 = 127.0.0.1:{port}
+ssl_options.cacertfile = {ca}
+ssl_options.certfile = {certificate}
+ssl_options.keyfile = {key}
+ssl_options.verify = verify_peer
+ssl_options.fail_if_no_peer_cert = true
+"""
+
 
 def program() -> Path | None:
     """Where `rabbitmq-server` is; None: nowhere, and the tests that need it say so and are skipped."""
@@ -50,18 +60,22 @@ class Rabbit:
     epmd is started here, in the foreground and on a port of its own: Erlang would leave one behind as a daemon.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, tls: tuple[Path, Path, Path] | None = None) -> None:
+        """`tls`: files of an authority, and of a certificate and its key, for a second port."""
         found = program()
         assert found is not None, f"RabbitMQ is not installed: {INSTALL}"
         self._server = found
         self._folder = folder
         self._password = secrets.token_hex(12)
         self._name = f"agentq-{secrets.token_hex(4)}@localhost"
-        self.port, self._epmd_port, self._dist_port = self._ports()
+        self.port, self._epmd_port, self._dist_port, self.tls_port = self._ports()
         self._epmd: subprocess.Popen[bytes] | None = None
         self._node: subprocess.Popen[bytes] | None = None
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (folder / "rabbitmq.conf").write_text(_CONFIG.format(port=self.port, password=self._password), "utf-8")
+        text = _CONFIG.format(port=self.port, password=self._password)
+        if tls is not None:
+            text += _TLS.format(port=self.tls_port, **dict(zip(("ca", "certificate", "key"), tls, strict=True)))
+        (folder / "rabbitmq.conf").write_text(text, "utf-8")
         (folder / "enabled_plugins").write_text("[].\n", "utf-8")
         (folder / "env.conf").touch()
 
@@ -77,6 +91,13 @@ class Rabbit:
             for path in sorted([self._folder / "start.log", *(self._folder / "log").glob("*.log")])
             if path.is_file()
         )
+
+    def control(self, *words: str) -> None:
+        """`rabbitmqctl WORDS`, as an operator does."""
+        subprocess.run(
+            [self._server.with_name("rabbitmqctl"), *words],
+            env=self._environment(), check=True, capture_output=True, timeout=60,
+        )  # fmt: skip
 
     def start(self) -> None:
         """Start the node on the data that it has, and wait until it takes connections."""
@@ -182,9 +203,9 @@ class Rabbit:
         }
 
     @staticmethod
-    def _ports() -> tuple[int, int, int]:
+    def _ports() -> tuple[int, int, int, int]:
         found: list[int] = []
-        while len(found) < 3:
+        while len(found) < 4:
             if (port := ports.pick()) not in found:
                 found.append(port)
-        return found[0], found[1], found[2]
+        return found[0], found[1], found[2], found[3]

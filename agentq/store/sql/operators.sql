@@ -52,7 +52,13 @@ select t.state, (select count(*) from agentq.ledger_entry e where e.tenant = t.n
   from agentq.tenant t where t.name = %(name)s for update;
 
 -- name: close_tenant
-update agentq.tenant set agents = '{}', changed_at = agentq.now() where name = %(name)s;
+-- Its queues are the relay's to remove from here on, whether the broker answers whoever erases it or not.
+update agentq.tenant
+   set agents = '{}', changed_at = agentq.now(),
+       former_queues = array(select distinct q from unnest(former_queues || array[own.queue, own.queue || '.dead']) as q)
+  from (select agentq.queue_of(%(name)s, 'default', null)) as own (queue)
+ where name = %(name)s
+returning own.queue, own.queue || '.dead';
 
 -- name: remove_all
 select agentq.remove_sessions(%(tenant)s, 'infinity', %(max)s::int, true);

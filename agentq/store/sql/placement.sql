@@ -36,9 +36,12 @@ select agentq.queue_of(t.name, t.worker_group, null) from agentq.tenant t
    and agentq.queue_of(t.name, t.worker_group, null) = any (t.former_queues);
 
 -- name: left_behind
--- Queues that tenants left long enough ago, and whether somebody uses them now.
+-- Queues that tenants left long enough ago, and whether somebody uses them now. One that was erased uses none of its
+-- own until it is let in again.
 select t.name, q.queue,
-       q.queue = agentq.queue_of(t.name, t.worker_group, t.shard)
+       q.queue in (agentq.queue_of(t.name, t.worker_group, t.shard),
+                   agentq.queue_of(t.name, t.worker_group, null) || '.dead')
+       and not (t.state = 'paused' and t.agents is not distinct from '{}')
        or exists (select from agentq.shard_queue(q.queue) s
                     join agentq.tenant o on o.worker_group = s.worker_group and o.shard = s.shard)
   from agentq.tenant t, unnest(t.former_queues) as q (queue)
