@@ -1507,8 +1507,8 @@ MUTATIONS = [
     ),
     Mutation(
         "agentq/relay/relay.py",
-        "                self._do_all(self._urgent, between=self._hear_of_ends)\n                self._urgent_turned",
-        "                self.round()\n                self._urgent_turned",
+        "                self._do_all(self._urgent, between=self._hear_of_ends)\n                self.rounds",
+        "                self.round()\n                self.rounds",
         "tests/relay/test_relay.py::test_what_takes_long_keeps_no_step_waiting",
     ),
     Mutation(

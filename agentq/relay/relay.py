@@ -142,6 +142,7 @@ class Relay:
             threading.Thread(target=turning, name=f"agentq-relay-{name}", daemon=True)
             for name, turning in (("urgent", self._turn_urgently), ("patient", self._turn_patiently))
         ]
+        self.rounds = 0  # of what steps wait for
         self._urgent_turned = self._patient_turned = time.monotonic()
 
     def start(self) -> None:
@@ -331,6 +332,7 @@ class Relay:
         try:
             while not self._ending.is_set():
                 self._do_all(self._urgent, between=self._hear_of_ends)
+                self.rounds += 1
                 self._urgent_turned = time.monotonic()
                 self._rest(self._pause_s())
         finally:

@@ -428,7 +428,7 @@ def test_the_end_of_a_neighbour_goes_before_the_next_chore(hands: Hands, childre
         until_free(hands, worker)
 
     seen: list[str] = []
-    relay._chores = (Chore("long", long, 0.0), Chore("after it", lambda: seen.append(state(hands, worker)), 0.0))
+    relay._urgent = (Chore("long", long, 0.0), Chore("after it", lambda: seen.append(state(hands, worker)), 0.0))
     relay.round()
     assert seen == ["dead"]
 
