@@ -239,12 +239,6 @@ MUTATIONS = [
         SEAM + "a_message_that_is_not_taken_is_told[rabbitmq]",
     ),
     Mutation(
-        "agentq/broker/queues.py",
-        'return {"x-queue-type": "quorum", **limit}',
-        "return {**limit}",
-        SEAM + "queues_are_quorum_queues[rabbitmq]",
-    ),
-    Mutation(
         "agentq/broker/line.py",
         "            self._mend(error.queues)\n",
         "",

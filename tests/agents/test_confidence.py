@@ -192,7 +192,7 @@ def test_an_outage_goes_over_to_a_model_of_another_provider(
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("agentq.agents.model.turn.dependency", lambda model: names[id(model)])
             if switches:
-                assert fleet.drain(session).result == "from the second"
+                assert fleet.drain(session, steps_max=20).result == "from the second"
             else:
                 fleet.carry_next(tenant)
     assert not first.requests

@@ -76,6 +76,7 @@ def test_a_job_takes_nothing_that_dies_after_it_began(shop: Shop, local: Local) 
     ):
         shop.run(fleet)  # each dies again before the next one is taken
         seen.append(progress.job.redriven)
+        assert seen[-1] <= 2
     assert seen[-1] == 2
 
 
