@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from agentq import engine, heart, relay
+from agentq import engine, heart
 from agentq.broker.publisher import Publisher
 from agentq.broker.queues import QUARANTINE, declared
 from agentq.celery_app import app
@@ -122,8 +122,7 @@ if os.environ.get("CRASH_DEAF"):
     # Nobody tells the steps of a zombie: only the fence in Postgres stands between it and the ledger.
     engine.InFlight.fence_all = lambda self: None  # type: ignore[method-assign]
 
-if slow_round := os.environ.get("CRASH_SLOW_ROUND_S"):
-    relay._SLOW_ROUND_S = float(slow_round)
-    heart._TICK_S = min(heart._TICK_S, float(slow_round))
+if tick := os.environ.get("CRASH_TICK_S"):
+    heart._TICK_S = min(heart._TICK_S, float(tick))
 
 __all__ = ["app"]

@@ -40,7 +40,7 @@ QUICK = {
     "AGENTQ_RELAY_INTERVAL_S": "0.15",
     "AGENTQ_QUEUED_STALE_S": "0.5",
     "AGENTQ_BACKOFF_BASE_S": "0.05",
-    "CRASH_SLOW_ROUND_S": "0.3",
+    "CRASH_TICK_S": "0.3",
 }
 
 
