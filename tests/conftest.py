@@ -34,6 +34,7 @@ from agentq.testing import LocalFleet
 from tests.support.databases import Databases
 from tests.support.fleet import Fleet
 from tests.support.hands import Hands
+from tests.support.leaving import leave
 
 RUN = secrets.token_hex(3)
 TENANTS = f"test-{RUN}-"
@@ -87,7 +88,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     with stack:
         migrate.upgrade(stack.postgres.admin_url, fleet_role="agentq_fleet")
         yield stack
-    stack.remove()
+    leave(stack)
 
 
 @pytest.fixture(scope="session")

@@ -212,6 +212,7 @@ def test_a_message_that_is_not_taken_is_told(
     """
     A queue that refuses: who published one message learns it, who sent wake-ups does not, and the log does.
     """
+    caplog.set_level("WARNING", logger="agentq.broker")  # which importing a chaos run silences
     queue = f"agentq.t.{tenant}"
     refusing = {"x-queue-type": "quorum", "x-max-length": 1, "x-overflow": "reject-publish"}
     rabbit.declare(queue, **refusing)

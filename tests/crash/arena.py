@@ -24,6 +24,7 @@ from agentq.client import Session
 from agentq.embedded.stack import Stack
 from agentq.settings import Settings, load
 from agentq.store import migrate
+from tests.support.leaving import leave
 
 # The thorough profile: longer outages, more kills, and every variation. Without it this folder takes three minutes.
 LONG = bool(os.environ.get("AGENTQ_TEST_LONG"))
@@ -334,4 +335,4 @@ def arena_in(folder: Path) -> Iterator[Arena]:
             yield arena
         finally:
             arena.close()
-    stack.remove()
+    leave(stack)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from agentq.embedded import Stack
+from tests.support.leaving import leave
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +26,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     stack = Stack(tmp_path_factory.mktemp("shared") / "data")
     with stack:
         yield stack
-    stack.remove()
+    leave(stack)
 
 
 @pytest.fixture
@@ -34,4 +35,4 @@ def stack(made: Path, tmp_path: Path) -> Iterator[Stack]:
     stack = Stack(tmp_path / "data")
     subprocess.run(["cp", "-a", made, stack.data_dir], check=True)  # keeps the owners, as shutil does not
     yield stack
-    stack.remove()
+    leave(stack)
