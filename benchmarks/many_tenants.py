@@ -242,10 +242,10 @@ def _server_pids() -> dict[str, list[int]]:
 def _chores(relay: Any, found: Figures, rounds: int, when: str) -> None:
     """Each chore of the relay, in rounds as they turn, though each time with all of them."""
     relay.round()
-    took: dict[str, list[float]] = {chore.name: [] for chore in relay._chores}
+    took: dict[str, list[float]] = {chore.name: [] for chore in relay.chores}
     for _ in range(rounds):
         time.sleep(_TURN_S)  # or the shares would not be divided anew
-        for chore in relay._chores:
+        for chore in relay.chores:
             began = time.perf_counter()
             chore.run()
             took[chore.name].append((time.perf_counter() - began) * 1000)

@@ -162,6 +162,11 @@ class Relay:
         """How long ago the latest round ended, well or not; of the two threads, the one that is further behind."""
         return time.monotonic() - min(self._urgent_turned, self._patient_turned)
 
+    @property
+    def chores(self) -> tuple[Chore, ...]:
+        """All of them."""
+        return (*self._urgent, *self._patient)
+
     def round(self) -> None:
         """Do every chore whose time has come."""
         self._do_all(self._urgent, between=self._hear_of_ends)
