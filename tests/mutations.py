@@ -2048,8 +2048,10 @@ MUTATIONS = [
     ),
     # I11: every attempt and choice has its row
     sql(
-        "        perform agentq.trace_attempt(e, v_of.agent",
-        "        -- perform agentq.trace_attempt(e, v_of.agent",
+        "        perform agentq.trace_attempt("
+        "e, v_of.agent, v_of.agent_version, e.worker, 'lost', v_now, v_failure, null,\n"
+        "                                     agentq.usage_of_lost(e));\n",
+        "",
         TRACES + "an_attempt_that_is_lost_with_its_worker_leaves_a_row",
     ),
     sql(

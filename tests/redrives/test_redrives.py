@@ -221,6 +221,7 @@ def _driving(shop: Shop, fleet: LocalFleet, terms: Terms) -> list[Progress]:
     found = []
     for progress in shop.client.dead_letters.redrive(Selection(tenant=shop.tenant), reason="x", terms=terms):
         found.append(progress)
+        assert len(found) < 200, progress
         if progress.waiting_for:
             shop.run(fleet)
     return found
