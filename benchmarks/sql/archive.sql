@@ -34,6 +34,11 @@ begin
     end loop;
 end $$;
 
+-- name: reached
+-- Now, how far sums have come, and the last session.
+select clock_timestamp(), (select rolled_until from agentq.spend_mark),
+       (select created_at from agentq.session where key like 'ticket-%' order by created_at desc limit 1);
+
 -- name: sessions
 -- In the order of their time, as a fleet adds them.
 insert into agentq.session (tenant, session_id, agent, agent_version, key, state, input, input_hash, result, failure, hold,
@@ -49,7 +54,7 @@ select 'bench-' || lpad(floor(%(tenants)s * power(d1, 3))::text, 2, '0'), pg_tem
        at, case when state not in ('running', 'paused') then at + interval '2 minutes' end
   from (select i, pg_temp.draw(i, 1) as d1, pg_temp.draw(i, 2) as d2,
                %(from)s + (%(until)s - %(from)s) * (i::double precision / %(sessions)s) as at,
-               case when i > %(sessions)s - 300 then 'running' when pg_temp.draw(i, 3) < 0.001 then 'paused'
+               case when i > %(ended)s then 'running' when pg_temp.draw(i, 3) < 0.001 then 'paused'
                     when pg_temp.draw(i, 3) < 0.026 then 'failed' when pg_temp.draw(i, 3) < 0.036 then 'cancelled'
                     else 'done' end as state
           from generate_series(%(low)s::bigint + 1, %(high)s::bigint) i) drawn;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psycopg
@@ -253,7 +254,8 @@ def test_sums_are_found_by_their_time(misled: psycopg.Connection) -> None:
     """
     rows = "select t, now() - interval '1 day' * i, k, 'a' || i % 7, 'm' || i % 5, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0"
     many = "from generate_series(1, 900) i, unnest(array['attempt', 'model', 'tool']) k, unnest(array['t', 'u', '*']) t"
-    of = {"tenant": None, "agent": None, "by": ["model"], "parts": ["model"], "seconds": 30 * 86_400}
+    of = {"tenant": None, "agent": None, "by": ["model"], "parts": ["model"], "long": True}
+    of |= {"since": datetime.now(UTC) - timedelta(days=30)}
     with misled.transaction(force_rollback=True):
         for table in ("spend_day", "spend_hour"):
             misled.execute(f"insert into agentq.{table} {rows} {many}")

@@ -346,7 +346,9 @@ IMPOSSIBLE = {
         ("one", "one = 2"),
         ("closing", "closing_until = null, waits_for = '{}'"),
         ("order", "rolled_until = 'infinity', closed_until = now()"),
+        ("sessions", "sessions_until = 'infinity', rolled_until = now()"),
     ],
+    "spend_session": [("times", "first_at = last_at + interval '1 s'")],
     "model_price": [("amounts", "input_micros = -1"), ("model", "model = 'nobodys'")],
     "worker": [
         ("state", "state = 'asleep'"),
@@ -491,6 +493,11 @@ def fill_spend(hands: Hands) -> None:
             " returning tenant",
             hands.tenant,
         )
+    hands.rows(
+        "insert into agentq.spend_session values"
+        " (%s, gen_random_uuid(), 'robot', now(), now(), now(), 1, 1, 1, 1, 0) returning tenant",
+        hands.tenant,
+    )
 
 
 def fill_budgets(hands: Hands, claim: Granted) -> None:

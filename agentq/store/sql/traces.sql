@@ -69,17 +69,17 @@ select step_id, fence, model, count(*), sum(used_input)::bigint, sum(used_output
  where tenant = %(tenant)s and session_id = %(session)s and state in ('charged', 'uncertain')
  group by step_id, fence, model order by step_id, fence, model;
 
+-- name: spend_since
+select agentq.spend_since(%(seconds)s::double precision);
+
 -- name: spend
 -- What was used, by several things at once and as of one moment: from the days and hours that are summed up, and from
 -- the traces what is not yet, or is part of an hour. Waste: attempts came to nothing, and were paid for all the same.
--- A window of more than two days begins with a whole one, so that it needs no hours that are forgotten by then.
+-- A long window begins with a whole day, so that it needs no hours that are forgotten by then.
 with span as materialized (
-    select case when w.long then date_trunc('day', w.since, 'UTC') else w.since end as since, w.long,
-           case when w.long then date_trunc('day', w.since, 'UTC')
-                else date_trunc('hour', w.since + interval '1 hour' - interval '1 microsecond', 'UTC') end as first,
-           coalesce(m.rolled_until, '-infinity') as rolled, case when w.long then m.days_until end as days
-      from (select agentq.now() - make_interval(secs => %(seconds)s) as since, %(seconds)s > 172800 as long) w
-      left join agentq.spend_mark m on true
+    select w.since, date_trunc('hour', w.since + interval '1 hour' - interval '1 microsecond', 'UTC') as first,
+           coalesce(m.rolled_until, '-infinity') as rolled, case when %(long)s then m.days_until end as days
+      from (select %(since)s::timestamptz as since) w left join agentq.spend_mark m on true
 ), raw as materialized (
     select r.* from span s
      cross join lateral (
@@ -135,14 +135,9 @@ select by, of, uses::bigint, sessions::bigint, tokens_in::bigint, tokens_out::bi
  order by by, case by when 'tool' then took_us else cost_micros end desc, of;
 
 -- name: spend_by_session
--- Session by session there is nothing summed up: read from the traces, so within the time that those are kept.
-select session_id::text, count(*), 1, sum(tokens_in)::bigint, sum(tokens_out)::bigint, sum(cost_micros)::bigint,
-       coalesce(sum(cost_micros) filter (where closing not in ('next', 'end', 'fail')), 0)::bigint
-  from agentq.trace
- where kind = 'attempt' and (cost_micros > 0 or tokens_in > 0 or tokens_out > 0)
-   and ended_at >= agentq.now() - make_interval(secs => %(seconds)s)
-   and (%(tenant)s::text is null or tenant = %(tenant)s) and (%(agent)s::text is null or agent = %(agent)s)
- group by 1 order by 6 desc, 1;
+-- The dearest sessions of a window, from what is summed up of each.
+select session_id::text, uses, sessions, tokens_in, tokens_out, cost_micros, waste_micros
+  from agentq.spend_of_sessions(%(since)s, %(tenant)s, %(agent)s, %(limit)s::int);
 
 -- name: roll_spend
 select agentq.roll_spend(%(grace_s)s::double precision);

@@ -1,0 +1,44 @@
+"""Spend: what each session used"""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0017_spend_session"
+down_revision = "0016_spend"
+branch_labels = None
+depends_on = None
+phase = "before"
+
+
+def upgrade() -> None:
+    op.create_table(
+        "spend_session",
+        sa.Column("tenant", sa.Text(), nullable=False),
+        sa.Column("session_id", sa.Uuid(), nullable=False),
+        sa.Column("agent", sa.Text(), nullable=False),
+        sa.Column("day", sa.DateTime(timezone=True), nullable=False, comment="of its last attempt that used something"),
+        sa.Column("first_at", sa.DateTime(timezone=True), nullable=False, comment="the end of the first such attempt"),
+        sa.Column("last_at", sa.DateTime(timezone=True), nullable=False),
+        *(
+            sa.Column(name, sa.BigInteger(), nullable=False)
+            for name in ("uses", "tokens_in", "tokens_out", "cost_micros", "waste_micros")
+        ),
+        sa.CheckConstraint("first_at <= last_at and day <= last_at", name=op.f("spend_session_times")),
+        sa.PrimaryKeyConstraint("tenant", "session_id", name=op.f("spend_session_pk")),
+        schema="agentq",
+    )
+    dearest: list[str | sa.TextClause] = ["day", sa.text("cost_micros desc"), "session_id", "agent"]
+    op.create_index("spend_session_tenant", "spend_session", ["tenant", *dearest], schema="agentq")
+    op.create_index("spend_session_all", "spend_session", [*dearest], schema="agentq")
+    op.create_index(
+        "spend_session_days",
+        "spend_session",
+        ["tenant", "last_at", "first_at"],
+        schema="agentq",
+        postgresql_where=sa.text("first_at < day"),
+    )
+    # What was summed up by hour before is summed up by session from the beginning on.
+    op.add_column("spend_mark", sa.Column("sessions_until", sa.DateTime(timezone=True)), schema="agentq")
+    op.create_check_constraint(
+        op.f("spend_mark_sessions"), "spend_mark", "sessions_until <= rolled_until", schema="agentq"
+    )
