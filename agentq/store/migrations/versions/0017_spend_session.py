@@ -1,4 +1,4 @@
-"""Spend: what each session used"""
+"""Spend: what each session used; anomalies: the newest by an index, whatever is asked for"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -41,4 +41,18 @@ def upgrade() -> None:
     op.add_column("spend_mark", sa.Column("sessions_until", sa.DateTime(timezone=True)), schema="agentq")
     op.create_check_constraint(
         op.f("spend_mark_sessions"), "spend_mark", "sessions_until <= rolled_until", schema="agentq"
+    )
+    # Anomalies are few, so that their indices may be written while that locks them.
+    for name in ("anomaly_newest", "anomaly_open"):
+        op.drop_index(name, "anomaly", schema="agentq")
+    op.create_index("anomaly_newest", "anomaly", ["found_at", "anomaly_id", "agent"], schema="agentq")
+    op.create_index(
+        "anomaly_open",
+        "anomaly",
+        ["found_at", "anomaly_id", "agent"],
+        schema="agentq",
+        postgresql_where=sa.text("state = 'open'"),
+    )
+    op.create_index(
+        "anomaly_tenant", "anomaly", ["tenant", "found_at", "anomaly_id", "state", "agent"], schema="agentq"
     )
