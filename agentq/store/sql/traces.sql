@@ -87,16 +87,16 @@ with span as materialized (
         union all
         select s.since, least(s.first, s.rolled) where s.since < least(s.first, s.rolled)) part
      cross join lateral agentq.spend_lines(part.since, part.until, %(tenant)s, null, 'tool' = any (%(by)s)) r
-), attempt as (
-    select r.* from raw r
+), attempt as materialized (
+    select r.* from raw r where r.kind = 'attempt' and (%(agent)s::text is null or r.agent = %(agent)s)
     union all
     select h.* from span s, agentq.spend_hour h
      where h.kind = 'attempt' and h.starts_at >= greatest(s.first, s.days)
-       and (%(tenant)s::text is null or h.tenant = %(tenant)s)
+       and (%(tenant)s::text is null or h.tenant = %(tenant)s) and (%(agent)s::text is null or h.agent = %(agent)s)
     union all
     select d.* from span s, agentq.spend_day d
      where d.kind = 'attempt' and d.starts_at >= s.first and d.starts_at < s.days
-       and (%(tenant)s::text is null or d.tenant = %(tenant)s)
+       and (%(tenant)s::text is null or d.tenant = %(tenant)s) and (%(agent)s::text is null or d.agent = %(agent)s)
 ), part as (
     -- Of models and tools, all tenants together are a tenant of their own.
     select r.* from raw r
@@ -109,20 +109,24 @@ with span as materialized (
      where d.kind = any (%(parts)s::text[]) and d.starts_at >= s.first and d.starts_at < s.days
        and d.tenant = coalesce(%(tenant)s::text, '*')
 ), named as (
-    select case when grouping(l.tenant) = 0 then 'tenant' when grouping(l.agent) = 0 then 'agent' else 'day' end as by,
-           coalesce(l.tenant, l.agent, to_char(date_trunc('day', l.starts_at, 'UTC') at time zone 'UTC', 'YYYY-MM-DD')) as of,
-           sum(l.uses) as uses, sum(l.sessions) as sessions,
-           sum(l.tokens_in) as tokens_in, sum(l.tokens_out) as tokens_out, sum(l.cost_micros) as cost_micros,
-           sum(l.waste_micros) as waste_micros, sum(l.tokens_cached) as tokens_cached, sum(l.took_us) as took_us,
-           sum(l.recalled) as recalled, sum(l.sandbox_us) as sandbox_us
-      from attempt l
-     where l.kind = 'attempt' and (%(agent)s::text is null or l.agent = %(agent)s)
-     group by grouping sets ((l.tenant), (l.agent), (date_trunc('day', l.starts_at, 'UTC')))
+    -- Each of its own, so that nothing is added up which is not asked for.
+    select 'tenant' as by, l.tenant as of, sum(l.uses) as uses, sum(l.sessions) as sessions, sum(l.tokens_in) as tokens_in,
+           sum(l.tokens_out) as tokens_out, sum(l.cost_micros) as cost_micros, sum(l.waste_micros) as waste_micros,
+           sum(l.tokens_cached) as tokens_cached, sum(l.took_us) as took_us, sum(l.recalled) as recalled,
+           sum(l.sandbox_us) as sandbox_us
+      from attempt l where 'tenant' = any (%(by)s) group by l.tenant
     union all
-    select l.kind, l.name, sum(l.uses) as uses, sum(l.sessions) as sessions,
-           sum(l.tokens_in) as tokens_in, sum(l.tokens_out) as tokens_out, sum(l.cost_micros) as cost_micros,
-           sum(l.waste_micros) as waste_micros, sum(l.tokens_cached) as tokens_cached, sum(l.took_us) as took_us,
-           sum(l.recalled) as recalled, sum(l.sandbox_us) as sandbox_us
+    select 'agent', l.agent, sum(l.uses), sum(l.sessions), sum(l.tokens_in), sum(l.tokens_out),
+           sum(l.cost_micros), sum(l.waste_micros), sum(l.tokens_cached), sum(l.took_us), sum(l.recalled), sum(l.sandbox_us)
+      from attempt l where 'agent' = any (%(by)s) group by l.agent
+    union all
+    select 'day', to_char(l.day at time zone 'UTC', 'YYYY-MM-DD'), sum(l.uses), sum(l.sessions), sum(l.tokens_in), sum(l.tokens_out),
+           sum(l.cost_micros), sum(l.waste_micros), sum(l.tokens_cached), sum(l.took_us), sum(l.recalled), sum(l.sandbox_us)
+      from (select *, date_trunc('day', a.starts_at, 'UTC') as day from attempt a) l
+     where 'day' = any (%(by)s) group by l.day
+    union all
+    select l.kind, l.name, sum(l.uses), sum(l.sessions), sum(l.tokens_in), sum(l.tokens_out),
+           sum(l.cost_micros), sum(l.waste_micros), sum(l.tokens_cached), sum(l.took_us), sum(l.recalled), sum(l.sandbox_us)
       from part l
      where l.kind = any (%(parts)s::text[]) and (%(agent)s::text is null or l.agent = %(agent)s)
      group by l.kind, l.name
