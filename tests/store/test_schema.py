@@ -431,7 +431,7 @@ def fill(hands: Hands) -> None:
     Effects(hands.store).claim(claim, "k", name="pay", args_hash=b"h", durable=False)
     fill_keys(hands)
     fill_budgets(hands, claim)
-    fill_spend(hands)
+    fill_spend(hands, claim)
     fill_anomalies(hands, claim)
     join = step("join", fan=1)
     arm = step("arm", join_step=join.step_id, branch=0)
@@ -486,7 +486,7 @@ def fill_anomalies(hands: Hands, claim: Granted) -> None:
     anomalies.order(hands.tenant, "robot", "", "flag", for_s=None, operator="test", reason="filled")
 
 
-def fill_spend(hands: Hands) -> None:
+def fill_spend(hands: Hands, claim: Granted) -> None:
     for table in ("spend_hour", "spend_day"):
         hands.rows(
             f"insert into agentq.{table} values (%s, now(), 'attempt', 'robot', '', 1, 1, 1, 1, 1, 0, 0, 0, 0, 0)"
@@ -495,8 +495,9 @@ def fill_spend(hands: Hands) -> None:
         )
     hands.rows(
         "insert into agentq.spend_session values"
-        " (%s, gen_random_uuid(), 'robot', now(), now(), now(), 1, 1, 1, 1, 0) returning tenant",
+        " (%s, %s, 'robot', now(), now(), now(), 1, 1, 1, 1, 0) returning tenant",
         hands.tenant,
+        claim.ref.session_id,
     )
 
 
