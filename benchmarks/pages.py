@@ -71,7 +71,8 @@ def main() -> int:
             figures: dict[str, Any] = {"machine": machine()}
             figures |= {name: filled[name] for name in ("sessions", "traces", "filled_s")}
             figures["rolled"] = _roll(stack.postgres.url, console)
-            console.print(f"{go_on(stack.postgres._url('postgres'), filled):,} sessions more, until now")
+            added = filled.get("added", 0) + go_on(stack.postgres._url("postgres"), filled)
+            console.print(f"{added:,} sessions more, until now")
             figures["pages"] = _measure(stack, folder, chosen.rounds, console)
     chosen.json.parent.mkdir(parents=True, exist_ok=True)
     chosen.json.write_text(json.dumps(figures, indent=2), "utf-8")
@@ -86,8 +87,7 @@ def _filled(url: str, note: Path, sessions: int, traces: int) -> dict[str, Any]:
     """Fill, or take what an earlier run has kept and bring it up to now; what `go_on` has to know."""
     if note.exists():
         filled: dict[str, Any] = json.loads(note.read_text("utf-8"))
-        go_on(url, filled)
-        return filled
+        return filled | {"added": go_on(url, filled)}
     filled = fill(url, sessions=sessions, traces=traces)
     note.write_text(json.dumps(filled), "utf-8")
     return filled
@@ -133,7 +133,7 @@ def _measure(stack: Stack, folder: Path, rounds: int, console: Console) -> list[
             figures = [_ask(address, page, question, rounds) for page, question in asked.items()]
             figures += _cost_questions(client, max(rounds // 4, 5))
     # The load that the machine had beside it says how far p95 can be believed; the least is what the page takes alone.
-    table = Table("page", "least ms", "p50 ms", "p95 ms", "max ms", title=f"before: {before}; after: {machine()}")
+    table = Table("page", "least ms", "p50 ms", "p95 ms", "max ms", title=f"{before}; after it: {machine()}")
     for row in figures:
         table.add_row(row["page"], *(f"{row[name]:,.0f}" for name in ("min_ms", "p50_ms", "p95_ms", "max_ms")))
     console.print(table)
@@ -261,14 +261,17 @@ def _ask(address: tuple[str, int], page: str, question: Question, rounds: int) -
 def _cost_questions(client: Client, rounds: int) -> list[dict[str, Any]]:
     """What `agentq cost ls` asks, of all tenants and of a large one."""
     traces, found = Traces(client.sessions.store), []
-    for by in ("agent", "tenant", "day", "model", "tool", "session"):
-        for whose in (None, "bench-00", "bench-60"):
-            took = []
-            for _, hours in itertools.product(range(rounds), (1, 24, 7 * 24, 30 * 24)):
-                began = time.perf_counter()
-                traces.spend(by, seconds=hours * 3600, tenant=whose)
-                took.append((time.perf_counter() - began) * 1000)
-            found.append(_figures(f"cost ls --by {by}" + (f" --tenant {whose}" if whose else ""), took))
+    hour, longer = (("--since 1h", 1),), (("", 24), ("", 7 * 24), ("", 30 * 24))
+    for by, whose, windows in itertools.product(
+        ("agent", "tenant", "day", "model", "tool", "session"), (None, "bench-00", "bench-60"), (longer, hour)
+    ):
+        took = []
+        for _, (_, hours) in itertools.product(range(rounds), windows):
+            began = time.perf_counter()
+            traces.spend(by, seconds=hours * 3600, tenant=whose)
+            took.append((time.perf_counter() - began) * 1000)
+        asked = ("cost ls --by", by, f"--tenant {whose}" if whose else "", windows[0][0])
+        found.append(_figures(" ".join(filter(None, asked)), took))
     return found
 
 

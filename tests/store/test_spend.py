@@ -413,6 +413,8 @@ def test_a_call_that_is_charged_late_is_in_the_sums(archive: Archive, ago_s: flo
     assert {row[2] for row in archive.charged()} == {180}
     [model] = archive.traces.spend("model", seconds=7 * DAY)
     assert (model.of, model.count, model.cost_micros, model.waste_micros, model.sessions) == ("big", 2, 180, 180, 1)
+    [session] = archive.traces.spend("session", seconds=7 * DAY)  # and nothing of it is another's
+    assert (session.of, session.count, session.cost_micros) == (str(claim.ref.session_id), 1, 180)
     assert archive.roll() == []
 
 
