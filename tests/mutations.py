@@ -71,6 +71,8 @@ TALLIES = "tests/store/test_anomalies.py::test_"
 WATCH = "tests/relay/test_anomalies.py::test_"
 HEARD = "tests/agents/test_model_http.py::test_"
 STATES = "tests/client/test_tenant_states.py::test_"
+PLANS = "tests/store/test_plans.py::test_"
+SPENT = "tests/store/test_spend.py::test_"
 RETENTION = "tests/store/test_retention.py::test_"
 SEAM = "tests/contract/test_seam.py::test_"
 ON_RABBIT = "tests/contract/test_fleet.py::test_"
@@ -1919,9 +1921,9 @@ MUTATIONS = [
         WASTED + "retries_and_repairs_of_both_kinds_are_waste",
     ),
     Mutation(
-        "agentq/store/sql/traces.sql",
-        "else (detail ->> 'repair_micros')::bigint end), 0)::bigint, 0::bigint",
-        "else 0 end), 0)::bigint, 0::bigint",
+        f"{FUNCTIONS}/spend.sql",
+        "else (t.detail ->> 'repair_micros')::bigint end), 0) as waste_micros,\n               coalesce",
+        "else 0 end), 0) as waste_micros,\n               coalesce",
         WASTED + "retries_and_repairs_of_both_kinds_are_waste",
     ),
     Mutation(
@@ -2651,6 +2653,144 @@ MUTATIONS = [
         "        if why is None:\n            return candidate",
         "        return candidate",
         "tests/sandbox/test_sandbox.py::test_where_nothing_works_nothing_runs",
+    ),
+    Mutation(
+        f"{FUNCTIONS}/spend.sql",
+        "when p_seconds > 3600 then date_trunc('hour', w.since, 'UTC')",
+        "when p_seconds > 3600 then w.since",
+        PLANS + "a_report_reads_some_minutes_of_traces",
+    ),
+    Mutation(
+        f"{FUNCTIONS}/spend.sql",
+        "date_bin('5 minutes'",
+        "date_bin('1 hour'",
+        SPENT + "the_hour_that_runs_is_added_up_too",
+    ),
+    Mutation(
+        f"{FUNCTIONS}/spend.sql",
+        "    perform agentq.add_session_spend('-infinity', m.sessions_until, p_tenant, array[p_session], 1);\n",
+        "",
+        SPENT + "a_call_that_is_charged_late_is_in_the_sums",
+    ),
+    Mutation(
+        f"{FUNCTIONS}/spend.sql",
+        "    perform agentq.add_session_spend('-infinity', m.sessions_until, p_tenant, array[p_session], -1);\n",
+        "",
+        SPENT + "a_call_that_is_charged_late_is_in_the_sums",
+    ),
+    Mutation(
+        f"{FUNCTIONS}/spend.sql",
+        "where x.day = of.day and x.first_at >= p_since",
+        "where x.day = of.day and x.last_at >= p_since",
+        SPENT + "a_session_that_began_before_the_window_is_told_with_its_part_of_it",
+    ),
+    Mutation(
+        f"{FUNCTIONS}/spend.sql",
+        "coalesce(x.first_at < p_since, false) or v_summed < p_since and exists (",
+        "coalesce(x.first_at < p_since, false) or false and exists (",
+        SPENT + "a_session_that_began_before_the_window_is_told_with_its_part_of_it",
+    ),
+    Mutation(
+        f"{FUNCTIONS}/spend.sql",
+        "and not exists (select from recent r where r.tenant = x.tenant",
+        "and not exists (select from recent r where false and r.tenant = x.tenant",
+        SPENT + "a_session_that_began_before_the_window_is_told_with_its_part_of_it",
+    ),
+    Mutation(
+        f"{FUNCTIONS}/spend.sql",
+        "p_sign * coalesce(sum(case t.closing when 'repair' then 1 else",
+        "p_sign * coalesce(sum(case t.closing when 'repair' then 0 else",
+        SPENT + "repairs_are_told_apart_in_each_part_of_a_session",
+    ),
+    Mutation(
+        f"{FUNCTIONS}/spend.sql",
+        "repairs = x.repairs + excluded.repairs, repair_micros = x.repair_micros + excluded.repair_micros;",
+        "repairs = x.repairs;",
+        SPENT + "repairs_are_told_apart_in_each_part_of_a_session",
+    ),
+    Mutation(
+        f"{FUNCTIONS}/spend.sql",
+        "g.repairs + coalesce(g.more_repairs, 0)",
+        "g.repairs",
+        SPENT + "repairs_are_told_apart_in_each_part_of_a_session",
+    ),
+    Mutation(
+        f"{FUNCTIONS}/spend.sql",
+        "g.repair_micros + coalesce(g.more_repair_micros, 0)",
+        "g.repair_micros",
+        SPENT + "repairs_are_told_apart_in_each_part_of_a_session",
+    ),
+    Mutation(
+        f"{FUNCTIONS}/spend.sql",
+        "w.cost_micros, w.waste_micros, w.repairs,",
+        "w.cost_micros, w.waste_micros, 0,",
+        SPENT + "repairs_are_told_apart_in_each_part_of_a_session",
+    ),
+    Mutation(
+        f"{FUNCTIONS}/spend.sql",
+        "d.waste_micros, d.repairs,\n",
+        "d.waste_micros, 0,\n",
+        SPENT + "repairs_are_told_apart_in_each_part_of_a_session",
+    ),
+    Mutation(
+        "agentq/store/traces.py",
+        '"waste_micros", "repairs", "repair_micros",',
+        '"waste_micros",',
+        SPENT + "repairs_are_told_apart_in_each_part_of_a_session",
+    ),
+    Mutation(
+        "agentq/store/traces.py",
+        "return rows if rest is None else [*rows, rest]",
+        "return rows",
+        SPENT + "the_dearest_sessions_and_one_line_for_the_others",
+    ),
+    Mutation(
+        f"{FUNCTIONS}/traces.sql",
+        "coalesce(sessions_until, '-infinity') end",
+        "rolled_until end",
+        SPENT + "figures_outlive_their_traces",
+    ),
+    Mutation(
+        f"{FUNCTIONS}/retention.sql",
+        "'session_tally', 'spend_session',",
+        "'session_tally',",
+        RETENTION + "an_erased_tenant_leaves_its_charges_alone",
+    ),
+    Mutation(
+        "agentq/store/migrations/versions/0019_spend_session.py",
+        '    op.create_index("spend_session_all", "spend_session", [*dearest], schema="agentq")\n',
+        "",
+        PLANS + "the_dearest_sessions_are_read_from_their_days_alone",
+    ),
+    Mutation(
+        "agentq/store/migrations/versions/0019_spend_session.py",
+        '["tenant", *dearest]',
+        '["tenant", "day"]',
+        PLANS + "the_dearest_sessions_are_read_from_their_days_alone",
+    ),
+    Mutation(
+        "agentq/store/sql/anomalies.sql",
+        "order by a.found_at desc, a.anomaly_id desc limit",
+        "order by a.found_at desc, a.anomaly_id limit",
+        PLANS + "a_page_of_anomalies_goes_by_its_index",
+    ),
+    Mutation(
+        "agentq/store/sessions.py",
+        "if time.monotonic() - began > _LOOK_S:",
+        "if False:",
+        SESSIONS + "what_no_index_serves_is_looked_for_bit_by_bit",
+    ),
+    Mutation(
+        "agentq/store/sql/sessions.sql",
+        "where matches or nth = %(look)s",
+        "where matches",
+        PLANS + "a_look_for_what_no_index_serves_ends_soon",
+    ),
+    Mutation(
+        "agentq/client/anomalies.py",
+        "if before is None and until is not None:",
+        "if False:",
+        "tests/cli/test_anomaly.py::test_what_stands_out_is_listed_and_shown",
     ),
 ]
 

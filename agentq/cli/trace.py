@@ -113,12 +113,20 @@ def cost_group() -> None:
 @click.option("--tenant", help="Only this tenant's.")
 @click.option("--agent", help="Only this agent's.")
 @click.option("--since", default="30d", show_default=True, help="Used within this time: 90m, 24h, 7d.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 100_000),
+    default=100,
+    show_default=True,
+    help="By session: so many, and the others in one line.",
+)
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV, and nothing else.")
 @json_option
-def ls(*, by: str, tenant: str | None, agent: str | None, since: str, as_csv: bool, as_json: bool) -> None:
+def ls(*, by: str, tenant: str | None, agent: str | None, since: str, limit: int, as_csv: bool, as_json: bool) -> None:
     """
     Sum up what was used and what it cost, the dearest first; days in UTC.
 
+    More than an hour begins with a whole hour, more than two days with a whole day.
     Waste is what was paid for attempts that came to nothing, and for repairs: calls that asked a model again for
     what it wrote wrong. REPAIRS is the part of the waste that they cost. By tool it is the calls, those in the
     sandbox too, and the time that they took; what was recalled was not called.
@@ -139,7 +147,7 @@ def ls(*, by: str, tenant: str | None, agent: str | None, since: str, as_csv: bo
     if window_s <= 0:
         raise click.UsageError("--since must be longer than nothing")
     with client() as connected:
-        rows = Traces(connected.sessions.store).spend(by, seconds=window_s, tenant=tenant, agent=agent)
+        rows = Traces(connected.sessions.store).spend(by, seconds=window_s, tenant=tenant, agent=agent, limit=limit)
     if by == "day":
         rows = sorted(rows, key=lambda row: row.of)
     if as_json:

@@ -9,7 +9,7 @@ from typing import Literal
 from agentq.client.tenants import operator_name
 from agentq.errors import InvalidInput, NoSuchAnomaly
 from agentq.step import valid_name
-from agentq.store.anomalies import Anomalies, AnomalyRow, BaselineRow, OrderRow
+from agentq.store.anomalies import Anomalies, AnomalyRow, BaselineRow, OrderRow, Place
 from agentq.store.pool import ALL_TENANTS, Store
 
 Action = Literal["flag", "park", "mute"]
@@ -30,11 +30,18 @@ class ClientAnomalies:
         session: uuid.UUID | None = None,
         since: datetime | None = None,
         until: datetime | None = None,
+        before: Place | None = None,
         limit: int = 50,
     ) -> list[AnomalyRow]:
-        """The newest first; the open ones, unless another state or None is given."""
+        """
+        The newest first; the open ones, unless another state or None is given.
+
+        Found since a moment and before another, or before a place in the list: when, and which.
+        """
+        if before is None and until is not None:
+            before = (until, uuid.UUID(int=0))
         return self._anomalies.ls(
-            state=state, tenant=tenant, agent=agent, session=session, since=since, until=until, limit=limit
+            state=state, tenant=tenant, agent=agent, session=session, since=since, before=before, limit=limit
         )
 
     def get(self, text: str, *, tenant: str | None = None) -> AnomalyRow:

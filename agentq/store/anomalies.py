@@ -6,13 +6,13 @@ import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from psycopg.types.json import Jsonb
 
 from agentq.store.operators import record
-from agentq.store.pool import ALL_TENANTS, Connection, Store, run
+from agentq.store.pool import ALL_TENANTS, Connection, Store, run, schema_errors
 from agentq.store.queries import load
 
 SQL = load("anomalies")
@@ -21,6 +21,10 @@ SQL = load("anomalies")
 Whose = tuple[str, str, int]
 # So many runs, and what is known of them.
 Known = tuple[int, dict[str, Any]]
+
+# A place in the list, newest first.
+Place = tuple[datetime, uuid.UUID]
+_EARLIEST, _LATEST = datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,16 +187,19 @@ class Anomalies:
         session: uuid.UUID | None = None,
         between: tuple[uuid.UUID, uuid.UUID] | None = None,
         since: datetime | None = None,
-        until: datetime | None = None,
+        before: Place | None = None,
         limit: int = 50,
     ) -> list[AnomalyRow]:
-        """The newest first."""
+        """The newest first, of those that stand before a place in the list."""
         low, high = between or (None, None)
+        at, anomaly_id = before or (_LATEST, uuid.UUID(int=0))
         parameters: dict[str, Any] = {"tenant": tenant, "agent": agent, "state": state, "session": session}
-        parameters |= {"limit": limit}
-        parameters |= {"low": low, "high": high, "since": since, "until": until}
-        rows = self.store.query_as(tenant or ALL_TENANTS, SQL["list"], parameters)
-        return [AnomalyRow(*row) for row in rows]
+        parameters |= {"low": low, "high": high, "since": since or _EARLIEST, "limit": limit}
+        parameters |= {"before_at": at, "before_id": anomaly_id}
+        by = "id" if between else "session" if session is not None else "tenant" if tenant is not None else "all"
+        with self.store.transaction(tenant or ALL_TENANTS) as connection, schema_errors():
+            run(connection, SQL["by_index"], {})
+            return [AnomalyRow(*row) for row in run(connection, SQL[f"list_{by}"], parameters)]
 
     def set_state(self, row: AnomalyRow, state: str, *, operator: str, reason: str) -> bool:
         """Mute it or take that back; False when it is so already."""

@@ -24,7 +24,7 @@ MEMORY = load("memory")
 _REFUSED = ("refused_submission.body",)
 _ERASED = ("sessions", "checkpoints", "messages", "effects", "traces", "dead_letters", "reservations", "memories",
            "steps", "branches", "events", "decisions", "approvals", "notices", "poison", "refused", "anomalies",
-           "tallies", "keys")  # fmt: skip
+           "tallies", "costs", "keys")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

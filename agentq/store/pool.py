@@ -114,6 +114,14 @@ class Store:
             name_tenant(connection, tenant)
             yield connection
 
+    @contextmanager
+    def snapshot(self, tenant: str) -> Iterator[Connection]:
+        """A transaction to read in, whose statements all see the rows of one moment."""
+        with self.connection() as connection, schema_errors(), connection.transaction():
+            connection.execute("set transaction isolation level repeatable read, read only")
+            name_tenant(connection, tenant)
+            yield connection
+
     def query(self, sql: str, parameters: dict[str, Any]) -> list[Row]:
         """One statement in its own transaction: a function that names its tenant itself."""
         with self.connection() as connection, schema_errors():

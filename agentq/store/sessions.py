@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -100,6 +101,10 @@ class SessionListing:
     ended_at: datetime | None
     failure: dict[str, Any] | None
 
+
+# What a page that no index serves looks at, so many at a time and for so long: it is then said how far it came.
+LOOKED_AT_MAX = 5_000
+_LOOK, _LOOK_S = 500, 0.1
 
 # A place in the list of sessions, newest first.
 Place = tuple[datetime, uuid.UUID]
@@ -297,25 +302,34 @@ class Sessions:
         The newest sessions that match and stand before a place in the list.
 
         Keyset pages on an index, whatever is asked for. Where the best index does not serve all of it, a page
-        looks at 5,000 sessions at most; it may then be short or empty, and `more` says where to go on. `text`
+        looks at 5,000 sessions at most, and at fewer where that takes long, because they have to be read from the disk:
+        it may then be short or empty, and `more` says where to go on. `text`
         is looked for in the key, the failure and the first 8 kB of the input, where they are not encrypted; not
         `within_input` for somebody who may not see what redaction hides, and could guess at it by searching.
         """
         low, high = _range(prefix) if prefix else (None, None)
         given: dict[str, Any] = {"tenant": tenant, "agent": agent, "state": state, "key": key, "low": low, "high": high}
-        start = before or _NEWEST
-        given |= {"within_input": within_input}
-        given |= {"text": _needle(text), "before_at": start[0], "before_id": start[1], "limit": limit + 1}
-        by = _index_for(tenant, agent, state) if key is None and prefix is None else "named"
+        given |= {"within_input": within_input, "text": _needle(text)}
+        if key is not None or prefix is not None:
+            by, looks = "named", 1
+        else:
+            by, looks = _index_for(tenant, agent, state), LOOKED_AT_MAX // _LOOK
+        began, place, rows = time.monotonic(), before or _NEWEST, list[SessionListing]()
         with self.store.transaction(tenant or ALL_TENANTS) as connection, schema_errors():
             run(connection, SQL["by_index"], {})
-            found = run(connection, SQL[f"page_{by}"], given)
-            short = len(found) <= limit and by != "named"
-            ends = run(connection, SQL[f"end_{by}"], given) if short else []
-        rows = [_open(self.store.vault, row[0], SessionListing(*row)) for row in found[:limit]]
-        if len(found) > limit:
-            return SessionPage(rows, (rows[-1].created_at, rows[-1].session_id), full=True)
-        return SessionPage(rows, (ends[0][0], ends[0][1]) if ends else None, full=False)
+            for _ in range(looks):
+                left = {"before_at": place[0], "before_id": place[1], "look": _LOOK, "limit": limit + 1 - len(rows)}
+                found = run(connection, SQL[f"page_{by}"], given | left)
+                rows += [_open(self.store.vault, row[0], SessionListing(*row[:9])) for row in found if row[9]]
+                if len(rows) > limit:
+                    last = rows[limit - 1]
+                    return SessionPage(rows[:limit], (last.created_at, last.session_id), full=True)
+                if not found or found[-1][10] < _LOOK:
+                    return SessionPage(rows, None, full=False)
+                place = (found[-1][6], found[-1][1])
+                if time.monotonic() - began > _LOOK_S:
+                    break
+        return SessionPage(rows, place, full=False)
 
 
 def _index_for(tenant: str | None, agent: str | None, state: str | None) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from agentq.errors import UnknownSession
 from agentq.payload import storable
 from agentq.store import sealing
-from agentq.store.pool import ALL_TENANTS, Store, run
+from agentq.store.pool import ALL_TENANTS, Connection, Store, run
 from agentq.store.queries import load
 from agentq.store.vault import Place, Vault
 from agentq.verdicts import Decision, Extras, TraceEvent
@@ -23,6 +24,10 @@ WEEKS_AHEAD = 3
 ROWS_MAX = 10_000
 # How far a clock that is set back may go without an attempt ending in an hour that is summed up already.
 GRACE_S = 60.0
+# Longer windows begin with a whole day: see `spend_since`.
+_LONG_S = 2 * 86_400
+TOLD = 100
+_NOT_TOLD, _OTHER_SESSIONS = "(not told apart)", "(other sessions)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +171,7 @@ class SpendRow:
     cached tokens are some of those in.
 
     A session counts once, where it was first seen: the day on which it first used something, its first use of a model.
-    So the sessions of all days come to those of the window. By session, all that the traces hold of the window count.
+    So the sessions of all days come to those of the window; by session, one that began before the window counts none.
     """
 
     of: str
@@ -382,32 +387,43 @@ class Traces:
         rows = self.store.query_as(tenant, SQL["charged"], {"tenant": tenant, "session": session_id})
         return [ChargeRow(*row) for row in rows]
 
-    def spend(self, by: str, *, seconds: float, tenant: str | None = None, agent: str | None = None) -> list[SpendRow]:
+    def spend(
+        self, by: str, *, seconds: float, tenant: str | None = None, agent: str | None = None, limit: int = TOLD
+    ) -> list[SpendRow]:
         """
         What was used within the last so many seconds, the dearest first: by agent, tenant, day, session, model or tool.
 
         All but tools come to the same sum. What attempts used beyond their events and reserved calls has a line of its
-        own among the models. More than two days begin with a whole one, and reach back further than traces are kept.
+        own among the models; what was used beyond the dearest `limit` sessions has one among the sessions. More than an
+        hour begins with a whole one, more than two days with a whole day, and reach back further than traces are kept.
         """
-        if by == "session":
-            parameters = {"seconds": seconds, "tenant": tenant, "agent": agent}
-            rows = self.store.query_as(tenant or ALL_TENANTS, SQL["spend_by_session"], parameters)
-            return [SpendRow(*row) for row in rows]
-        return self.spends((by,), seconds=seconds, tenant=tenant, agent=agent)[by]
+        if by != "session":
+            return self.spends((by,), seconds=seconds, tenant=tenant, agent=agent)[by]
+        with self._window(seconds, tenant, agent) as (connection, window):
+            rows = [SpendRow(*row) for row in run(connection, SQL["spend_by_session"], window | {"limit": limit})]
+            total = _spends(connection, {"tenant"}, window)["tenant"]
+        rest = _rest(_OTHER_SESSIONS, total, rows)
+        return rows if rest is None else [*rows, rest]
 
     def spends(
         self, by: Sequence[str], *, seconds: float, tenant: str | None = None, agent: str | None = None
     ) -> dict[str, list[SpendRow]]:
         """What was used, by several things (not by session) and as of one moment."""
-        asked = {*by} | ({"tenant"} if "model" in by else set())
-        parts = sorted(asked & {"model", "tool"})
-        parameters = {"by": sorted(asked), "parts": parts, "seconds": seconds, "tenant": tenant, "agent": agent}
-        found: dict[str, list[SpendRow]] = {one: [] for one in asked}
-        for name, *facts in self.store.query_as(tenant or ALL_TENANTS, SQL["spend"], parameters):
-            found[name].append(SpendRow(*facts))
-        if "model" in by and (rest := _rest(found["tenant"], found["model"])) is not None:
-            found["model"].append(rest)
+        with self._window(seconds, tenant, agent) as (connection, window):
+            found = _spends(connection, {*by} | ({"tenant"} if "model" in by else set()), window)
+        if "model" in by and (rest := _rest(_NOT_TOLD, found["tenant"], found["model"])) is not None:
+            # Attempts and not requests: those have been counted where they are told.
+            found["model"].append(replace(rest, count=0, sessions=0))
         return {one: found[one] for one in by}
+
+    @contextmanager
+    def _window(
+        self, seconds: float, tenant: str | None, agent: str | None
+    ) -> Iterator[tuple[Connection, dict[str, Any]]]:
+        """A transaction that sees one moment, and the window that ends with it."""
+        with self.store.snapshot(tenant or ALL_TENANTS) as connection:
+            [[since]] = run(connection, SQL["spend_since"], {"seconds": seconds})
+            yield connection, {"since": since, "long": seconds > _LONG_S, "tenant": tenant, "agent": agent}
 
     def roll(self, *, grace_s: float = GRACE_S) -> str | None:
         """One turn at summing up what was used, by hour and day; what was done, or None when nothing was left to do."""
@@ -462,14 +478,21 @@ def _decision_row(vault: Vault, tenant: str, session: uuid.UUID, row: DecisionRo
     )
 
 
-def _rest(attempts: list[SpendRow], told: list[SpendRow]) -> SpendRow | None:
-    """What attempts used beyond what their events say, so that the sums are equal."""
+def _spends(connection: Connection, by: set[str], window: dict[str, Any]) -> dict[str, list[SpendRow]]:
+    found: dict[str, list[SpendRow]] = {one: [] for one in by}
+    parameters = window | {"by": sorted(by), "parts": sorted(by & {"model", "tool"})}
+    for name, *facts in run(connection, SQL["spend"], parameters):
+        found[name].append(SpendRow(*facts))
+    return found
 
-    def left(name: str) -> int:
-        return max(int(sum(getattr(row, name) for row in attempts) - sum(getattr(row, name) for row in told)), 0)
 
-    rest = SpendRow(
-        "(not told apart)", 0, 0, left("tokens_in"), left("tokens_out"), left("cost_micros"), left("waste_micros"),
-        repair_micros=left("repair_micros"),
-    )  # fmt: skip
-    return rest if rest.tokens_in or rest.tokens_out or rest.cost_micros else None
+def _rest(of: str, total: list[SpendRow], told: list[SpendRow]) -> SpendRow | None:
+    """What was used beyond what is told, so that the sums are equal."""
+    left = {
+        name: max(sum(getattr(row, name) for row in total) - sum(getattr(row, name) for row in told), 0)
+        for name in (
+            "count", "sessions", "tokens_in", "tokens_out", "cost_micros", "waste_micros", "repairs", "repair_micros",
+        )
+    }  # fmt: skip
+    used = left["tokens_in"] or left["tokens_out"] or left["cost_micros"]
+    return SpendRow(of, **left) if used else None

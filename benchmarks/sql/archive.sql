@@ -34,6 +34,11 @@ begin
     end loop;
 end $$;
 
+-- name: reached
+-- Now, how far sums have come, and the last session.
+select clock_timestamp(), (select rolled_until from agentq.spend_mark),
+       (select created_at from agentq.session where key like 'ticket-%' order by created_at desc limit 1);
+
 -- name: sessions
 -- In the order of their time, as a fleet adds them.
 insert into agentq.session (tenant, session_id, agent, agent_version, key, state, input, input_hash, result, failure, hold,
@@ -49,7 +54,7 @@ select 'bench-' || lpad(floor(%(tenants)s * power(d1, 3))::text, 2, '0'), pg_tem
        at, case when state not in ('running', 'paused') then at + interval '2 minutes' end
   from (select i, pg_temp.draw(i, 1) as d1, pg_temp.draw(i, 2) as d2,
                %(from)s + (%(until)s - %(from)s) * (i::double precision / %(sessions)s) as at,
-               case when i > %(sessions)s - 300 then 'running' when pg_temp.draw(i, 3) < 0.001 then 'paused'
+               case when i > %(ended)s then 'running' when pg_temp.draw(i, 3) < 0.001 then 'paused'
                     when pg_temp.draw(i, 3) < 0.026 then 'failed' when pg_temp.draw(i, 3) < 0.036 then 'cancelled'
                     else 'done' end as state
           from generate_series(%(low)s::bigint + 1, %(high)s::bigint) i) drawn;
@@ -83,7 +88,7 @@ select s.tenant, s.session_id, pg_temp.id(began, s.session_id::text || j), 1, o.
  cross join lateral (select j %% 2 = 0 as model, 'model-' || floor(5 * power(pg_temp.draw(n.i, j + 60), 2)) as name,
                             500 + floor(4000 * pg_temp.draw(n.i, j + 80))::bigint as tokens,
                             s.created_at + make_interval(secs => j * 15) as began) m
- where s.created_at > %(from)s + (%(until)s - %(from)s) * (%(low)s::double precision / %(sessions)s)
+ where s.key like 'ticket-%%' and s.created_at > %(from)s + (%(until)s - %(from)s) * (%(low)s::double precision / %(sessions)s)
    and s.created_at <= %(from)s + (%(until)s - %(from)s) * (%(high)s::double precision / %(sessions)s)
    and not (o.ordinal = 1 and j = 0 and n.i %% 50 = 0)
    and (s.state <> 'running' or j < %(steps)s - 1);
@@ -100,14 +105,14 @@ select s.tenant, s.session_id, pg_temp.id(s.created_at + make_interval(secs => j
                        when state = 'cancelled' then 'cancelled' else 'done' end as last from agentq.session) s
  cross join (values (0), (%(steps)s - 1)) k (j)
  cross join lateral (select case when j = 0 then 'done' else s.last end as state) e
- where s.created_at > %(from)s + (%(until)s - %(from)s) * (%(low)s::double precision / %(sessions)s)
+ where s.key like 'ticket-%%' and s.created_at > %(from)s + (%(until)s - %(from)s) * (%(low)s::double precision / %(sessions)s)
    and s.created_at <= %(from)s + (%(until)s - %(from)s) * (%(high)s::double precision / %(sessions)s);
 insert into agentq.checkpoint (tenant, session_id, step_id, kind, state, agent_version, cost_micros, tokens_in, tokens_out,
                                saved_at)
 select e.tenant, e.session_id, e.step_id, 'full', convert_to('{"order": 4711, "notes": "the customer waits"}', 'UTF8'), 1,
        3000, 1000, 125, e.settled_at
   from agentq.ledger_entry e join agentq.session s using (tenant, session_id)
- where e.state = 'done' and s.created_at > %(from)s + (%(until)s - %(from)s) * (%(low)s::double precision / %(sessions)s)
+ where s.key like 'ticket-%%' and e.state = 'done' and s.created_at > %(from)s + (%(until)s - %(from)s) * (%(low)s::double precision / %(sessions)s)
    and s.created_at <= %(from)s + (%(until)s - %(from)s) * (%(high)s::double precision / %(sessions)s);
 insert into agentq.reservation (tenant, reservation_id, session_id, step_id, fence, agent, provider, model, price_version, day,
                                 month, state, input_tokens, max_tokens, reserved_micros, charged_micros, used_input,
@@ -117,7 +122,7 @@ select t.tenant, t.session_id || ':' || t.step_id || ':1:1', t.session_id, t.ste
        date_trunc('day', t.ended_at, 'UTC'), date_trunc('month', t.ended_at, 'UTC'), 'charged', t.tokens_in, 1000,
        t.cost_micros, t.cost_micros, t.tokens_in, 0, t.tokens_out, t.started_at, t.ended_at, 'settlement'
   from agentq.session s join agentq.trace t using (tenant, session_id)
- where t.ordinal = 0 and t.seq = 0
+ where s.key like 'ticket-%%' and t.ordinal = 0 and t.seq = 0
    and s.created_at > %(from)s + (%(until)s - %(from)s) * (%(low)s::double precision / %(sessions)s)
    and s.created_at <= %(from)s + (%(until)s - %(from)s) * (%(high)s::double precision / %(sessions)s)
    and t.ended_at >= %(from)s + (%(until)s - %(from)s) * (%(low)s::double precision / %(sessions)s)

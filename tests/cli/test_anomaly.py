@@ -40,6 +40,8 @@ def test_what_stands_out_is_listed_and_shown(cli: Cli, odd: str, idle: str, othe
     assert len(cli.json("anomaly", "ls", "--tenant", idle, "--limit", "1")) == 1
     assert cli.json("anomaly", "ls", "--tenant", idle, "--agent", "desk") == []
     assert cli.json("anomaly", "ls", "--tenant", other_tenant) == []
+    for times, count in ((("--since", "1h"), 2), (("--until", "1h"), 0), (("--since", "2h", "--until", "1h"), 0)):
+        assert len(cli.json("anomaly", "ls", "--tenant", idle, *times)) == count, times
     shown = cli("anomaly", "show", of(cli, odd))
     for said in (odd, "5 to 7, learned from 200 runs", "while it ran", "steps 60, of a test", "p99"):
         assert said in shown.stdout, said

@@ -440,6 +440,26 @@ def test_an_anomaly_is_muted_from_its_page(
     assert sorted(actions(admin, tenant)) == [("jane", "anomaly mute", "known"), ("jane", "anomaly unmute", "not so")]
 
 
+def test_anomalies_are_paged(window: Window, odd: str, tenant: str, client: Client) -> None:
+    """
+    Fifty of them, and a link to the older ones, with what was chosen; each stands on one page.
+    """
+    [first] = client.anomalies.ls(tenant=tenant)
+    for number in range(60):
+        stands_out(client, client.get(tenant, str(first.session_id)), f"tool:t{number}")
+    path: str | None = f"/anomalies?tenant={tenant}"
+    listed: list[str] = []
+    counts = []
+    while path is not None:
+        page = window.page(path)
+        rows = re.findall(rf"/anomaly/{tenant}/([0-9a-f-]{{36}})", page)
+        listed, counts = listed + rows, [*counts, len(rows)]
+        found = re.search(r'rel="next" href="([^"]+)"', page)
+        path = f"/anomalies{html.unescape(found[1])}" if found else None
+    assert counts == [50, 11]
+    assert listed == [str(row.anomaly_id) for row in client.anomalies.ls(tenant=tenant, limit=100)]
+
+
 def test_an_anomaly_is_not_muted_from_elsewhere_or_by_who_may_only_look(
     window: Window, flower: str, odd: str, client: Client
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 
 import psycopg
 import pytest
@@ -167,7 +168,13 @@ def test_a_page_of_sessions_goes_by_its_index(misled: psycopg.Connection, name: 
     Whatever is asked, and also by the plan that a prepared statement keeps: nothing reads or sorts the whole table.
     """
     of = {"tenant": "t3", "agent": "a3", "state": "paused", "key": None, "text": None, "low": None, "high": None}
-    of |= {"before_at": "9999-01-01", "before_id": str(uuid.UUID(int=2**128 - 1)), "limit": 51, "within_input": True}
+    of |= {
+        "before_at": "9999-01-01",
+        "before_id": str(uuid.UUID(int=2**128 - 1)),
+        "limit": 51,
+        "look": 500,
+        "within_input": True,
+    }
     of |= {"key": "k7"} if name == "named" else {}
     with misled.transaction(force_rollback=True):
         misled.execute(TENANTS)
@@ -175,11 +182,11 @@ def test_a_page_of_sessions_goes_by_its_index(misled: psycopg.Connection, name: 
         misled.execute("analyze agentq.session")
         misled.execute(SQL["by_index"])
         misled.execute(f"set local plan_cache_mode = {mode}")
-        for kind in ("page", "end") if name != "named" else ("page",):
-            rows = misled.execute("explain " + SQL[f"{kind}_{name}"], of, prepare=True).fetchall()
-            plan = "\n".join(row[0] for row in rows)
-            assert index in plan, plan
-            assert "Seq Scan on session" not in plan, plan
+        rows = misled.execute("explain " + SQL[f"page_{name}"], of, prepare=True).fetchall()
+        plan = "\n".join(row[0] for row in rows)
+        assert index in plan, plan
+        assert "Seq Scan on session" not in plan, plan
+        assert "Sort" not in plan or name == "named", plan
 
 
 @pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
@@ -245,7 +252,8 @@ def test_sums_are_found_by_their_time(misled: psycopg.Connection) -> None:
     """
     rows = "select t, now() - interval '1 day' * i, k, 'a' || i % 7, 'm' || i % 5, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0"
     many = "from generate_series(1, 900) i, unnest(array['attempt', 'model', 'tool']) k, unnest(array['t', 'u', '*']) t"
-    of = {"tenant": None, "agent": None, "by": ["model"], "parts": ["model"], "seconds": 30 * 86_400}
+    of = {"tenant": None, "agent": None, "by": ["model"], "parts": ["model"], "long": True}
+    of |= {"since": datetime.now(UTC) - timedelta(days=30)}
     with misled.transaction(force_rollback=True):
         for table in ("spend_day", "spend_hour"):
             misled.execute(f"insert into agentq.{table} {rows} {many}")
@@ -256,3 +264,152 @@ def test_sums_are_found_by_their_time(misled: psycopg.Connection) -> None:
         for index in ("spend_day_time", "spend_hour_time", "spend_day_pk", "spend_hour_pk"):
             assert index in plan, plan
         assert "Seq Scan on spend_" not in plan.replace("spend_mark", ""), plan
+
+
+SPENT = """
+insert into agentq.spend_session (tenant, session_id, agent, day, first_at, last_at, uses, tokens_in, tokens_out,
+                                  cost_micros, waste_micros, repairs, repair_micros)
+select 't' || i %% 3, gen_random_uuid(), 'a' || i %% 7, date_trunc('day', at, 'UTC'),
+       at - make_interval(secs => i %% 90), at, 1, 1, 1, 1 + i * 7919::bigint %% 10007, 0, 0, 0
+  from generate_series(1, %(count)s) i,
+       lateral (select agentq.now() - interval '1 hour' - interval '29 days' * i / %(count)s) x (at)
+"""
+
+DEAREST = """
+select cost_micros from agentq.spend_session where %(tenant)s::text is null or tenant = %(tenant)s
+ order by 1 desc limit 20
+"""
+
+
+@pytest.mark.parametrize("tenant", [None, "t1"])
+def test_the_dearest_sessions_are_read_from_their_days_alone(misled: psycopg.Connection, tenant: str | None) -> None:
+    """
+    Of 150,000 sessions in thirty days, the dearest of each day by an index.
+    """
+    with misled.transaction(force_rollback=True):
+        misled.execute(SPENT, {"count": 150_000})
+        misled.execute("analyze agentq.spend_session")
+        misled.execute(
+            "update agentq.spend_mark set closed_until = now(), rolled_until = now(), sessions_until = now()"
+        )
+        [(since,)] = misled.execute("select agentq.spend_since(30 * 86400)").fetchall()
+        asked = "select * from agentq.spend_of_sessions(%s, %s, null, 20)"
+        looked_at = min(pages(misled, asked, since, tenant) for _ in range(2))
+        told = misled.execute(asked, (since, tenant)).fetchall()
+        most = misled.execute(DEAREST, {"tenant": tenant}).fetchall()
+    assert [row[5] for row in told] == [row[0] for row in most]
+    # Twenty rows of each day, each on a page of its own at worst; all of them are on three thousand.
+    assert looked_at < 31 * (20 + 8), looked_at
+
+
+TRACED = """
+insert into agentq.trace (tenant, session_id, step_id, fence, ordinal, ended_at, kind, name, agent, agent_version, seq,
+                          attempt, started_at, closing, tokens_in)
+select 't', gen_random_uuid(), gen_random_uuid(), 1, 0, at, 'attempt', 's', 'a', 1, 0, 1, at, 'end', 1
+  from generate_series(0, 12000) i, lateral (select now() - interval '25 hours' * i / 12000) x (at)
+"""
+
+
+def test_a_report_reads_some_minutes_of_traces(misled: psycopg.Connection) -> None:
+    """
+    What is not summed up yet; of the beginning of a window nothing.
+
+    While it began to the second, a report of a day read up to two hours of traces.
+    """
+    now = datetime.now(UTC)
+    summed = now - timedelta(minutes=7)
+    with misled.transaction(force_rollback=True):
+        misled.execute(TRACED)
+        misled.execute("analyze agentq.trace")
+        misled.execute("update agentq.spend_mark set closed_until = %(to)s, rolled_until = %(to)s", {"to": summed})
+        # So that it would begin within an hour, whatever the time is.
+        seconds = 23.5 * 3600 + now.minute * 60 + now.second
+        [(since,)] = misled.execute("select agentq.spend_since(%s)", (seconds,)).fetchall()
+        of = {
+            "tenant": None,
+            "agent": None,
+            "by": ["model", "tool"],
+            "parts": ["model", "tool"],
+            "long": False,
+            "since": since,
+        }
+        explained = f"explain (analyze, buffers, format json) {load('traces')['spend']}"
+        for _ in range(2):
+            [[plan]] = misled.execute(explained, of).fetchall()
+    looked_at = plan[0]["Plan"]["Shared Hit Blocks"] + plan[0]["Plan"]["Shared Read Blocks"]
+    minutes = 12000 / 25 / 60
+    # An index or two for each session of those minutes, in each of a few weeks.
+    assert looked_at < 10 * minutes * 2 * 10, looked_at
+
+
+ODD = """
+insert into agentq.anomaly (tenant, session_id, agent, agent_version, measure, rule, value, low, high, runs, why,
+                            running, state, found_at, muted_at)
+select tenant, session_id, agent, 1, 'cost', 'p99', 9, 1, 2, 500, 'dear', false,
+       case when open then 'open' else 'muted' end, created_at, case when not open then created_at end
+  from (select *, row_number() over () % 3 = 0 as open from agentq.session) s
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "index"),
+    [
+        ("all", {"state": "open"}, "anomaly_open"),
+        ("all", {}, "anomaly_newest"),
+        ("all", {"agent": "a3", "state": "open"}, "anomaly_open"),
+        ("tenant", {"tenant": "t3"}, "anomaly_tenant"),
+        ("tenant", {"tenant": "t3", "state": "open", "agent": "a3"}, "anomaly_tenant"),
+    ],
+)
+def test_a_page_of_anomalies_goes_by_its_index(
+    misled: psycopg.Connection, name: str, asked: dict[str, str], index: str
+) -> None:
+    """
+    From any place in the list on; sessions are looked up for those that are shown.
+    """
+    queries = load("anomalies")
+    of = {"tenant": None, "agent": None, "state": None, "since": "0001-01-01", "before_at": "9999-01-01", "limit": 51}
+    of |= {"before_id": str(uuid.UUID(int=0)), **asked}
+    with misled.transaction(force_rollback=True):
+        misled.execute(TENANTS)
+        misled.execute(MANY)
+        misled.execute(ODD)
+        misled.execute("analyze agentq.anomaly")
+        misled.execute("analyze agentq.session")
+        misled.execute(queries["by_index"])
+        plan = "\n".join(row[0] for row in misled.execute("explain " + queries[f"list_{name}"], of).fetchall())
+        explained = f"explain (analyze, buffers, format json) {queries[f'list_{name}']}"
+        for _ in range(2):
+            [[told]] = misled.execute(explained, of).fetchall()
+    assert index in plan, plan
+    assert "Seq Scan" not in plan, plan
+    assert "Sort" not in plan, plan
+    # A row and its session's, by an index of a few floors.
+    assert told[0]["Plan"]["Shared Hit Blocks"] + told[0]["Plan"]["Shared Read Blocks"] < 51 * 8, told
+
+
+def test_a_look_for_what_no_index_serves_ends_soon(databases: Databases) -> None:
+    """
+    After so many sessions, the last of which comes back to go on from; sooner where enough are found.
+
+    In a database of its own: among rows that other tests left behind, these would not lie side by side.
+    """
+    of = {"tenant": None, "agent": None, "state": None, "text": "nothing like it", "within_input": True, "limit": 51}
+    of |= {"before_at": "9999-01-01", "before_id": str(uuid.UUID(int=2**128 - 1)), "look": 500}
+    with databases.one() as database, psycopg.connect(database.admin_url) as connection:
+        execute = connection.execute
+        execute("select set_config('agentq.tenant', '*', true)")
+        execute(TENANTS)
+        execute(MANY)
+        execute("analyze agentq.session")
+        execute(SQL["by_index"])
+        [last] = execute(SQL["page_all"], of).fetchall()
+        looked_at = {}
+        for text in ("nothing like it", "k"):
+            explained = f"explain (analyze, buffers, format json) {SQL['page_all']}"
+            for _ in range(2):
+                [[told]] = execute(explained, of | {"text": text}).fetchall()
+            looked_at[text] = told[0]["Plan"]["Shared Hit Blocks"] + told[0]["Plan"]["Shared Read Blocks"]
+    assert last[9:] == (False, 500)
+    # Of rows that lie side by side; all of them are on ten times as many pages.
+    assert looked_at["k"] < looked_at["nothing like it"] < 60, looked_at

@@ -346,7 +346,9 @@ IMPOSSIBLE = {
         ("one", "one = 2"),
         ("closing", "closing_until = null, waits_for = '{}'"),
         ("order", "rolled_until = 'infinity', closed_until = now()"),
+        ("sessions", "sessions_until = 'infinity', rolled_until = now()"),
     ],
+    "spend_session": [("times", "first_at = last_at + interval '1 s'")],
     "model_price": [("amounts", "input_micros = -1"), ("model", "model = 'nobodys'")],
     "worker": [
         ("state", "state = 'asleep'"),
@@ -429,7 +431,7 @@ def fill(hands: Hands) -> None:
     Effects(hands.store).claim(claim, "k", name="pay", args_hash=b"h", durable=False)
     fill_keys(hands)
     fill_budgets(hands, claim)
-    fill_spend(hands)
+    fill_spend(hands, claim)
     fill_anomalies(hands, claim)
     join = step("join", fan=1)
     arm = step("arm", join_step=join.step_id, branch=0)
@@ -484,13 +486,19 @@ def fill_anomalies(hands: Hands, claim: Granted) -> None:
     anomalies.order(hands.tenant, "robot", "", "flag", for_s=None, operator="test", reason="filled")
 
 
-def fill_spend(hands: Hands) -> None:
+def fill_spend(hands: Hands, claim: Granted) -> None:
     for table in ("spend_hour", "spend_day"):
         hands.rows(
             f"insert into agentq.{table} values (%s, now(), 'attempt', 'robot', '', 1, 1, 1, 1, 1, 0, 0, 0, 0, 0)"
             " returning tenant",
             hands.tenant,
         )
+    hands.rows(
+        "insert into agentq.spend_session values"
+        " (%s, %s, 'robot', now(), now(), now(), 1, 1, 1, 1, 0, 0, 0) returning tenant",
+        hands.tenant,
+        claim.ref.session_id,
+    )
 
 
 def fill_budgets(hands: Hands, claim: Granted) -> None:

@@ -240,3 +240,31 @@ def test_a_text_is_found_in_inputs_only_by_who_may_see_them(hands: Hands) -> Non
     for text, within, found in (("4111", True, 1), ("4111", False, 0), ("ORDER-7", False, 1)):
         page = hands.sessions.page(tenant=hands.tenant, text=text, within_input=within)
         assert len(page.rows) == found, (text, within)
+
+
+@pytest.mark.parametrize("patience_s", [0.0, 60.0])
+def test_what_no_index_serves_is_looked_for_bit_by_bit(
+    hands: Hands, monkeypatch: pytest.MonkeyPatch, patience_s: float
+) -> None:
+    """
+    A page ends after so many sessions, or sooner where that takes long, and says where; whoever goes on from there
+    looks at each of the others once.
+    """
+    monkeypatch.setattr("agentq.store.sessions._LOOK", 10)
+    monkeypatch.setattr("agentq.store.sessions._LOOK_S", patience_s)
+    monkeypatch.setattr("agentq.store.sessions.LOOKED_AT_MAX", 30)
+    started = [hands.start(input=b'{"it is": "odd"}' if n % 16 == 0 else b"{}").session_id for n in range(80)]
+    found, ends, place = [], [], None
+    while True:
+        page = hands.sessions.page(tenant=hands.tenant, text="odd", before=place, limit=3)
+        found += [row.session_id for row in page.rows]
+        place = page.more
+        if place is None:
+            break
+        assert page.full == (len(page.rows) == 3)
+        ends.append(place[1])
+    assert found == [started[n] for n in (64, 48, 32, 16, 0)]
+    newest = started[::-1]
+    looked_at = 10 if patience_s == 0.0 else 30
+    assert ends == newest[looked_at - 1 :: looked_at][: len(ends)]
+    assert len(ends) == (8 if patience_s == 0.0 else 2)

@@ -16,7 +16,7 @@ from agentq.store.budgets import Budgets, Wanted
 from agentq.store.operators import Operators
 from agentq.store.pool import Store
 from agentq.store.recovery import By, Recovery
-from agentq.store.traces import Traces
+from agentq.store.traces import GRACE_S, Traces
 from agentq.testing import Clock
 from agentq.verdicts import Charge, Extras, Granted, Settlement, TraceEvent, Usage
 from tests.support.databases import Databases
@@ -53,12 +53,12 @@ class Archive:
             self.hands[tenant] = Hands(self.past, tenant)
         return self.hands[tenant]
 
-    def roll(self, *, wait: bool = True) -> list[str]:
+    def roll(self, *, wait: bool = True, grace_s: float = GRACE_S) -> list[str]:
         """Sum up all that can be; with `wait`, also what a transaction of somebody else's, a vacuum's say, holds up."""
         done: list[str] = []
 
         def nothing_left() -> bool:
-            while (one := self.traces.roll()) is not None:
+            while (one := self.traces.roll(grace_s=grace_s)) is not None:
                 done.append(one)
             return not wait or not self.owner.execute("select closing_until from agentq.spend_mark").fetchall()[0][0]
 
@@ -71,18 +71,31 @@ class Archive:
     def told(self, *windows: int) -> list[Any]:
         """All that reports say, of each tenant and agent and of all."""
         filters: list[dict[str, Any]] = [{}, *({"tenant": name} for name in self.hands), {"agent": "robot"}]
-        return [self.traces.spends(BY, seconds=s, **which) for s in windows or WINDOWS for which in filters]
+        return [
+            (self.traces.spends(BY, seconds=s, **which), self.traces.spend("session", seconds=s, **which))
+            for s in windows or WINDOWS
+            for which in filters
+        ]
 
     def sums(self, seconds: float = 40 * DAY) -> set[tuple[int, int, int]]:
         """What reports say was used in all, by each thing but tools."""
+        told = [*self.traces.spends(BY[:-1], seconds=seconds).values(), self.traces.spend("session", seconds=seconds)]
         return {
             (
                 sum(row.tokens_in for row in rows),
                 sum(row.tokens_out for row in rows),
                 sum(row.cost_micros for row in rows),
             )
-            for rows in self.traces.spends(BY[:-1], seconds=seconds).values()
+            for rows in told
         }
+
+    def dear(self, seconds: float) -> set[str]:
+        """The sessions that used something within so many seconds, as their traces say."""
+        query = (
+            "select distinct session_id::text from agentq.trace where kind = 'attempt' and cost_micros > 0"
+            " and ended_at >= now() - make_interval(secs => %s)"
+        )
+        return {row[0] for row in self.owner.execute(query, (seconds,)).fetchall()}
 
     def charged(self) -> set[tuple[int, int, int]]:
         """What the budgets' ledger says."""
@@ -179,15 +192,19 @@ def test_figures_are_the_same_before_and_after_they_are_summed_up(archive: Archi
     month(archive)
     before = archive.told()
     assert archive.sums() == archive.charged()
-    assert before[0]["model"]
+    assert before[0][0]["model"]
+    assert {row.of for row in before[0][1]} == archive.dear(3 * HOUR)
 
     done = archive.roll()
 
-    assert {"closing", "hour", "day"} == set(done)
+    assert {"closing", "hour", "day", "sessions"} == set(done)
     assert archive.told() == before
     assert archive.sums() == archive.charged()
-    # From the sums alone: the hours and days are there, and no trace of a closed hour is read.
-    archive.owner.execute("delete from agentq.trace where ended_at < (select rolled_until from agentq.spend_mark)")
+    # From the sums alone: the hours and days are there, and no trace is read of sessions that have ended by then.
+    archive.owner.execute(
+        "delete from agentq.trace t where not exists (select from agentq.trace o, agentq.spend_mark m"
+        " where o.session_id = t.session_id and o.ended_at >= m.rolled_until)"
+    )
     assert archive.told(7 * DAY, 40 * DAY) == before[2 * 4 :]
     assert archive.roll() == []
 
@@ -250,6 +267,43 @@ def test_repairs_are_told_apart_within_the_waste(
         archive.roll()
 
 
+def test_repairs_are_told_apart_in_each_part_of_a_session(archive: Archive) -> None:
+    """
+    Of what the window holds of it, what is not summed up yet, and the others that one line tells: the same at any time.
+    """
+    long, short = [], []
+    for hours, kept in ((4.5, long), (1.6, short)):
+        archive.at(hours * HOUR)
+        kept.append(spend(archive, closing="repair", tokens=200))
+    archive.at(0.2 * HOUR)
+    archive.hand().admit()
+    for claim, tokens in ((long[0], 40), (short[0], 20)):
+        spend(archive, claim=archive.hand().claim(claim.ref), tokens=tokens, repair=True)
+    archive.at(0)
+
+    def told(seconds: float, limit: int = 9) -> list[tuple[str, int, int, int]]:
+        rows = archive.traces.spend("session", seconds=seconds, limit=limit)
+        assert all(row.waste_micros == row.repair_micros for row in rows)
+        return [(row.of, row.sessions, row.repairs, row.repair_micros) for row in rows]
+
+    first, second = str(long[0].ref.session_id), str(short[0].ref.session_id)
+    for grace_s in (40 * HOUR, HOUR, GRACE_S):
+        archive.roll(grace_s=grace_s)
+        assert told(2 * HOUR) == [(second, 1, 2, 2200), (first, 0, 1, 400)]
+        assert told(40 * DAY) == [(first, 1, 2, 2400), (second, 1, 2, 2200)]
+        assert told(40 * DAY, limit=1) == [(first, 1, 2, 2400), ("(other sessions)", 1, 2, 2200)]
+
+
+def test_repairs_that_are_told_by_nobody_have_a_line(archive: Archive) -> None:
+    """
+    A step's answer was to be repaired, and it neither reserved nor traced its calls.
+    """
+    claim = archive.hand().begin()
+    archive.hand().settle(claim, "repair", extras=Extras(usage=Usage(1, 1, 5)), failure=BROKEN)
+    [row] = archive.traces.spend("model", seconds=DAY)
+    assert (row.of, row.count, row.waste_micros, row.repairs, row.repair_micros) == ("(not told apart)", 0, 5, 1, 5)
+
+
 def test_an_attempt_cannot_have_cost_less_than_its_repairs(archive: Archive) -> None:
     """
     Whatever its calls say of themselves.
@@ -260,6 +314,66 @@ def test_an_attempt_cannot_have_cost_less_than_its_repairs(archive: Archive) -> 
     archive.hand().settle(claim, "end", extras=Extras(usage=usage, trace=(boast, boast)))
     [row] = archive.traces.spend("tenant", seconds=DAY)
     assert (row.cost_micros, row.waste_micros, row.repairs, row.repair_micros) == (5, 5, 2, 5)
+def test_the_dearest_sessions_and_one_line_for_the_others(archive: Archive) -> None:
+    """
+    So many as are asked for, whatever the day on which they ended; with the last line all comes to the same sum.
+    """
+    for hours, tokens in ((200, 90), (100, 20), (60, 80), (30, 30), (2, 70), (0.2, 60), (0.01, 50)):
+        archive.at(hours * HOUR)
+        spend(archive, tokens=tokens)
+        spend(archive, "b", tokens=tokens + 4)
+    archive.at(0)
+    for _ in range(2):
+        rows = archive.traces.spend("session", seconds=40 * DAY, tenant="a", limit=4)
+        assert [row.tokens_in for row in rows] == [90, 80, 70, 60, 100]
+        assert [(row.of, row.count, row.sessions) for row in rows[4:]] == [("(other sessions)", 3, 3)]
+        rows = archive.traces.spend("session", seconds=40 * DAY, limit=3)
+        assert [row.tokens_in for row in rows] == [94, 90, 84, 560]
+        rows = archive.traces.spend("session", seconds=7 * DAY, tenant="a", agent="robot")
+        assert [row.tokens_in for row in rows] == [80, 70, 60, 50, 30, 20]
+        assert archive.traces.spend("session", seconds=7 * DAY, agent="nobodys") == []
+        archive.roll()
+
+
+def test_a_session_that_began_before_the_window_is_told_with_its_part_of_it(archive: Archive) -> None:
+    """
+    Whether it went on for days or for hours, and whether it goes on now; before it is summed up, and after.
+    """
+    claims = []
+    for hours in (70, 4.5, 4.5):
+        archive.at(hours * HOUR)
+        claims.append(spend(archive, closing="retry", tokens=200))
+    for hours, going_on in ((1.5, claims[:2]), (0.01, claims[2:])):
+        archive.at(hours * HOUR)
+        archive.hand().admit()
+        for claim in going_on:
+            spend(archive, claim=archive.hand().claim(claim.ref), tokens=20)
+    archive.at(0)
+    for _ in range(2):
+        rows = archive.traces.spend("session", seconds=2 * HOUR)
+        assert sorted(row.of for row in rows) == sorted(str(claim.ref.session_id) for claim in claims)
+        assert {(row.count, row.sessions, row.tokens_in, row.cost_micros) for row in rows} == {(1, 0, 20, 200)}
+        whole = archive.traces.spend("session", seconds=40 * DAY)
+        assert {(row.count, row.sessions, row.tokens_in) for row in whole} == {(2, 1, 220)}
+        archive.roll()
+
+
+def test_the_hour_that_runs_is_added_up_too(archive: Archive) -> None:
+    """
+    Some minutes of traces are left to be read, however much an hour holds; and hours come out whole in the end.
+    """
+    for minutes in (50, 35, 20, 10):
+        archive.at(minutes * 60)
+        spend(archive)
+    archive.at(0)
+    before = archive.told()
+    for minutes in (40, 25, 15):
+        archive.roll(grace_s=60 * minutes)
+        assert archive.told() == before
+    archive.roll()
+    query = "select rolled_until > now() - interval '8 minutes', sessions_until = rolled_until from agentq.spend_mark"
+    assert archive.owner.execute(query).fetchall() == [(True, True)]
+    assert archive.told() == before
 
 
 # ── closing an hour ──────────────────────────────────────────────────────────
@@ -285,7 +399,7 @@ def _end(claim: Granted) -> Any:
     return Settlement("end", kind="full", state=b"{}", state_from=claim.ref.step_id, result=b"1", extras=used(claim))
 
 
-def test_the_hour_that_runs_is_left_alone(archive: Archive) -> None:
+def test_what_is_not_over_is_left_alone(archive: Archive) -> None:
     """
     Whatever a clock says that somebody has moved ahead.
     """
@@ -295,7 +409,7 @@ def test_the_hour_that_runs_is_left_alone(archive: Archive) -> None:
     Traces(archive.past).roll()
     Traces(archive.past).roll()
     archive.roll()
-    query = "select rolled_until <= date_trunc('hour', clock_timestamp(), 'UTC') from agentq.spend_mark"
+    query = "select rolled_until <= clock_timestamp() - interval '1 minute' from agentq.spend_mark"
     assert archive.owner.execute(query).fetchall() == [(True,)]
     assert archive.sums() == archive.charged()
 
@@ -361,6 +475,8 @@ def test_a_call_that_is_charged_late_is_in_the_sums(archive: Archive, ago_s: flo
     assert {row[2] for row in archive.charged()} == {180}
     [model] = archive.traces.spend("model", seconds=7 * DAY)
     assert (model.of, model.count, model.cost_micros, model.waste_micros, model.sessions) == ("big", 2, 180, 180, 1)
+    [session] = archive.traces.spend("session", seconds=7 * DAY)  # and nothing of it is another's
+    assert (session.of, session.count, session.cost_micros) == (str(claim.ref.session_id), 1, 180)
     assert archive.roll() == []
 
 
@@ -436,8 +552,9 @@ def test_a_repair_that_is_charged_late_is_in_the_sums(archive: Archive, ago_s: f
     assert [row.repair_micros for row in archive.traces.spend("tenant", seconds=7 * DAY)] == [200]
     assert archive.budgets.settle_leaked(10) == 1
     for seconds in (30 * HOUR, 40 * DAY) if ago_s < DAY else (40 * DAY,):
-        [row] = archive.traces.spend("tenant", seconds=seconds)
-        assert (row.cost_micros, row.waste_micros, row.repairs, row.repair_micros) == (1100, 1100, 1, 1100)
+        for by in ("tenant", "session"):
+            [row] = archive.traces.spend(by, seconds=seconds)
+            assert (row.cost_micros, row.waste_micros, row.repairs, row.repair_micros) == (1100, 1100, 1, 1100), by
 
 
 def test_an_attempt_that_was_killed_is_in_the_sums(archive: Archive) -> None:
@@ -469,14 +586,20 @@ def test_what_a_removed_session_cost_is_kept(archive: Archive) -> None:
     not yet.
     """
     month(archive)
-    before = archive.told(7 * DAY, 40 * DAY)
+    before = [told[0] for told in archive.told(7 * DAY, 40 * DAY)]
+    sessions = archive.dear(40 * DAY)
     assert [archive.traces.roll() for _ in range(3)]  # the oldest hours, as a rule
     operators = Operators(archive.store)
     operators.change_tenant("a", state="paused", **WHO)
     assert operators.erase_tenant("a", **WHO)["removed"] > 9
-    assert archive.told(7 * DAY, 40 * DAY) == before
-    archive.roll()
-    assert archive.told(7 * DAY, 40 * DAY) == before
+    for _ in range(2):
+        assert [told[0] for told in archive.told(7 * DAY, 40 * DAY)] == before
+        # Whose it was is forgotten, and the sum is the same.
+        left = {row.of for row in archive.traces.spend("session", seconds=40 * DAY)}
+        assert left == archive.dear(40 * DAY) | {"(other sessions)"} < sessions | {"(other sessions)"}
+        archive.roll()
+    stored = "select session_id::text from agentq.spend_session"
+    assert {row[0] for row in archive.owner.execute(stored).fetchall()} <= archive.dear(40 * DAY)
     assert archive.sums() >= archive.charged()
 
 
@@ -490,7 +613,8 @@ def test_figures_outlive_their_traces(archive: Archive) -> None:
         alter table agentq.trace attach partition agentq.trace_20200106 for values from ('2020-01-06') to ('2020-01-13')
     """)
     reach = "update agentq.spend_mark set closed_until = %(to)s, rolled_until = %(to)s, days_until = %(to)s"
-    archive.owner.execute(reach, {"to": "2020-01-07T00:00Z"})
-    assert archive.traces.forget(30) == []
-    archive.owner.execute(reach, {"to": "2020-02-07T00:00Z"})
+    for to, sessions in (("2020-01-07", "2020-01-07"), ("2020-02-07", None), ("2020-02-07", "2020-01-07")):
+        archive.owner.execute(f"{reach}, sessions_until = %(sessions)s", {"to": to, "sessions": sessions})
+        assert archive.traces.forget(30) == []
+    archive.owner.execute(f"{reach}, sessions_until = %(to)s", {"to": "2020-02-07"})
     assert archive.traces.forget(30) == ["trace_20200106"]

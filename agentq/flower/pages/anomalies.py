@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import urlencode
 
 from tornado.web import authenticated
 
 from agentq.cli.anomaly import amount, normal
 from agentq.errors import InvalidInput
-from agentq.flower.pages.tab import Action, Route, Tab
+from agentq.flower.pages.tab import Action, Route, Tab, mark_of
 
+PAGE_ROWS = 50
 _STATES = ("open", "muted", "all")
 
 
@@ -23,19 +25,29 @@ class Anomalies(Tab):
         state = self.chosen("state") or "open"
         if state not in _STATES:
             raise InvalidInput(f"state is one of {', '.join(_STATES)}")
-        tenant, agent = self.chosen("tenant", "tenant"), self.chosen("agent", "agent")
+        tenant, agent, before = self.chosen("tenant", "tenant"), self.chosen("agent", "agent"), self.place()
 
         def question() -> Any:
             chosen = None if state == "all" else state
-            return self.client.anomalies.ls(state=chosen, tenant=tenant, agent=agent, limit=200)
+            return self.client.anomalies.ls(
+                state=chosen, tenant=tenant, agent=agent, before=before, limit=PAGE_ROWS + 1
+            )
 
+        rows = await self.ask(question)
+        older = None
+        if len(rows) > PAGE_ROWS:
+            rows = rows[:PAGE_ROWS]
+            filters = {"tenant": tenant or "", "agent": agent or "", "state": state}
+            older = urlencode(filters | {"before": mark_of((rows[-1].found_at, rows[-1].anomaly_id))})
         self.show(
             "aq_anomalies.html",
-            rows=await self.ask(question),
+            rows=rows,
             tenant=tenant,
             agent=agent,
             state=state,
             states=_STATES,
+            older=older,
+            first=before is None,
             amount=amount,
             normal=normal,
             one=None,

@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 from tornado.web import authenticated
 
 from agentq.errors import InvalidInput
-from agentq.flower.pages.tab import Route, Tab
+from agentq.flower.pages.tab import Route, Tab, mark_of
 from agentq.seeing.tracing import redactor_of
 from agentq.store.sessions import Place
 
@@ -35,7 +35,7 @@ class Sessions(Tab):
         }
         chosen = {name: value for name, value in chosen.items() if value}
         filters = {("prefix" if name == "id" else name): value for name, value in chosen.items() if name != "until"}
-        before = _place(self.chosen("before")) or _end_of(chosen.get("until"))
+        before = self.place() or _end_of(chosen.get("until"))
         # Inputs are not redacted: whoever may only look must not find out by searching what pages hide.
         within = self.may_operate
         redact = redactor_of(self.client.settings).value
@@ -46,14 +46,10 @@ class Sessions(Tab):
             "aq_sessions.html",
             rows=[replace(row, failure=redact("failure", row.failure)) for row in page.rows],
             filters=chosen,
-            older=urlencode(chosen | {"before": _mark(page.more)}) if page.more is not None else None,
+            older=urlencode(chosen | {"before": mark_of(page.more)}) if page.more is not None else None,
             looked_until=page.more[0] if page.more is not None and not page.full else None,
             first=before is None,
         )
-
-
-def _mark(place: Place) -> str:
-    return f"{place[0].isoformat()}~{place[1]}"
 
 
 def _end_of(day: str | None) -> Place | None:
@@ -65,18 +61,6 @@ def _end_of(day: str | None) -> Place | None:
         return start.replace(tzinfo=start.tzinfo or UTC) + timedelta(days=1), uuid.UUID(int=0)
     except (ValueError, OverflowError):
         raise InvalidInput(f"{day!r} is no day: write 2026-11-24") from None
-
-
-def _place(mark: str | None) -> Place | None:
-    """Where a page begins."""
-    if mark is None:
-        return None
-    at, _, session_id = mark.partition("~")
-    try:
-        moment = datetime.fromisoformat(at)
-        return moment if moment.tzinfo else moment.replace(tzinfo=UTC), uuid.UUID(session_id)
-    except ValueError:
-        raise InvalidInput("this page's address is damaged: begin at the first page") from None
 
 
 ROUTES = (Route("aq-sessions", r"/sessions", Sessions, "Sessions"),)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import uuid
 from base64 import b64decode
 from collections.abc import Callable
 from contextlib import suppress
@@ -148,6 +149,18 @@ class Tab(BaseHandler):  # type: ignore[misc]
             valid_name(kind, value)
         return value or None
 
+    def place(self) -> tuple[datetime, uuid.UUID] | None:
+        """Where in a list the page begins; None: at its beginning."""
+        mark = self.chosen("before")
+        if mark is None:
+            return None
+        at, _, which = mark.partition("~")
+        try:
+            moment = datetime.fromisoformat(at)
+            return moment if moment.tzinfo else moment.replace(tzinfo=UTC), uuid.UUID(which)
+        except ValueError:
+            raise InvalidInput("this page's address is damaged: begin at the first page") from None
+
     def write_error(self, status_code: int, **more: Any) -> None:
         error = (more.get("exc_info") or (None, None))[1]
         if isinstance(error, StoreUnavailable):
@@ -203,6 +216,11 @@ class Action(Tab):
     def act(self, *, reason: str, user: str, **place: str) -> tuple[str, str]:
         """Do it; what to say of it, and the page to go on with."""
         raise NotImplementedError
+
+
+def mark_of(place: tuple[datetime, uuid.UUID]) -> str:
+    """A place in a list, for the address of the page that begins there."""
+    return f"{place[0].isoformat()}~{place[1]}"
 
 
 def _ago(moment: datetime | None) -> str:

@@ -51,7 +51,7 @@ from agentq.store.schema.ledger import (
 )
 from agentq.store.schema.memory import memory, memory_words
 from agentq.store.schema.rates import rate_bucket, rate_caller, rate_limit
-from agentq.store.schema.spend import spend_day, spend_hour, spend_mark
+from agentq.store.schema.spend import spend_day, spend_hour, spend_mark, spend_session
 from agentq.store.schema.traces import decision, trace
 
 # Tables whose rows belong to one tenant: row security is forced on each of them.
@@ -88,6 +88,7 @@ TENANT_TABLES: tuple[Table, ...] = (
     anomaly_order,
     spend_hour,
     spend_day,
+    spend_session,
 )
 
 __all__ = [
@@ -142,6 +143,7 @@ __all__ = [
     "spend_day",
     "spend_hour",
     "spend_mark",
+    "spend_session",
     "tenant",
     "tenant_key",
     "trace",

@@ -86,8 +86,10 @@ anomaly = Table(
     UniqueConstraint("tenant", "session_id", "measure", name="anomaly_once"),
     CheckConstraint(one_of("state", ANOMALY_STATES), name="state"),
     CheckConstraint("(state = 'muted') = (muted_at is not null)", name="muted"),
-    Index("anomaly_newest", "found_at"),
-    Index("anomaly_open", "found_at", postgresql_where=text("state = 'open'")),
+    # The newest of all, of the open ones, of a tenant. What stands last is looked at without the row.
+    Index("anomaly_newest", "found_at", "anomaly_id", "agent"),
+    Index("anomaly_open", "found_at", "anomaly_id", "agent", postgresql_where=text("state = 'open'")),
+    Index("anomaly_tenant", "tenant", "found_at", "anomaly_id", "state", "agent"),
     Index("anomaly_id", "anomaly_id"),
 )
 

@@ -83,6 +83,7 @@ select (select count(*) from agentq.session where tenant = %(tenant)s),
        (select count(*) from agentq.refused_submission where tenant = %(tenant)s),
        (select count(*) from agentq.anomaly where tenant = %(tenant)s),
        (select count(*) from agentq.session_tally where tenant = %(tenant)s),
+       (select count(*) from agentq.spend_session where tenant = %(tenant)s),
        (select count(*) from agentq.tenant_key where tenant = %(tenant)s and wrapped is not null);
 
 -- name: forget_refused

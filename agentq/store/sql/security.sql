@@ -11,7 +11,7 @@ begin
                              'dependency', 'dependency_window', 'dependency_probe', 'dependency_change',
                              'memory', 'tenant_key',
                              'session_tally', 'anomaly_baseline', 'anomaly', 'anomaly_order',
-                             'spend_hour', 'spend_day'] loop
+                             'spend_hour', 'spend_day', 'spend_session'] loop
         execute format('alter table agentq.%I enable row level security', t);
         execute format('alter table agentq.%I force row level security', t);
         execute format('drop policy if exists tenant_rows on agentq.%I', t);

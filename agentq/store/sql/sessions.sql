@@ -74,111 +74,105 @@ select set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan'
 
 -- name: page_all
 -- The newest sessions before a place in the list: keyset, so that page 1,000 costs what page 1 does. What no index
--- serves is looked for among the next 5,000 of the index that serves best, and then the page says how far it came.
-select tenant, session_id, agent, agent_version, key, state, created_at, ended_at, failure
-  from (select tenant, session_id, agent, agent_version, key, state, created_at, ended_at, failure, input from agentq.session
-         where (created_at, session_id) < (%(before_at)s, %(before_id)s::uuid)
-         order by created_at desc, session_id desc limit 5000) looked_at
- where (%(tenant)s::text is null or tenant = %(tenant)s) and (%(agent)s::text is null or agent = %(agent)s)
-   and (%(state)s::text is null or state = %(state)s)
-   and (%(text)s::text is null
-        or position(%(text)s in lower(concat(key, ' ', failure ->> 'type', ' ', failure ->> 'message') collate "C")) > 0
-        or %(within_input)s and get_byte(input, 0) >= 32
-           and position(%(text)s in lower(encode(substring(input, 1, 8192), 'escape') collate "C")) > 0)
+-- serves is looked for among the next so many of the index that serves best; the last of these comes back, matching or
+-- not, to go on from.
+select tenant, session_id, agent, agent_version, key, state, created_at, ended_at, failure, matches, nth
+  from (select *, row_number() over () as nth,
+               (%(tenant)s::text is null or tenant = %(tenant)s) and (%(agent)s::text is null or agent = %(agent)s)
+               and (%(state)s::text is null or state = %(state)s)
+               and (%(text)s::text is null
+                    or position(%(text)s in lower(concat(key, ' ', failure ->> 'type', ' ', failure ->> 'message') collate "C")) > 0
+                    or %(within_input)s and get_byte(input, 0) >= 32
+                       and position(%(text)s in lower(encode(substring(input, 1, 8192), 'escape') collate "C")) > 0) as matches
+          from (select tenant, session_id, agent, agent_version, key, state, created_at, ended_at, failure, input
+                  from agentq.session
+                 where (created_at, session_id) < (%(before_at)s, %(before_id)s::uuid)
+                 order by created_at desc, session_id desc limit %(look)s) next
+         order by created_at desc, session_id desc) looked_at
+ where matches or nth = %(look)s
  order by created_at desc, session_id desc limit %(limit)s;
-
--- name: end_all
--- Where such a look ended; no row: there was nothing further.
-select created_at, session_id from agentq.session
- where (created_at, session_id) < (%(before_at)s, %(before_id)s::uuid)
- order by created_at desc, session_id desc offset 4999 limit 1;
 
 -- name: page_tenant
-select tenant, session_id, agent, agent_version, key, state, created_at, ended_at, failure
-  from (select tenant, session_id, agent, agent_version, key, state, created_at, ended_at, failure, input from agentq.session
-         where tenant = %(tenant)s and (created_at, session_id) < (%(before_at)s, %(before_id)s::uuid)
-         order by created_at desc, session_id desc limit 5000) looked_at
- where (%(tenant)s::text is null or tenant = %(tenant)s) and (%(agent)s::text is null or agent = %(agent)s)
-   and (%(state)s::text is null or state = %(state)s)
-   and (%(text)s::text is null
-        or position(%(text)s in lower(concat(key, ' ', failure ->> 'type', ' ', failure ->> 'message') collate "C")) > 0
-        or %(within_input)s and get_byte(input, 0) >= 32
-           and position(%(text)s in lower(encode(substring(input, 1, 8192), 'escape') collate "C")) > 0)
+select tenant, session_id, agent, agent_version, key, state, created_at, ended_at, failure, matches, nth
+  from (select *, row_number() over () as nth,
+               (%(tenant)s::text is null or tenant = %(tenant)s) and (%(agent)s::text is null or agent = %(agent)s)
+               and (%(state)s::text is null or state = %(state)s)
+               and (%(text)s::text is null
+                    or position(%(text)s in lower(concat(key, ' ', failure ->> 'type', ' ', failure ->> 'message') collate "C")) > 0
+                    or %(within_input)s and get_byte(input, 0) >= 32
+                       and position(%(text)s in lower(encode(substring(input, 1, 8192), 'escape') collate "C")) > 0) as matches
+          from (select tenant, session_id, agent, agent_version, key, state, created_at, ended_at, failure, input
+                  from agentq.session
+                 where tenant = %(tenant)s and (created_at, session_id) < (%(before_at)s, %(before_id)s::uuid)
+                 order by created_at desc, session_id desc limit %(look)s) next
+         order by created_at desc, session_id desc) looked_at
+ where matches or nth = %(look)s
  order by created_at desc, session_id desc limit %(limit)s;
-
--- name: end_tenant
--- Where such a look ended; no row: there was nothing further.
-select created_at, session_id from agentq.session
- where tenant = %(tenant)s and (created_at, session_id) < (%(before_at)s, %(before_id)s::uuid)
- order by created_at desc, session_id desc offset 4999 limit 1;
 
 -- name: page_agent
-select tenant, session_id, agent, agent_version, key, state, created_at, ended_at, failure
-  from (select tenant, session_id, agent, agent_version, key, state, created_at, ended_at, failure, input from agentq.session
-         where agent = %(agent)s and (created_at, session_id) < (%(before_at)s, %(before_id)s::uuid)
-         order by created_at desc, session_id desc limit 5000) looked_at
- where (%(tenant)s::text is null or tenant = %(tenant)s) and (%(agent)s::text is null or agent = %(agent)s)
-   and (%(state)s::text is null or state = %(state)s)
-   and (%(text)s::text is null
-        or position(%(text)s in lower(concat(key, ' ', failure ->> 'type', ' ', failure ->> 'message') collate "C")) > 0
-        or %(within_input)s and get_byte(input, 0) >= 32
-           and position(%(text)s in lower(encode(substring(input, 1, 8192), 'escape') collate "C")) > 0)
+select tenant, session_id, agent, agent_version, key, state, created_at, ended_at, failure, matches, nth
+  from (select *, row_number() over () as nth,
+               (%(tenant)s::text is null or tenant = %(tenant)s) and (%(agent)s::text is null or agent = %(agent)s)
+               and (%(state)s::text is null or state = %(state)s)
+               and (%(text)s::text is null
+                    or position(%(text)s in lower(concat(key, ' ', failure ->> 'type', ' ', failure ->> 'message') collate "C")) > 0
+                    or %(within_input)s and get_byte(input, 0) >= 32
+                       and position(%(text)s in lower(encode(substring(input, 1, 8192), 'escape') collate "C")) > 0) as matches
+          from (select tenant, session_id, agent, agent_version, key, state, created_at, ended_at, failure, input
+                  from agentq.session
+                 where agent = %(agent)s and (created_at, session_id) < (%(before_at)s, %(before_id)s::uuid)
+                 order by created_at desc, session_id desc limit %(look)s) next
+         order by created_at desc, session_id desc) looked_at
+ where matches or nth = %(look)s
  order by created_at desc, session_id desc limit %(limit)s;
-
--- name: end_agent
--- Where such a look ended; no row: there was nothing further.
-select created_at, session_id from agentq.session
- where agent = %(agent)s and (created_at, session_id) < (%(before_at)s, %(before_id)s::uuid)
- order by created_at desc, session_id desc offset 4999 limit 1;
 
 -- name: page_state
-select tenant, session_id, agent, agent_version, key, state, created_at, ended_at, failure
-  from (select tenant, session_id, agent, agent_version, key, state, created_at, ended_at, failure, input from agentq.session
-         where state = %(state)s and (created_at, session_id) < (%(before_at)s, %(before_id)s::uuid)
-         order by created_at desc, session_id desc limit 5000) looked_at
- where (%(tenant)s::text is null or tenant = %(tenant)s) and (%(agent)s::text is null or agent = %(agent)s)
-   and (%(state)s::text is null or state = %(state)s)
-   and (%(text)s::text is null
-        or position(%(text)s in lower(concat(key, ' ', failure ->> 'type', ' ', failure ->> 'message') collate "C")) > 0
-        or %(within_input)s and get_byte(input, 0) >= 32
-           and position(%(text)s in lower(encode(substring(input, 1, 8192), 'escape') collate "C")) > 0)
+select tenant, session_id, agent, agent_version, key, state, created_at, ended_at, failure, matches, nth
+  from (select *, row_number() over () as nth,
+               (%(tenant)s::text is null or tenant = %(tenant)s) and (%(agent)s::text is null or agent = %(agent)s)
+               and (%(state)s::text is null or state = %(state)s)
+               and (%(text)s::text is null
+                    or position(%(text)s in lower(concat(key, ' ', failure ->> 'type', ' ', failure ->> 'message') collate "C")) > 0
+                    or %(within_input)s and get_byte(input, 0) >= 32
+                       and position(%(text)s in lower(encode(substring(input, 1, 8192), 'escape') collate "C")) > 0) as matches
+          from (select tenant, session_id, agent, agent_version, key, state, created_at, ended_at, failure, input
+                  from agentq.session
+                 where state = %(state)s and (created_at, session_id) < (%(before_at)s, %(before_id)s::uuid)
+                 order by created_at desc, session_id desc limit %(look)s) next
+         order by created_at desc, session_id desc) looked_at
+ where matches or nth = %(look)s
  order by created_at desc, session_id desc limit %(limit)s;
-
--- name: end_state
--- Where such a look ended; no row: there was nothing further.
-select created_at, session_id from agentq.session
- where state = %(state)s and (created_at, session_id) < (%(before_at)s, %(before_id)s::uuid)
- order by created_at desc, session_id desc offset 4999 limit 1;
 
 -- name: page_tenant_state
-select tenant, session_id, agent, agent_version, key, state, created_at, ended_at, failure
-  from (select tenant, session_id, agent, agent_version, key, state, created_at, ended_at, failure, input from agentq.session
-         where tenant = %(tenant)s and state = %(state)s and (created_at, session_id) < (%(before_at)s, %(before_id)s::uuid)
-         order by created_at desc, session_id desc limit 5000) looked_at
- where (%(tenant)s::text is null or tenant = %(tenant)s) and (%(agent)s::text is null or agent = %(agent)s)
-   and (%(state)s::text is null or state = %(state)s)
-   and (%(text)s::text is null
-        or position(%(text)s in lower(concat(key, ' ', failure ->> 'type', ' ', failure ->> 'message') collate "C")) > 0
-        or %(within_input)s and get_byte(input, 0) >= 32
-           and position(%(text)s in lower(encode(substring(input, 1, 8192), 'escape') collate "C")) > 0)
+select tenant, session_id, agent, agent_version, key, state, created_at, ended_at, failure, matches, nth
+  from (select *, row_number() over () as nth,
+               (%(tenant)s::text is null or tenant = %(tenant)s) and (%(agent)s::text is null or agent = %(agent)s)
+               and (%(state)s::text is null or state = %(state)s)
+               and (%(text)s::text is null
+                    or position(%(text)s in lower(concat(key, ' ', failure ->> 'type', ' ', failure ->> 'message') collate "C")) > 0
+                    or %(within_input)s and get_byte(input, 0) >= 32
+                       and position(%(text)s in lower(encode(substring(input, 1, 8192), 'escape') collate "C")) > 0) as matches
+          from (select tenant, session_id, agent, agent_version, key, state, created_at, ended_at, failure, input
+                  from agentq.session
+                 where tenant = %(tenant)s and state = %(state)s and (created_at, session_id) < (%(before_at)s, %(before_id)s::uuid)
+                 order by created_at desc, session_id desc limit %(look)s) next
+         order by created_at desc, session_id desc) looked_at
+ where matches or nth = %(look)s
  order by created_at desc, session_id desc limit %(limit)s;
 
--- name: end_tenant_state
--- Where such a look ended; no row: there was nothing further.
-select created_at, session_id from agentq.session
- where tenant = %(tenant)s and state = %(state)s and (created_at, session_id) < (%(before_at)s, %(before_id)s::uuid)
- order by created_at desc, session_id desc offset 4999 limit 1;
-
 -- name: page_named
--- By key, or by the beginning of its id: one look for each tenant, because the tenant leads every key.
-select s.tenant, s.session_id, s.agent, s.agent_version, s.key, s.state, s.created_at, s.ended_at, s.failure
+-- By key, or by the beginning of its id: one look for each tenant, because the tenant leads every key. Ids begin with
+-- their time, so the last ones of a tenant are its newest.
+select s.tenant, s.session_id, s.agent, s.agent_version, s.key, s.state, s.created_at, s.ended_at, s.failure, true, 0
   from agentq.tenant t,
        lateral ((select * from agentq.session k where k.tenant = t.name and k.key = %(key)s
                     and (%(low)s::uuid is null or k.session_id between %(low)s and %(high)s))
                 union all
                 (select * from agentq.session i where %(key)s::text is null and i.tenant = t.name
                     and i.session_id between %(low)s and %(high)s
-                  order by i.session_id desc limit 200)) s
+                    and (%(agent)s::text is null or i.agent = %(agent)s) and (%(state)s::text is null or i.state = %(state)s)
+                    and (i.created_at, i.session_id) < (%(before_at)s, %(before_id)s::uuid)
+                  order by i.session_id desc limit %(limit)s)) s
  where (%(tenant)s::text is null or t.name = %(tenant)s) and (%(agent)s::text is null or s.agent = %(agent)s)
    and (%(state)s::text is null or s.state = %(state)s)
    and (s.created_at, s.session_id) < (%(before_at)s, %(before_id)s::uuid)

@@ -72,18 +72,18 @@ select step_id, fence, model, count(*), sum(used_input)::bigint, sum(used_output
  where tenant = %(tenant)s and session_id = %(session)s and state in ('charged', 'uncertain')
  group by step_id, fence, model order by step_id, fence, model;
 
+-- name: spend_since
+select agentq.spend_since(%(seconds)s::double precision);
+
 -- name: spend
 -- What was used, by several things at once and as of one moment: from the days and hours that are summed up, and from
 -- the traces what is not yet, or is part of an hour. Waste: attempts came to nothing, and were paid for all the same;
 -- and repairs.
--- A window of more than two days begins with a whole one, so that it needs no hours that are forgotten by then.
+-- A long window begins with a whole day, so that it needs no hours that are forgotten by then.
 with span as materialized (
-    select case when w.long then date_trunc('day', w.since, 'UTC') else w.since end as since, w.long,
-           case when w.long then date_trunc('day', w.since, 'UTC')
-                else date_trunc('hour', w.since + interval '1 hour' - interval '1 microsecond', 'UTC') end as first,
-           coalesce(m.rolled_until, '-infinity') as rolled, case when w.long then m.days_until end as days
-      from (select agentq.now() - make_interval(secs => %(seconds)s) as since, %(seconds)s > 172800 as long) w
-      left join agentq.spend_mark m on true
+    select w.since, date_trunc('hour', w.since + interval '1 hour' - interval '1 microsecond', 'UTC') as first,
+           coalesce(m.rolled_until, '-infinity') as rolled, case when %(long)s then m.days_until end as days
+      from (select %(since)s::timestamptz as since) w left join agentq.spend_mark m on true
 ), raw as materialized (
     select r.* from span s
      cross join lateral (
@@ -91,16 +91,16 @@ with span as materialized (
         union all
         select s.since, least(s.first, s.rolled) where s.since < least(s.first, s.rolled)) part
      cross join lateral agentq.spend_lines(part.since, part.until, %(tenant)s, null, 'tool' = any (%(by)s)) r
-), attempt as (
-    select r.* from raw r
+), attempt as materialized (
+    select r.* from raw r where r.kind = 'attempt' and (%(agent)s::text is null or r.agent = %(agent)s)
     union all
     select h.* from span s, agentq.spend_hour h
      where h.kind = 'attempt' and h.starts_at >= greatest(s.first, s.days)
-       and (%(tenant)s::text is null or h.tenant = %(tenant)s)
+       and (%(tenant)s::text is null or h.tenant = %(tenant)s) and (%(agent)s::text is null or h.agent = %(agent)s)
     union all
     select d.* from span s, agentq.spend_day d
      where d.kind = 'attempt' and d.starts_at >= s.first and d.starts_at < s.days
-       and (%(tenant)s::text is null or d.tenant = %(tenant)s)
+       and (%(tenant)s::text is null or d.tenant = %(tenant)s) and (%(agent)s::text is null or d.agent = %(agent)s)
 ), part as (
     -- Of models and tools, all tenants together are a tenant of their own.
     select r.* from raw r
@@ -113,22 +113,27 @@ with span as materialized (
      where d.kind = any (%(parts)s::text[]) and d.starts_at >= s.first and d.starts_at < s.days
        and d.tenant = coalesce(%(tenant)s::text, '*')
 ), named as (
-    select case when grouping(l.tenant) = 0 then 'tenant' when grouping(l.agent) = 0 then 'agent' else 'day' end as by,
-           coalesce(l.tenant, l.agent, to_char(date_trunc('day', l.starts_at, 'UTC') at time zone 'UTC', 'YYYY-MM-DD')) as of,
-           sum(l.uses) as uses, sum(l.sessions) as sessions,
-           sum(l.tokens_in) as tokens_in, sum(l.tokens_out) as tokens_out, sum(l.cost_micros) as cost_micros,
-           sum(l.waste_micros) as waste_micros, sum(l.tokens_cached) as tokens_cached, sum(l.took_us) as took_us,
-           sum(l.recalled) as recalled, sum(l.sandbox_us) as sandbox_us, sum(l.repairs) as repairs,
-           sum(l.repair_micros) as repair_micros
-      from attempt l
-     where l.kind = 'attempt' and (%(agent)s::text is null or l.agent = %(agent)s)
-     group by grouping sets ((l.tenant), (l.agent), (date_trunc('day', l.starts_at, 'UTC')))
+    -- Each of its own, so that nothing is added up which is not asked for.
+    select 'tenant' as by, l.tenant as of, sum(l.uses) as uses, sum(l.sessions) as sessions, sum(l.tokens_in) as tokens_in,
+           sum(l.tokens_out) as tokens_out, sum(l.cost_micros) as cost_micros, sum(l.waste_micros) as waste_micros,
+           sum(l.tokens_cached) as tokens_cached, sum(l.took_us) as took_us, sum(l.recalled) as recalled,
+           sum(l.sandbox_us) as sandbox_us, sum(l.repairs) as repairs, sum(l.repair_micros) as repair_micros
+      from attempt l where 'tenant' = any (%(by)s) group by l.tenant
     union all
-    select l.kind, l.name, sum(l.uses) as uses, sum(l.sessions) as sessions,
-           sum(l.tokens_in) as tokens_in, sum(l.tokens_out) as tokens_out, sum(l.cost_micros) as cost_micros,
-           sum(l.waste_micros) as waste_micros, sum(l.tokens_cached) as tokens_cached, sum(l.took_us) as took_us,
-           sum(l.recalled) as recalled, sum(l.sandbox_us) as sandbox_us, sum(l.repairs) as repairs,
-           sum(l.repair_micros) as repair_micros
+    select 'agent', l.agent, sum(l.uses), sum(l.sessions), sum(l.tokens_in), sum(l.tokens_out), sum(l.cost_micros),
+           sum(l.waste_micros), sum(l.tokens_cached), sum(l.took_us), sum(l.recalled), sum(l.sandbox_us), sum(l.repairs),
+           sum(l.repair_micros)
+      from attempt l where 'agent' = any (%(by)s) group by l.agent
+    union all
+    select 'day', to_char(l.day at time zone 'UTC', 'YYYY-MM-DD'), sum(l.uses), sum(l.sessions), sum(l.tokens_in),
+           sum(l.tokens_out), sum(l.cost_micros), sum(l.waste_micros), sum(l.tokens_cached), sum(l.took_us),
+           sum(l.recalled), sum(l.sandbox_us), sum(l.repairs), sum(l.repair_micros)
+      from (select *, date_trunc('day', a.starts_at, 'UTC') as day from attempt a) l
+     where 'day' = any (%(by)s) group by l.day
+    union all
+    select l.kind, l.name, sum(l.uses), sum(l.sessions), sum(l.tokens_in), sum(l.tokens_out), sum(l.cost_micros),
+           sum(l.waste_micros), sum(l.tokens_cached), sum(l.took_us), sum(l.recalled), sum(l.sandbox_us), sum(l.repairs),
+           sum(l.repair_micros)
       from part l
      where l.kind = any (%(parts)s::text[]) and (%(agent)s::text is null or l.agent = %(agent)s)
      group by l.kind, l.name
@@ -142,17 +147,10 @@ select by, of, uses::bigint, sessions::bigint, tokens_in::bigint, tokens_out::bi
  order by by, case by when 'tool' then took_us else cost_micros end desc, of;
 
 -- name: spend_by_session
--- Session by session there is nothing summed up: read from the traces, so within the time that those are kept.
-select session_id::text, count(*), 1, sum(tokens_in)::bigint, sum(tokens_out)::bigint, sum(cost_micros)::bigint,
-       coalesce(sum(case when closing not in ('next', 'end', 'fail') then cost_micros
-                         else (detail ->> 'repair_micros')::bigint end), 0)::bigint, 0::bigint, 0::float8, 0::bigint, 0::float8,
-       coalesce(sum(case closing when 'repair' then 1 else (detail ->> 'repairs')::bigint end), 0)::bigint,
-       coalesce(sum(case closing when 'repair' then cost_micros else (detail ->> 'repair_micros')::bigint end), 0)::bigint
-  from agentq.trace
- where kind = 'attempt' and (cost_micros > 0 or tokens_in > 0 or tokens_out > 0)
-   and ended_at >= agentq.now() - make_interval(secs => %(seconds)s)
-   and (%(tenant)s::text is null or tenant = %(tenant)s) and (%(agent)s::text is null or agent = %(agent)s)
- group by 1 order by 6 desc, 1;
+-- The dearest sessions of a window, from what is summed up of each.
+select session_id::text, uses, sessions, tokens_in, tokens_out, cost_micros, waste_micros, 0::bigint, 0::float8, 0::bigint,
+       0::float8, repairs, repair_micros
+  from agentq.spend_of_sessions(%(since)s, %(tenant)s, %(agent)s, %(limit)s::int);
 
 -- name: roll_spend
 select agentq.roll_spend(%(grace_s)s::double precision);

@@ -33,8 +33,8 @@ begin
      where n.tenant = p_tenant and a.tenant = p_tenant and a.approval_id = n.approval_id and a.session_id = any (v_gone);
     delete from agentq.notice n using agentq.anomaly a
      where n.tenant = p_tenant and a.tenant = p_tenant and a.anomaly_id = n.anomaly_id and a.session_id = any (v_gone);
-    foreach t in array array['anomaly', 'session_tally', 'approval', 'dead_letter', 'decision', 'trace', 'session_event', 'message', 'effect',
-                             'checkpoint', 'branch', 'ledger_entry', 'session'] loop
+    foreach t in array array['anomaly', 'session_tally', 'spend_session', 'approval', 'dead_letter', 'decision', 'trace',
+                             'session_event', 'message', 'effect', 'checkpoint', 'branch', 'ledger_entry', 'session'] loop
         execute format('delete from agentq.%I where tenant = $1 and session_id = any ($2)', t) using p_tenant, v_gone;
     end loop;
     delete from agentq.budget_window where tenant = p_tenant and scope = 'session' and subject = any (v_gone::text[]);

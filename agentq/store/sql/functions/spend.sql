@@ -5,8 +5,11 @@
 --
 --     all that was ever used = the rolled rows + the traces of attempts that ended from `spend_mark.rolled_until` on
 --
+-- The hour that runs is added up every five minutes, so that a report reads a few minutes of traces, however busy the
+-- fleet is. What each session used is summed up beside it, by a mark of its own (`sessions_until`).
+--
 -- An attempt's `ended_at` is the database's clock within the transaction that writes it. So nothing can be added to
--- an hour any more once every transaction is over that ran when the hour was. What changes later (a call of a lost
+-- a time any more once every transaction is over that ran when it was. What changes later (a call of a lost
 -- attempt that is settled late) is taken out of the rolled rows and put in again by whoever changes it.
 --
 -- Who writes rolled rows, or changes traces that they are made of, holds the mark: the roller for itself, the rare
@@ -170,18 +173,55 @@ begin
 end $$;
 
 
--- One turn of the roller: sums up the next hour that is closed, or the next day whose hours all are. Whoever comes
--- while another turns leaves at once. Returns what was done: hour | day | closing, or null when there was nothing.
+-- What each session used by attempts that ended in [p_from, p_to), added to its row, or with `p_sign` -1 taken out.
+-- How many sessions that were. The mark is the caller's.
+create or replace function agentq.add_session_spend(
+    p_from timestamptz, p_to timestamptz, p_tenant text, p_sessions uuid[], p_sign int
+) returns int language plpgsql set plan_cache_mode = force_custom_plan as $$
+declare v_rows int; v_whose text := current_setting('agentq.tenant', true);
+begin
+    perform set_config('agentq.tenant', '*', true);
+    insert into agentq.spend_session as x (tenant, session_id, agent, day, first_at, last_at, uses, tokens_in, tokens_out,
+                                           cost_micros, waste_micros, repairs, repair_micros)
+    select t.tenant, t.session_id, min(t.agent), date_trunc('day', max(t.ended_at), 'UTC'), min(t.ended_at), max(t.ended_at),
+           p_sign * count(*), p_sign * sum(t.tokens_in), p_sign * sum(t.tokens_out), p_sign * sum(t.cost_micros),
+           p_sign * coalesce(sum(case when t.closing not in ('next', 'end', 'fail') then t.cost_micros
+                                      else (t.detail ->> 'repair_micros')::bigint end), 0),
+           p_sign * coalesce(sum(case t.closing when 'repair' then 1 else (t.detail ->> 'repairs')::bigint end), 0),
+           p_sign * coalesce(sum(case t.closing when 'repair' then t.cost_micros
+                                                else (t.detail ->> 'repair_micros')::bigint end), 0)
+      from agentq.trace t
+     where t.kind = 'attempt' and (t.cost_micros > 0 or t.tokens_in > 0 or t.tokens_out > 0)
+       and t.ended_at >= p_from and t.ended_at < p_to
+       and (p_tenant is null or t.tenant = p_tenant) and (p_sessions is null or t.session_id = any (p_sessions))
+     group by 1, 2 order by 1, 2
+    on conflict (tenant, session_id) do update
+       set first_at = least(x.first_at, excluded.first_at), last_at = greatest(x.last_at, excluded.last_at),
+           day = greatest(x.day, excluded.day), uses = x.uses + excluded.uses,
+           tokens_in = x.tokens_in + excluded.tokens_in, tokens_out = x.tokens_out + excluded.tokens_out,
+           cost_micros = x.cost_micros + excluded.cost_micros, waste_micros = x.waste_micros + excluded.waste_micros,
+           repairs = x.repairs + excluded.repairs, repair_micros = x.repair_micros + excluded.repair_micros;
+    get diagnostics v_rows = row_count;
+    perform set_config('agentq.tenant', coalesce(v_whose, ''), true);
+    return v_rows;
+end $$;
+
+
+-- One turn of the roller: sums up what is closed of the next hour, or the next day whose hours all are, or what
+-- sessions used of an hour that is summed up. Whoever comes while another turns leaves at once. Returns what was done:
+-- hour | day | sessions | closing, or null when there was nothing.
 create or replace function agentq.roll_spend(p_grace_s double precision) returns text language plpgsql as $$
 declare
-    -- The real clock too: a clock that a test has moved must not close hours that are still to come.
-    v_end timestamptz := date_trunc('hour', least(agentq.now(), clock_timestamp()) - make_interval(secs => p_grace_s), 'UTC');
-    m agentq.spend_mark; v_from timestamptz; v_day timestamptz;
+    -- The real clock too: a clock that a test has moved must not close times that are still to come.
+    v_end timestamptz := date_bin('5 minutes', least(agentq.now(), clock_timestamp()) - make_interval(secs => p_grace_s),
+                                  '2000-01-01 00:00:00+00');
+    m agentq.spend_mark; v_since timestamptz; v_from timestamptz; v_day timestamptz;
 begin
     perform set_config('agentq.tenant', '*', true);
     select * into m from agentq.spend_mark;
     -- Without a lock, because this is what nearly every turn finds.
     if m.closing_until is null and m.closed_until >= v_end and m.rolled_until >= m.closed_until
+        and m.sessions_until >= m.rolled_until
         and m.days_until = date_trunc('day', m.rolled_until, 'UTC') then return null; end if;
     select * into m from agentq.spend_mark for update skip locked;
     if not found then return null; end if;
@@ -204,15 +244,123 @@ begin
         update agentq.spend_mark set days_until = v_day + interval '1 day';
         return 'day';
     end if;
-    if v_from >= m.closed_until and m.rolled_until is not null then return null; end if;
-    -- Hours without anything are passed over at once, to the end of their day.
-    while v_from < m.closed_until loop
-        v_from := v_from + interval '1 hour';
-        exit when agentq.add_spend(v_from - interval '1 hour', v_from, null, null, 1, v_day) > 0
-               or v_from = date_trunc('day', v_from, 'UTC');
+    if v_from < m.closed_until or m.rolled_until is null then
+        -- Hours without anything are passed over at once, to the end of their day.
+        while v_from < m.closed_until loop
+            v_since := v_from;
+            v_from := least(date_trunc('hour', v_since, 'UTC') + interval '1 hour', m.closed_until);
+            exit when agentq.add_spend(v_since, v_from, null, null, 1, v_day) > 0
+                   or v_from = date_trunc('day', v_from, 'UTC');
+        end loop;
+        update agentq.spend_mark set rolled_until = v_from, days_until = v_day;
+        return 'hour';
+    end if;
+    v_from := coalesce(m.sessions_until, agentq.first_spend(m.rolled_until));
+    if v_from >= m.rolled_until and m.sessions_until is not null then return null; end if;
+    while v_from < m.rolled_until loop
+        v_since := v_from;
+        v_from := least(date_trunc('hour', v_since, 'UTC') + interval '1 hour', m.rolled_until);
+        exit when agentq.add_session_spend(v_since, v_from, null, null, 1) > 0 or v_from = date_trunc('day', v_from, 'UTC');
     end loop;
-    update agentq.spend_mark set rolled_until = v_from, days_until = v_day;
-    return 'hour';
+    update agentq.spend_mark set sessions_until = v_from;
+    return 'sessions';
+end $$;
+
+
+-- Where a window begins that ends now. To the second within an hour; two days at most begin with a whole hour, longer
+-- ones with a whole day: so that whole rows of the sums make it up, and none of its beginning is read from traces.
+create or replace function agentq.spend_since(p_seconds double precision) returns timestamptz language sql stable as $$
+    select case when p_seconds > 172800 then date_trunc('day', w.since, 'UTC')
+                when p_seconds > 3600 then date_trunc('hour', w.since, 'UTC') else w.since end
+      from (select agentq.now() - make_interval(secs => p_seconds) as since) w
+$$;
+
+
+-- What sessions used within a window, the dearest first, so many at most: those of each day by an index, from which the
+-- day's dearest are taken; beside them the sessions that go on, and those that had begun before the window, which are
+-- as many as there are at one moment, whatever the window.
+--
+-- A session that had begun before counts as none of the window's, like everywhere; of what it used within the window
+-- is told what traces are there of.
+create or replace function agentq.spend_of_sessions(p_since timestamptz, p_tenant text, p_agent text, p_max int)
+returns table (
+    session_id uuid, uses bigint, sessions bigint, tokens_in bigint, tokens_out bigint, cost_micros bigint,
+    waste_micros bigint, repairs bigint, repair_micros bigint
+) language plpgsql stable set plan_cache_mode = force_custom_plan set enable_seqscan = off as $$
+#variable_conflict use_column
+declare
+    v_day timestamptz := date_trunc('day', p_since, 'UTC');
+    v_summed timestamptz := coalesce((select m.sessions_until from agentq.spend_mark m), '-infinity');
+    v_until timestamptz := greatest(v_summed, p_since);
+begin
+    return query
+    with recent as materialized (
+        select t.tenant, t.session_id, count(*) as uses, sum(t.tokens_in) as tokens_in, sum(t.tokens_out) as tokens_out,
+               sum(t.cost_micros) as cost_micros,
+               coalesce(sum(case when t.closing not in ('next', 'end', 'fail') then t.cost_micros
+                                 else (t.detail ->> 'repair_micros')::bigint end), 0) as waste_micros,
+               coalesce(sum(case t.closing when 'repair' then 1 else (t.detail ->> 'repairs')::bigint end), 0) as repairs,
+               coalesce(sum(case t.closing when 'repair' then t.cost_micros
+                                           else (t.detail ->> 'repair_micros')::bigint end), 0) as repair_micros
+          from agentq.trace t
+         where t.kind = 'attempt' and (t.cost_micros > 0 or t.tokens_in > 0 or t.tokens_out > 0) and t.ended_at >= v_until
+           and (p_tenant is null or t.tenant = p_tenant) and (p_agent is null or t.agent = p_agent)
+         group by 1, 2
+    ), going_on as materialized (
+        select r.*, x.uses as more, x.tokens_in as more_in, x.tokens_out as more_out, x.cost_micros as more_micros,
+               x.waste_micros as more_waste, x.repairs as more_repairs, x.repair_micros as more_repair_micros,
+               -- Not all that was before the window is summed up while weeks are, after an upgrade.
+               coalesce(x.first_at < p_since, false) or v_summed < p_since and exists (
+                   select from agentq.trace t
+                    where t.tenant = r.tenant and t.session_id = r.session_id and t.ended_at < p_since
+                      and t.kind = 'attempt' and (t.cost_micros > 0 or t.tokens_in > 0 or t.tokens_out > 0)) as began_before
+          from recent r left join agentq.spend_session x on x.tenant = r.tenant and x.session_id = r.session_id
+    ), before as materialized (
+        select g.tenant, g.session_id from going_on g where g.began_before
+        union
+        select x.tenant, x.session_id from agentq.spend_session x
+         where x.first_at < x.day and x.first_at < p_since and x.last_at >= p_since
+           and (p_tenant is null or x.tenant = p_tenant) and (p_agent is null or x.agent = p_agent)
+        union
+        select x.tenant, x.session_id from agentq.spend_session x
+         where x.day = v_day and x.first_at < p_since and x.last_at >= p_since
+           and (p_tenant is null or x.tenant = p_tenant) and (p_agent is null or x.agent = p_agent)
+    ), told as (
+        select d.session_id, d.uses, 1 as sessions, d.tokens_in, d.tokens_out, d.cost_micros, d.waste_micros, d.repairs,
+               d.repair_micros
+          from generate_series(v_day, date_trunc('day', agentq.now(), 'UTC'), '24 hours') of (day)
+         cross join lateral (
+            select x.* from agentq.spend_session x
+             where x.day = of.day and x.first_at >= p_since
+               and (p_tenant is null or x.tenant = p_tenant) and (p_agent is null or x.agent = p_agent)
+               and not exists (select from recent r where r.tenant = x.tenant and r.session_id = x.session_id)
+             order by x.cost_micros desc, x.session_id limit p_max) d
+        union all
+        select g.session_id, g.uses + coalesce(g.more, 0), 1, g.tokens_in + coalesce(g.more_in, 0),
+               g.tokens_out + coalesce(g.more_out, 0), g.cost_micros + coalesce(g.more_micros, 0),
+               g.waste_micros + coalesce(g.more_waste, 0), g.repairs + coalesce(g.more_repairs, 0),
+               g.repair_micros + coalesce(g.more_repair_micros, 0)
+          from going_on g where not g.began_before
+        union all
+        select b.session_id, w.uses, 0, w.tokens_in, w.tokens_out, w.cost_micros, w.waste_micros, w.repairs,
+               w.repair_micros
+          from before b
+         cross join lateral (
+            select count(*) as uses, sum(t.tokens_in) as tokens_in, sum(t.tokens_out) as tokens_out,
+                   sum(t.cost_micros) as cost_micros,
+                   coalesce(sum(case when t.closing not in ('next', 'end', 'fail') then t.cost_micros
+                                     else (t.detail ->> 'repair_micros')::bigint end), 0) as waste_micros,
+                   coalesce(sum(case t.closing when 'repair' then 1 else (t.detail ->> 'repairs')::bigint end), 0) as repairs,
+                   coalesce(sum(case t.closing when 'repair' then t.cost_micros
+                                               else (t.detail ->> 'repair_micros')::bigint end), 0) as repair_micros
+              from agentq.trace t
+             where t.tenant = b.tenant and t.session_id = b.session_id and t.ended_at >= p_since and t.kind = 'attempt'
+               and (t.cost_micros > 0 or t.tokens_in > 0 or t.tokens_out > 0)) w
+    )
+    select t.session_id, t.uses::bigint, t.sessions::bigint, t.tokens_in::bigint, t.tokens_out::bigint,
+           t.cost_micros::bigint, t.waste_micros::bigint, t.repairs::bigint, t.repair_micros::bigint
+      from told t where t.cost_micros > 0 or t.tokens_in > 0 or t.tokens_out > 0
+     order by t.cost_micros desc, t.session_id limit p_max;
 end $$;
 
 
@@ -276,6 +424,7 @@ begin
     perform from agentq.session where tenant = p_tenant and session_id = p_session for key share;
     if not found then return false; end if;
     perform agentq.add_spend('-infinity', m.rolled_until, p_tenant, array[p_session], -1, m.days_until);
+    perform agentq.add_session_spend('-infinity', m.sessions_until, p_tenant, array[p_session], -1);
     return true;
 end $$;
 
@@ -285,6 +434,7 @@ declare m agentq.spend_mark;
 begin
     select * into m from agentq.spend_mark;
     perform agentq.add_spend('-infinity', m.rolled_until, p_tenant, array[p_session], 1, m.days_until);
+    perform agentq.add_session_spend('-infinity', m.sessions_until, p_tenant, array[p_session], 1);
 end $$;
 
 

@@ -209,7 +209,8 @@ begin
     if not pg_try_advisory_xact_lock(1634166382, -1) then return; end if;
     perform set_config('agentq.tenant', '*', true), set_config('lock_timeout', '200ms', true);
     v_before := clock_timestamp() - make_interval(days => p_keep_days);
-    select coalesce(rolled_until, 'infinity') into v_rolled from agentq.spend_mark;
+    select case when rolled_until is null then 'infinity' else coalesce(sessions_until, '-infinity') end
+      into v_rolled from agentq.spend_mark;
     v_before := least(v_before, v_rolled);
     for v_name in
         select c.relname from pg_inherits i join pg_class c on c.oid = i.inhrelid
