@@ -314,6 +314,8 @@ def test_an_attempt_cannot_have_cost_less_than_its_repairs(archive: Archive) -> 
     archive.hand().settle(claim, "end", extras=Extras(usage=usage, trace=(boast, boast)))
     [row] = archive.traces.spend("tenant", seconds=DAY)
     assert (row.cost_micros, row.waste_micros, row.repairs, row.repair_micros) == (5, 5, 2, 5)
+
+
 def test_the_dearest_sessions_and_one_line_for_the_others(archive: Archive) -> None:
     """
     So many as are asked for, whatever the day on which they ended; with the last line all comes to the same sum.

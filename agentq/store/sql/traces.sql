@@ -127,11 +127,12 @@ with span as materialized (
     union all
     select 'day', to_char(date_trunc('day', l.starts_at, 'UTC') at time zone 'UTC', 'YYYY-MM-DD'), sum(l.uses),
            sum(l.sessions), sum(l.tokens_in), sum(l.tokens_out), sum(l.cost_micros), sum(l.waste_micros),
-           sum(l.tokens_cached), sum(l.took_us), sum(l.recalled), sum(l.sandbox_us)
+           sum(l.tokens_cached), sum(l.took_us), sum(l.recalled), sum(l.sandbox_us), sum(l.repairs), sum(l.repair_micros)
       from (select a.starts_at, sum(a.uses) as uses, sum(a.sessions) as sessions, sum(a.tokens_in) as tokens_in,
                    sum(a.tokens_out) as tokens_out, sum(a.cost_micros) as cost_micros,
                    sum(a.waste_micros) as waste_micros, sum(a.tokens_cached) as tokens_cached, sum(a.took_us) as took_us,
-                   sum(a.recalled) as recalled, sum(a.sandbox_us) as sandbox_us
+                   sum(a.recalled) as recalled, sum(a.sandbox_us) as sandbox_us, sum(a.repairs) as repairs,
+                   sum(a.repair_micros) as repair_micros
               from attempt a where 'day' = any (%(by)s) group by a.starts_at) l  -- few; then days of these
      group by date_trunc('day', l.starts_at, 'UTC')
     union all
