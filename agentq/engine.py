@@ -70,6 +70,9 @@ log = logging.getLogger("agentq.engine")
 # passes, so nothing is given up for it.
 _AWAY = (StoreUnavailable, SchemaMismatch)
 
+# Refused claims of steps that are not with the broker any more: their slots are free.
+_GAVE_UP_SLOT = frozenset({"unserved", "paused", "ended"})
+
 StopReason = Literal["cancelled", "fenced", "draining", "timeout"]
 
 
@@ -442,8 +445,16 @@ class Engine:
             log.warning("step %s could not be claimed, the relay will bring it back: %s", ref.step_id, error)
             return Deferred("store_unavailable")
         if isinstance(claim, NotGranted):
+            if claim.reason in _GAVE_UP_SLOT:
+                self._refill(ref.tenant)
             return Dropped(claim.reason)
         return claim
+
+    def _refill(self, tenant: str) -> None:
+        try:
+            self.send(self.ledger.refill(tenant))
+        except _AWAY as error:
+            log.warning("a slot of tenant %s could not be filled, the relay will do it: %s", tenant, error)
 
     def _end(self, attempt: Attempt, outcome: Outcome) -> tuple[Verdict, Settled | None]:
         claim = attempt.claim

@@ -1497,6 +1497,17 @@ MUTATIONS = [
         "tests/store/test_fairness.py::test_a_slot_is_passed_on_within_the_tenants_view",
     ),
     sql(
+        "    return query select agentq.admit(p_tenant, 1);\n    if found then return; end if;\n",
+        "",
+        "tests/store/test_fairness.py::test_a_slot_that_is_given_up_unclaimed_is_filled",
+    ),
+    Mutation(
+        "agentq/engine.py",
+        "                self._refill(ref.tenant)\n",
+        "                pass\n",
+        "tests/agents/test_versions.py::test_what_nobody_serves_leaves_its_slot_at_once",
+    ),
+    sql(
         "order by o.name = p_tenant, o.time_used",
         "order by o.name = p_tenant, -o.time_used",
         "tests/store/test_fairness.py::test_a_slot_goes_to_who_is_furthest_behind",

@@ -189,6 +189,11 @@ class Ledger:
         rows = self.store.query(SQL["admit_each"], {"tenants": list(tenants), "max": limit})
         return [Wake.from_json(tenant, facts) for tenant, facts in rows]
 
+    def refill(self, tenant: str) -> list[Wake]:
+        """What takes the slot of a step that gave it up before it was claimed."""
+        rows = self.store.query(SQL["refill"], {"tenant": tenant})
+        return [Wake.from_json(tenant, row[0]) for row in rows]
+
     def backlogged(self) -> dict[str, bool]:
         """The tenants that have steps waiting for admission, due or not; whether admission has anything to do there."""
         return {row[0]: row[1] for row in self.store.query_as(ALL_TENANTS, SQL["backlogged"], {})}

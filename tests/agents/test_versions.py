@@ -13,6 +13,7 @@ from agentq import Agent, Branch, ConfigError, Context, Done, ModelAgent, Next, 
 from agentq.agents.registry import Registry
 from agentq.client import Client, Session
 from agentq.client.live import LiveCheck
+from agentq.step import StepRef
 from agentq.testing import LocalFleet
 from agentq.verdicts import Dropped
 
@@ -124,8 +125,6 @@ def test_code_that_cannot_read_a_state_leaves_it_alone(
     with LocalFleet(client) as old, LocalFleet(newer[1]) as new:
         new.carry_next(tenant)
         wake = new.sent[0]
-        from agentq.step import StepRef
-
         verdict = old.carry(StepRef(tenant, wake.session_id, wake.step_id))
         assert verdict == Dropped("unserved")
         assert new.drain(again(newer[1], session)).result[0] == "look 2"
@@ -175,6 +174,26 @@ def test_a_version_that_declares_nothing_takes_nothing_over(
         assert new.carry_next(tenant) in (None, Dropped("unserved"))
     with LocalFleet(client) as old:
         assert old.drain(session).result[-2] == "thank 1"
+
+
+def test_what_nobody_serves_leaves_its_slot_at_once(
+    registry: Registry, client: Client, tenant: str, newer: Any
+) -> None:
+    """
+    I8: with one slot, whatever lies before it: the refusal of one admits the next, without a round of the relay.
+    """
+    client.tenants.set(tenant, concurrency=1, reason="test")
+    version_1(registry)
+    abandoned = [client.start("shop", tenant=tenant, input={}) for _ in range(3)]
+    version_2(newer[0], migrates=False)
+    served = newer[1].start("shop", tenant=tenant, input={"cents": 5})
+    with LocalFleet(newer[1]) as new:
+        verdicts = [new.carry_next(tenant)]
+        while new.sent:
+            wake = new.sent.popleft()
+            verdicts.append(new.carry(StepRef(tenant, wake.session_id, wake.step_id)))
+        assert verdicts.count(Dropped("unserved")) == len(abandoned)
+        assert served.view().state == "done"
 
 
 def test_with_both_versions_here_each_session_keeps_its_own(registry: Registry, client: Client, tenant: str) -> None:

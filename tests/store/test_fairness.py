@@ -346,3 +346,25 @@ def test_a_slot_is_passed_on_within_the_tenants_view(
         end = Settlement("end", kind="full", state=b"{}", state_from=divided.ref.step_id, result=b"1")
         assert rival.ledger.settle(divided, end, on=connection).wakes
         assert connection.execute("select current_setting('agentq.tenant')").fetchone() == (rival.tenant,)
+
+
+# ── a slot that is given up before it is claimed ─────────────────────────────
+
+
+def test_a_slot_that_is_given_up_unclaimed_is_filled(
+    hands: Hands, rival: Hands, divided: Granted, admin: psycopg.Connection
+) -> None:
+    """
+    Work-conserving: by the tenant's own next step within its cap and share, else by who is furthest behind.
+    """
+    assert rival.ledger.refill(rival.tenant) == [], "its share is with the broker"
+    [given_up] = rival.rows("select step_id from agentq.ledger_entry where state = 'queued' limit 1")
+    give_up = "update agentq.ledger_entry set state = 'held' where tenant = %s and step_id = %s"
+    admin.execute(give_up, (rival.tenant, given_up["step_id"]))
+    assert [wake.tenant for wake in rival.ledger.refill(rival.tenant)] == [rival.tenant]
+    assert admitted(rival) == SLOTS // 2
+    hold(admin, rival.tenant)
+    admin.execute(
+        "update agentq.ledger_entry set state = 'held' where tenant = %s and state = 'queued'", (rival.tenant,)
+    )
+    assert [wake.tenant for wake in rival.ledger.refill(rival.tenant)] == [hands.tenant]

@@ -21,6 +21,9 @@ select agentq.admit(%(tenant)s, %(max)s::int);
 -- name: admit_each
 select tenant, wake from agentq.admit_each(%(tenants)s, %(max)s::int);
 
+-- name: refill
+select agentq.refill_slot(%(tenant)s);
+
 -- name: backlogged
 -- Who has a backlog, and whether admission has anything to do there: a step that is due and room for it, one that
 -- has waited so long that its priority no longer counts, or a tenant that may end its shedding. Timers alone, and

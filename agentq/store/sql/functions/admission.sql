@@ -185,6 +185,21 @@ begin
 end $$;
 
 
+-- A step gave its slot up before it was claimed (nobody serves it, its session was paused or has ended): whoever is next
+-- gets it, or a thousand such steps would cost everybody a thousand divisions. Counted, unlike a slot that is handed on.
+create or replace function agentq.refill_slot(p_tenant text) returns setof jsonb language plpgsql as $$
+declare v_now timestamptz := agentq.now(); v_group text; v_wake jsonb;
+begin
+    return query select agentq.admit(p_tenant, 1);
+    if found then return; end if;
+    select worker_group into v_group from agentq.tenant
+     where name = p_tenant and sharing and shared_at > v_now - interval '5 s';
+    if not found then return; end if;
+    v_wake := agentq.pass_slot_on(p_tenant, v_group, v_now);
+    if v_wake is not null then return next v_wake; end if;
+end $$;
+
+
 -- A session that was ended from outside left no slot: the join that its end made ready waits for admission.
 create or replace function agentq.await_admission(p_tenant text, p_wake jsonb) returns void language sql as $$
     update agentq.ledger_entry set state = 'ready'
