@@ -1471,8 +1471,8 @@ MUTATIONS = [
         "tests/store/test_fairness.py::test_a_flood_before_the_first_division_takes_what_is_free",
     ),
     sql(
-        "    if coalesce(v_slots, 0) = 0 then return 0; end if;\n",
-        "    if coalesce(v_slots, 0) = 0 then return 1000; end if;\n",
+        "        return 8 - (select count(*) from agentq.ledger_entry where tenant = p_tenant",
+        "        return 1000 - (select count(*) from agentq.ledger_entry where tenant = p_tenant",
         "tests/store/test_fairness.py::test_what_comes_while_no_worker_is_there_does_not_fill_the_broker",
     ),
     # I8: a slot that falls free between two divisions

@@ -346,7 +346,7 @@ IMPOSSIBLE = {
         ("one", "one = 2"),
         ("closing", "closing_until = null, waits_for = '{}'"),
         ("order", "rolled_until = 'infinity', closed_until = now()"),
-        ("sessions", "sessions_until = 'infinity', rolled_until = now()"),
+        ("sessions", "sessions_until = 'infinity', rolled_until = now(), closed_until = now(), days_until = null"),
     ],
     "spend_session": [("times", "first_at = last_at + interval '1 s'")],
     "model_price": [("amounts", "input_micros = -1"), ("model", "model = 'nobodys'")],

@@ -78,15 +78,18 @@ returns boolean language sql immutable as
 $$ select p_state = 'running' or p_dispatches < 2 and p_queued_at > p_now - interval '30 s' $$;
 
 
--- How many slots of the workers that serve a tenant nobody holds; none while there is no worker, or what comes
--- meanwhile would all be with the broker when one starts, and be served in turn whatever the weights.
+-- How many slots of the workers that serve a tenant nobody holds. While there is no worker, eight for each tenant, with
+-- which the first one to start is busy at once: were there no bound, all that came meanwhile would be with the broker by
+-- then, and be served in turn whatever the weights.
 -- Not exact while others admit, and need not be: the cap is what is exact.
 create or replace function agentq.free_slots(p_tenant text) returns int language plpgsql as $$
 declare v_group text; v_slots int; v_free int; v_now timestamptz := agentq.now();
 begin
     select worker_group into v_group from agentq.tenant where name = p_tenant;
     select sum(slots) into v_slots from agentq.worker where state = 'live' and worker_group in (v_group, '*');
-    if coalesce(v_slots, 0) = 0 then return 0; end if;
+    if coalesce(v_slots, 0) = 0 then
+        return 8 - (select count(*) from agentq.ledger_entry where tenant = p_tenant and state in ('queued', 'running'));
+    end if;
     perform set_config('agentq.tenant', '*', true);
     select v_slots - count(*) into v_free
       from (select from agentq.ledger_entry e join agentq.tenant t on t.name = e.tenant and t.worker_group = v_group
