@@ -80,7 +80,7 @@ class Settings(BaseModel):
     heartbeat_s: float = Field(2.0, gt=0, description="how often a worker process renews its lease")
     lease_s: float = Field(15.0, gt=0, description="silence after which a worker process is taken for dead")
     dead_look_s: float = Field(1.0, gt=0, description="pause between the two looks at a missing liveness lock")
-    relay_interval_s: float = Field(0.25, gt=0, description="pause between two rounds of the relay in one process")
+    relay_interval_s: float = Field(0.5, gt=0, description="pause between two rounds of the relay in one process")
     fair_shares: bool = Field(
         True, description="divide the threads among tenants by weight while more is wanted than can run"
     )
