@@ -1475,6 +1475,12 @@ MUTATIONS = [
         "        return 1000 - (select count(*) from agentq.ledger_entry where tenant = p_tenant",
         "tests/store/test_fairness.py::test_what_comes_while_no_worker_is_there_does_not_fill_the_broker",
     ),
+    Mutation(
+        "agentq/relay/relay.py",
+        "for first in range(0, len(due), _ADMIT_AT_ONCE):",
+        "for first in range(0, min(len(due), 1), _ADMIT_AT_ONCE):",
+        "tests/relay/test_relay.py::test_however_many_tenants_are_due_all_are_admitted",
+    ),
     # I8: a slot that falls free between two divisions
     sql(
         "        v_wake := agentq.pass_slot_on(p_tenant, v_of.worker_group, p_now);\n",

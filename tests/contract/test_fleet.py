@@ -235,6 +235,7 @@ def test_a_queue_that_is_deleted_while_its_listener_starts_comes_back(
         workers = [two.worker(agents="tests.support.deleting", DELETED_QUEUE=SUBMIT), *fleet_there.workers]
         until(lambda: all(said in worker.log for worker in workers), 20, "both are told")
         until(lambda: broker.listeners(SUBMIT) == 2, 20, "both listen again")
+        assert all(worker.alive and said in worker.log for worker in workers)
 
 
 def test_a_long_step_holds_no_message(

@@ -287,6 +287,7 @@ def test_a_pid_that_nobody_has_is_a_word_too(hands: Hands, children: Children, n
     process.wait()
     neighbours.refresh()
     until(found(neighbours, worker), 5, "it is found dead")
+    assert state(hands, worker) == "dead"
 
 
 def test_a_process_says_where_it_runs(hands: Hands) -> None:

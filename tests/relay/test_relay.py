@@ -10,11 +10,12 @@ import psycopg
 import pytest
 
 from agentq.errors import BrokerUnavailable, StoreUnavailable
-from agentq.relay.relay import Chore, Relay
+from agentq.relay.relay import _ADMIT_AT_ONCE, Chore, Relay
 from agentq.store.approvals import Approvals
 from agentq.store.placement import Placement
 from agentq.store.workers import Workers
 from agentq.verdicts import Wake
+from tests.conftest import new_tenant
 from tests.support.hands import Hands, step
 
 
@@ -90,6 +91,20 @@ def test_what_nobody_sent_is_admitted_and_sent(hands: Hands, relay: Relay, broke
     assert {wake.step_id for wake in broker.mine} == refs
     relay.admit_due()
     assert len(broker.mine) == 3
+
+
+def test_however_many_tenants_are_due_all_are_admitted(
+    hands: Hands, relay: Relay, admin: psycopg.Connection[Any]
+) -> None:
+    """
+    They are taken in batches; the last one too.
+    """
+    names = [new_tenant(admin) for _ in range(2 * _ADMIT_AT_ONCE + 1)]
+    for name in names:
+        hands.sessions.start([hands.new_session(tenant=name)], create_with=None)
+    relay.admit_due()
+    left = "select count(*) from agentq.ledger_entry where tenant = any (%s) and state = 'ready'"
+    assert admin.execute(left, (names,)).fetchone() == (0,)
 
 
 def test_a_chore_that_fails_keeps_no_other_from_its_work(

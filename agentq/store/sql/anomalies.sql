@@ -49,8 +49,7 @@ select a.tenant, a.anomaly_id, a.session_id, a.agent, a.agent_version, a.measure
        a.why, a.running, a.parked, a.state, a.found_at, a.seen_at, a.muted_at, a.muted_by,
        (select s.state from agentq.session s where s.tenant = a.tenant and s.session_id = a.session_id)
   from agentq.anomaly a
- where true
-   and (%(agent)s::text is null or a.agent = %(agent)s) and (%(state)s::text is null or a.state = %(state)s)
+ where (%(agent)s::text is null or a.agent = %(agent)s) and (%(state)s::text is null or a.state = %(state)s)
    and (a.found_at, a.anomaly_id) < (%(before_at)s, %(before_id)s::uuid) and a.found_at >= %(since)s
  order by a.found_at desc, a.anomaly_id desc limit %(limit)s;
 

@@ -159,6 +159,10 @@ create or replace function agentq.pass_slot_on(p_tenant text, p_group text, p_no
 returns jsonb language plpgsql as $$
 declare v_tenant text := current_setting('agentq.tenant', true); t record; v_wake jsonb;
 begin
+    -- A flood that has the slots to itself has nobody to pass them to; nor need its slots be counted for that.
+    if not exists (select from agentq.tenant where sharing and name <> p_tenant and worker_group = p_group) then
+        return null;
+    end if;
     if agentq.free_slots(p_tenant) <= 0 then return null; end if;
     perform set_config('agentq.tenant', '*', true);
     for t in
